@@ -1,0 +1,65 @@
+"""Words a question: fills a phrasing of its shape with the nouns and predicates of one language.
+
+A lexicon file (lexicon/en.toml explains the format) has the phrasings of each shape, the noun forms of each table and
+column, and for each column the predicates that conditions are made of. Conditions nest: "were written by authors who
+{a}" takes a condition on authors.
+"""
+import random
+import re
+import tomllib
+from pathlib import Path
+
+from data.shapes import Condition, Question, Superlative
+
+HERE = Path(__file__).resolve().parent
+
+
+class Forms(str):
+    """A phrase with further forms as attributes: ``f"{noun.pl}"``; printed alone it is its base form."""
+
+    def __new__(cls, forms: dict[str, str] | str):
+        base = forms if isinstance(forms, str) else forms.get("base", "")
+        phrase = super().__new__(cls, base)
+        if isinstance(forms, dict):
+            phrase.__dict__.update(forms)
+        return phrase
+
+
+class Lexicon:
+    """The words of one language."""
+
+    def __init__(self, lang: str):
+        text = (HERE / "lexicon" / f"{lang}.toml").read_text(encoding="utf-8")
+        self.entries = tomllib.loads(text)
+        self.templates = self.entries.pop("templates")
+        self.words = self.entries.pop("words")
+
+    def phrase(self, question: Question, rng: random.Random) -> str:
+        """One phrasing of the question, chosen by ``rng``."""
+        slots = {name: self._slot(question.db, value) for name, value in question.slots.items()}
+        text = rng.choice(self.templates[question.shape]).format(**slots)
+        # A relative clause closes with a comma in some languages, and then the sentence may end or go on with another.
+        text = re.sub(r"(?:\s*,)+\s*([?.,:;!])", r"\1", text)
+        return re.sub(r"[^\W\d_]", lambda letter: letter[0].upper(), text, count=1)
+
+    def _slot(self, db: str, value) -> Forms | str:
+        if isinstance(value, Condition):
+            return self._condition(db, value)
+        if isinstance(value, Superlative):
+            return Forms(self.entries[db][value.table][value.column][value.key])
+        if isinstance(value, tuple):       # (table,) or (table, column)
+            entry = self.entries[db]
+            for name in value:
+                entry = entry[name]
+            return Forms({form: text for form, text in entry.items() if isinstance(text, str)})
+        return str(value)
+
+    def _condition(self, db: str, condition: Condition) -> Forms:
+        entry = self.entries[db][condition.table][condition.column][condition.key]
+        values = [str(value) for value in condition.values]
+        slots = dict(zip("vw", [self.words["or"].join(values)] if condition.key == "eq" else values))
+        if condition.inner:
+            slots["a"] = self._condition(db, condition.inner)
+        if isinstance(entry, str):
+            return Forms(entry.format(**slots))
+        return Forms({form: text.format(**slots) for form, text in entry.items()})

@@ -1,0 +1,5 @@
+"""Contrastive question-SQL encoder: says how well a SQL query fits a question in any language."""
+
+from encoder.model import ContrastiveEncoder
+
+__all__ = ["ContrastiveEncoder"]

@@ -1,0 +1,103 @@
+"""What a run writes so that it survives anything: whole files only, each written aside and then renamed.
+
+``checkpoint/state.pt`` holds all that the next step depends on: LoRA weights, optimizer, random generators, step.
+``adapter/`` holds the LoRA weights in PEFT's file format (adapter_config.json, adapter_model.safetensors).
+"""
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from grpo.lora import add_lora, lora_layers, lora_parameters
+from sqlenv.errors import UserError
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls ``write`` with a temporary path beside ``path`` and renames the result: a full disk or a kill leaves the
+    previous file as it was.
+
+    Raises:
+        UserError: the file cannot be written; names it, and what became of the one before.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:        # torch and safetensors report a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        kept = "; the previous one is kept" if path.exists() else ""
+        raise UserError(f"cannot write {path}: {error}{kept}") from error
+
+
+def write_directory(path: Path, write: Callable[[Path], None]) -> None:
+    """The same for a new directory."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def write_json(path: Path, value) -> None:
+    write_file(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+
+
+def save_state(path: Path, state: dict) -> None:
+    """Writes a training state: tensors, numbers, strings and containers of them."""
+    write_file(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_state(path: Path) -> dict:
+    """Reads it back; code in the file is not run."""
+    if not path.is_file():
+        raise UserError(f"--resume: {path} does not exist; there is nothing to resume")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def save_adapter(model, folder: Path, base: str) -> None:
+    """Writes the LoRA weights so that ``peft.PeftModel.from_pretrained(base_model, folder)`` reads them."""
+    layers = dict(lora_layers(model))
+    first = next(iter(layers.values()))
+    tensors = {f"base_model.model.{name}.weight": tensor.detach().cpu().contiguous()
+               for name, tensor in lora_parameters(model).items()}
+    write_file(folder / "adapter_model.safetensors",
+               lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+    rank = first.lora_A.shape[0]
+    write_json(folder / "adapter_config.json", {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
+        "lora_alpha": first.scale * rank, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False,
+        "inference_mode": True, "target_modules": sorted({name.rpartition(".")[2] for name in layers})})
+
+
+def load_adapter(model, folder: Path) -> None:
+    """Adds the LoRA layers of an adapter directory to ``model``, in place.
+
+    Raises:
+        UserError: files are missing, or the adapter was made for another model.
+    """
+    paths = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; --adapter takes the adapter/ folder of a run")
+    config = json.loads(paths[0].read_text(encoding="utf-8"))
+    tensors = load_file(paths[1])
+    add_lora(model, config["r"], config["lora_alpha"])
+    wanted = {f"base_model.model.{name}.weight": tensor for name, tensor in lora_parameters(model).items()}
+    if {name: tensor.shape for name, tensor in wanted.items()} != {name: t.shape for name, t in tensors.items()}:
+        raise UserError(f"{folder}: this adapter does not fit the model; it was made for "
+                        f"{config.get('base_model_name_or_path')}")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(tensors[name])
+
+

@@ -1,0 +1,86 @@
+"""The GRPO loss: a clipped policy gradient plus a KL penalty, token by token.
+
+    L = - sum_it w_it [ min(ratio_it A_i, clip(ratio_it, 1 - e_low, 1 + e_high) A_i) - beta KL_it ]
+
+with ratio_it = exp(logp_new - logp_old) (PPO, arXiv 1707.06347, eq. 7; GRPO, arXiv 2402.03300, eq. 3). The weights
+w_it say what the mean is taken over. They are made once for a whole step, so that the loss of a step is the plain sum
+over its micro-batches, however it is split.
+"""
+import torch
+from torch import Tensor
+
+
+def token_weights(mask: Tensor, kind: str = "token", max_new_tokens: int | None = None) -> Tensor:
+    """w_it, the share of each token in the loss of a step. (P, G, T) bool -> (P, G, T) float32.
+
+    Args:
+        kind:
+            ``token``     1 / (number of completion tokens in the step) (DAPO, arXiv 2503.14476, eq. 8)
+            ``sequence``  1 / (P G length_i): a mean of per-completion means (GRPO, arXiv 2402.03300, eq. 3)
+            ``constant``  1 / (P G max_new_tokens), without any length in it (Dr. GRPO, arXiv 2503.20783, section 3.2)
+        max_new_tokens: for ``constant``.
+    """
+    count, size = mask.shape[:2]
+    weights = mask.float()
+    if kind == "token":
+        return weights / weights.sum().clamp(min=1)
+    if kind == "sequence":
+        return weights / (weights.sum(-1, keepdim=True).clamp(min=1) * count * size)
+    if kind == "constant":
+        return weights / (count * size * max_new_tokens)
+    raise ValueError(f"unknown loss normalisation {kind!r}: token, sequence or constant")
+
+
+def token_kl(logprobs: Tensor, reference: Tensor, kind: str, ratio: Tensor) -> Tensor:
+    """Estimators of the KL divergence per token, as loss terms. All tensors (P, G, T) float32.
+
+    With d = log pi - log pi_ref: ``k1`` d, ``k2`` d^2 / 2, ``k3`` exp(-d) + d - 1 (Schulman 2020, "Approximating KL
+    divergence"). What matters in a loss is the gradient: E[grad k1] = 0, E[grad k2] = grad KL(pi || ref),
+    E[grad k3] = grad KL(ref || pi). ``k3iw``, k3 times the importance ratio, has grad KL(pi || ref) (DeepSeek-V3.2,
+    arXiv 2512.02556, section 3.1).
+    """
+    delta = logprobs - reference
+    if kind == "k1":
+        return delta
+    if kind == "k2":
+        return 0.5 * delta.square()
+    k3 = torch.expm1(-delta) + delta
+    if kind == "k3":
+        return k3
+    if kind == "k3iw":
+        return ratio * k3
+    raise ValueError(f"unknown KL estimator {kind!r}: k1, k2, k3 or k3iw")
+
+
+def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weights: Tensor,
+                reference: Tensor | None = None, beta: float = 0.0, kl: str = "k3iw",
+                epsilon_low: float = 0.2, epsilon_high: float = 0.2) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a micro-batch, to be added up over the step.
+
+    Args:
+        logprobs: (P, G, T) float32 with gradient, under the policy.
+        old_logprobs: (P, G, T), under the policy that sampled; on policy (one update per batch) ``logprobs.detach()``,
+            so that the ratio is 1 and the gradient is REINFORCE's, -A grad log pi.
+        advantages: (P, G).
+        weights: (P, G, T) from ``token_weights`` of the whole step; 0 masks a token out.
+        reference: (P, G, T) under the frozen reference; unused when ``beta`` is 0.
+        beta: weight of the KL term.
+        epsilon_low, epsilon_high: clipping range of the ratio; a larger ``epsilon_high`` is DAPO's clip-higher.
+
+    Returns:
+        The loss (scalar) and sums over its tokens, without gradient and weighted like the loss: ``kl`` (k3, always a
+        number >= 0), ``clip_low``, ``clip_high`` (shares of clipped tokens).
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
+    advantage = advantages[..., None]                                               # (P, G, 1)
+    objective = torch.minimum(ratio * advantage, clipped * advantage)
+    stats = {}
+    if reference is not None:
+        if beta:
+            objective = objective - beta * token_kl(logprobs, reference, kl, ratio)
+        stats["kl"] = (weights * token_kl(logprobs.detach(), reference, "k3", ratio)).sum()
+    with torch.no_grad():
+        stats["clip_low"] = (weights * ((ratio < 1 - epsilon_low) & (advantage < 0))).sum()
+        stats["clip_high"] = (weights * ((ratio > 1 + epsilon_high) & (advantage > 0))).sum()
+    return -(weights * objective).sum(), {name: value.detach() for name, value in stats.items()}

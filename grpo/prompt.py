@@ -1,0 +1,46 @@
+"""Turns a question and its schema into token ids.
+
+A model with a chat template gets a user message; a plain one gets the schema followed by the question as a comment,
+which it continues with SQL. Prompt and completion are token ids from here on: nothing is decoded and tokenised again
+between sampling and training.
+"""
+from sqlenv import Example, load_schema, schema_text
+
+SCHEMA_BUDGET = 1024       # tokens; longer schemas lose sample values first, then types, then whole column lists
+
+
+def question_text(question: str) -> str:
+    """What a plain model sees after the schema."""
+    return f"\n-- {question}\n"
+
+
+def chat_text(schema: str, question: str) -> str:
+    """The user message of a chat model."""
+    return (f"Given the SQLite schema:\n{schema}\n\nWrite one SQL query that answers: {question}\n"
+            "Answer with the SQL query only.")
+
+
+class PromptBuilder:
+    """Makes prompts for one tokenizer; the schema text of a database is made once."""
+
+    def __init__(self, tokenizer, schema_budget: int = SCHEMA_BUDGET):
+        self.tokenizer, self.budget = tokenizer, schema_budget
+        self.schemas: dict = {}
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def schema(self, example: Example) -> str:
+        if example.db_path not in self.schemas:
+            self.schemas[example.db_path] = schema_text(load_schema(example.db_path), self.budget,
+                                                        lambda text: len(self.encode(text)))
+        return self.schemas[example.db_path]
+
+    def __call__(self, example: Example) -> list[int]:
+        """The prompt's token ids."""
+        schema = self.schema(example)
+        if self.tokenizer.chat_template:
+            message = [{"role": "user", "content": chat_text(schema, example.question)}]
+            return self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+        start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        return start + self.encode(schema) + self.encode(question_text(example.question))

@@ -1,0 +1,41 @@
+"""The world that the policy acts in: SQLite databases, questions about them, and SQL.
+
+`load_dataset` gives questions with gold SQL and a database; `load_schema` and `schema_text` turn
+the database into a prompt; `extract_sql` finds the query in a completion; `Sandbox` runs it as
+the hostile text that it may be; `results_match` compares what it gives with what gold gives; and
+`share` and `paired_difference` sum up, with intervals. What the user can mend is a `UserError`.
+Nothing here knows of torch, of training or of rewards.
+"""
+
+from sqlenv.dataset import EMBEDDED, LANGUAGES, Example, database_path, load_dataset, read_dataset
+from sqlenv.errors import UserError
+from sqlenv.metrics import paired_difference, share
+from sqlenv.results import results_match
+from sqlenv.sandbox import Execution, Sandbox
+from sqlenv.schema import Column, ForeignKey, Schema, Table, load_schema, sample_values, schema_text
+from sqlenv.sql import canonical_sql, extract_sql, is_ordered
+
+__all__ = [
+    "EMBEDDED",
+    "LANGUAGES",
+    "Column",
+    "Example",
+    "Execution",
+    "ForeignKey",
+    "Sandbox",
+    "Schema",
+    "Table",
+    "UserError",
+    "canonical_sql",
+    "database_path",
+    "extract_sql",
+    "is_ordered",
+    "load_dataset",
+    "load_schema",
+    "paired_difference",
+    "read_dataset",
+    "results_match",
+    "sample_values",
+    "schema_text",
+    "share",
+]

@@ -1,0 +1,161 @@
+"""Questions with their gold SQL and database, in the layout in which MultiSpider is published:
+
+    ROOT/dataset/multispider/with_English_value/{train,dev}_{lang}.json
+    ROOT/dataset/spider/database/<db_id>/<db_id>.sqlite
+
+The project's own dataset in `data/` is built from text on first use and then has this layout too.
+Questions whose database is missing are left out and counted, since published copies lack some.
+"""
+
+import json
+import logging
+import re
+from collections import Counter
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from sqlenv.errors import UserError
+
+LANGUAGES = ("en", "de", "es", "fr", "ja", "vi", "zh")
+PLAIN_NAME = re.compile(r"\w[\w .-]*")  # a db_id: it becomes part of a path
+SPLITS = ("train", "dev")
+EMBEDDED = Path(__file__).resolve().parents[1] / "data"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question in one language, and the SQL that answers it on one database."""
+
+    question: str
+    lang: str
+    db_id: str
+    gold_sql: str
+    db_path: Path
+
+
+def load_dataset(path: str | PathLike, lang: str, split: str) -> list[Example]:
+    """Return the questions of a dataset whose database is there, in the file's order.
+
+    Logs a warning with the number of questions left out for each missing database. Raises
+    UserError as `read_dataset` does, and if no database is there at all.
+    """
+    examples, missing = read_dataset(path, lang, split)
+    counts = ", ".join(f"{db_id} ({count})" for db_id, count in sorted(missing.items()))
+    if not examples:
+        folder = "dataset/spider/database"
+        raise UserError(f"{path}: no database of {split}_{lang} is in {folder}: {counts}")
+    if missing:
+        total = missing.total()
+        logger.warning("%s_%s: %d questions skipped, no database: %s", split, lang, total, counts)
+    return examples
+
+
+def read_dataset(path: str | PathLike, lang: str, split: str) -> tuple[list[Example], Counter[str]]:
+    """Return the questions, and how many were left out for each missing database.
+
+    Raises UserError if the language or split is unknown, a file or folder is missing, or the file
+    is not what it should be; the message names the file and, where there is one, the line.
+    """
+    if lang not in LANGUAGES:
+        raise UserError(f"unknown language {lang!r}: choose from {', '.join(LANGUAGES)}")
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
+    root = _published(path)
+    file = _follow(root / "dataset" / "multispider") / "with_English_value" / f"{split}_{lang}.json"
+    examples, missing = [], Counter()
+    for db_id, question, query in read_questions(file):
+        db_path = _database_path(root, db_id)
+        # A missing database is asked for once.
+        if db_id in missing or not db_path.is_file():
+            missing[db_id] += 1
+        else:
+            examples.append(Example(question, lang, db_id, query, db_path))
+    return examples, missing
+
+
+def database_path(path: str | PathLike, db_id: str) -> Path:
+    """Where a dataset keeps a database; the file may be missing. Raises UserError as above."""
+    if not PLAIN_NAME.fullmatch(db_id):
+        raise UserError(f"db_id {db_id!r} is not a plain name")
+    return _database_path(_published(path), db_id)
+
+
+def _database_path(root: Path, db_id: str) -> Path:
+    return _follow(root / "dataset" / "spider") / "database" / db_id / f"{db_id}.sqlite"
+
+
+def _published(path: str | PathLike) -> Path:
+    """The root of the published layout; for the embedded dataset, built first if need be."""
+    root = Path(path)
+    if root.resolve() == EMBEDDED:
+        from data.generate import build  # its text is read only if it is asked for
+
+        return build()
+    if not (root / "dataset").is_dir():
+        found = f"it holds {_listing(root)}" if root.is_dir() else "it does not exist"
+        raise UserError(f"{root}: a folder with 'dataset' in it is expected here, but {found}")
+    return root
+
+
+def _follow(path: Path) -> Path:
+    """Where a link leads that git wrote as a file with the target in it, as it does on systems
+    without symbolic links; any other path as it is."""
+    return path.parent / path.read_text(encoding="utf-8").strip() if path.is_file() else path
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return (", ".join(names[:20]) or "nothing") + more
+
+
+def read_questions(file: Path) -> list[tuple[str, str, str]]:
+    """Return (db_id, question, query) for each entry of a split's file.
+
+    Raises UserError, naming file and line, if it is missing, malformed or lacks a field.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; in its folder: {_listing(file.parent)}")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        entries = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: malformed JSON: {error.msg}") from error
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{file}:1: a list of questions is expected, and this is none or empty")
+    questions = []
+    for index, entry in enumerate(entries):
+        problem = _problem(entry)
+        if problem:
+            line = _line_of_entry(text, index)
+            raise UserError(f"{file}:{line}: entry {index + 1} {problem}")
+        questions.append((entry["db_id"], entry["question"], entry["query"]))
+    return questions
+
+
+def _problem(entry: object) -> str | None:
+    """What is wrong with an entry of the file, or None."""
+    if not isinstance(entry, dict):
+        return "is not an object with db_id, question and query"
+    for field in ("db_id", "question", "query"):
+        if not isinstance(entry.get(field), str) or not entry[field].strip():
+            what = "is empty or not a text" if field in entry else "is missing"
+            return f"cannot be used: its {field!r} {what}"
+    # It becomes part of a path, which must not lead out of the folder of databases.
+    if not PLAIN_NAME.fullmatch(entry["db_id"]):
+        return f"has db_id {entry['db_id']!r}, which is not a plain name"
+    return None
+
+
+def _line_of_entry(text: str, index: int) -> int:
+    """The line on which an entry of a JSON list starts; the text is known to be valid."""
+    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
+    position = text.index("[") + 1
+    for _ in range(index):
+        _, position = decoder.raw_decode(text, between.match(text, position).end())
+    return text.count("\n", 0, between.match(text, position).end()) + 1

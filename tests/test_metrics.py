@@ -1,0 +1,60 @@
+"""Shares and paired differences, against numbers known by hand or by theory."""
+
+import json
+
+import pytest
+
+from sqlenv import paired_difference, share
+
+
+def test_share_of_a_half_has_the_binomial_interval():
+    result = share([True, False] * 50)
+    assert (result["value"], result["n"]) == (0.5, 100)
+    # 1.96 * sqrt(0.5 * 0.5 / 100) = 0.098
+    assert result["low"] == pytest.approx(0.402, abs=0.012)
+    assert result["high"] == pytest.approx(0.598, abs=0.012)
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_interval_narrows_with_n():
+    few, many = share([True, False, False] * 10), share([True, False, False] * 1000)
+    assert few["value"] == many["value"] == pytest.approx(1 / 3)
+    assert many["high"] - many["low"] < (few["high"] - few["low"]) / 5
+
+
+def test_unanimous_outcomes():
+    assert share([True] * 5) == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 5}
+    assert share([False] * 5) == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 5}
+
+
+def test_nothing_to_measure():
+    nothing = {"value": None, "low": None, "high": None, "n": 0}
+    assert share([]) == nothing
+    assert paired_difference([], []) == nothing
+
+
+def test_the_seed_decides():
+    outcomes = [i % 3 == 0 for i in range(997)]
+    assert share(outcomes, seed=1) == share(outcomes, seed=1)
+    assert any(share(outcomes, seed=1) != share(outcomes, seed=s) for s in range(2, 12))
+
+
+def test_paired_difference_counts_gains_and_losses():
+    before = [True] * 50 + [False] * 50
+    after = [True] * 48 + [False] * 2 + [True] * 12 + [False] * 38  # 12 gained, 2 lost
+    result = paired_difference(before, after)
+    assert (result["value"], result["n"]) == (0.1, 100)
+    # variance of a pair's difference is 0.14 - 0.1 ** 2; 1.96 * sqrt(0.13 / 100) = 0.0707
+    assert result["low"] == pytest.approx(0.03, abs=0.011)
+    assert result["high"] == pytest.approx(0.17, abs=0.011)
+    assert paired_difference(after, before)["value"] == -0.1
+
+
+def test_what_both_find_hard_does_not_widen_the_interval():
+    outcomes = [True, False] * 100
+    assert paired_difference(outcomes, outcomes) == {"value": 0, "low": 0, "high": 0, "n": 200}
+
+
+def test_pairs_must_be_pairs():
+    with pytest.raises(ValueError, match="2 outcomes before, but 1 after"):
+        paired_difference([True, False], [True])

@@ -1,0 +1,150 @@
+"""The packed computation (prompt once per group) gives the numbers of the naive one, and the sampler agrees with it."""
+import pytest
+import torch
+from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from grpo.logprobs import completion_logprobs
+from grpo.lora import add_lora, lora_disabled, lora_folded, lora_parameters
+from grpo.packing import attention_mask, pack_groups
+from grpo.sampler import sample_groups
+
+SHAPE = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, head_dim=8, max_position_embeddings=128, pad_token_id=0, eos_token_id=1)
+MODELS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+          "gemma": (GemmaConfig, GemmaForCausalLM)}
+PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
+COMPLETIONS = [[[20, 21, 1], [22, 1]], [[23, 24, 25, 26], [1]], [[27, 1], [28, 29, 30]]]
+
+
+def make(kind: str = "llama"):
+    torch.manual_seed(0)
+    config, model = MODELS[kind]
+    model = model(config(**SHAPE)).eval()
+    with torch.no_grad():                           # sharper than a fresh model, so that differences show
+        for tensor in model.parameters():
+            tensor.mul_(4) if tensor.dim() > 1 else None
+    return model
+
+
+def with_lora(kind: str = "llama"):
+    model = add_lora(make(kind), rank=3, alpha=6)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for tensor in lora_parameters(model).values():
+            tensor.copy_(torch.randn_like(tensor) * 0.1)
+    return model
+
+
+def naive_logprobs(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
+    logits = model(torch.tensor([prompt + completion])).logits[0]
+    logprobs = torch.log_softmax(logits.float(), -1)
+    return torch.stack([logprobs[len(prompt) + t - 1, token] for t, token in enumerate(completion)])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_packed_logprobs_and_gradients_equal_one_row_per_completion(kind):
+    model = with_lora(kind)
+    parameters = list(lora_parameters(model).values())
+    packed = completion_logprobs(model, PROMPTS, COMPLETIONS)
+    weights = torch.randn(packed.shape, generator=torch.Generator().manual_seed(2))
+    packed_gradients = torch.autograd.grad((packed * weights).sum(), parameters)
+    total = 0.0
+    for p, (prompt, group) in enumerate(zip(PROMPTS, COMPLETIONS)):
+        for g, one in enumerate(group):
+            expected = naive_logprobs(model, prompt, one)
+            assert torch.allclose(packed[p, g, :len(one)], expected, atol=1e-5)
+            assert (packed[p, g, len(one):] == 0).all()
+            total = total + (expected * weights[p, g, :len(one)]).sum()
+    for ours, naive in zip(packed_gradients, torch.autograd.grad(total, parameters)):
+        assert (ours - naive).norm() <= 1e-5 * naive.norm()
+
+
+def test_entropy_is_that_of_the_next_token_distribution():
+    model = make()
+    _, entropy = completion_logprobs(model, PROMPTS[:1], COMPLETIONS[:1], with_entropy=True)
+    logits = model(torch.tensor([PROMPTS[0]])).logits[0, -1].float()
+    assert torch.allclose(entropy[0, 0, 0], torch.distributions.Categorical(logits=logits).entropy(), atol=1e-5)
+
+
+def test_mask_by_hand():
+    """Prompt [5, 6], completions [7] and [8, 9]: token 9 (index 4) sees 0, 1 (prompt), 3, 4 (its own), not 2."""
+    packed = pack_groups([[5, 6]], [[[7], [8, 9]]])
+    mask = attention_mask(packed.owners, torch.float32)[0, 0] == 0
+    assert mask.int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    assert packed.positions.tolist() == [[0, 1, 2, 2, 3]]
+    assert packed.predictors.tolist() == [[[1, 0], [1, 3]]]
+
+
+def test_mask_comes_from_lengths_not_from_ids():
+    """EOS doubling as the padding id 0 is a token like any other."""
+    packed = pack_groups([[5, 0], [6]], [[[0, 7, 0]], [[0]]])
+    assert packed.mask.tolist() == [[[True, True, True]], [[True, False, False]]]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_greedy_decoding_equals_generate(kind):
+    model = make(kind)
+    samples = sample_groups(model, PROMPTS, 2, 12, {1}, temperature=0)
+    for prompt, group in zip(PROMPTS, samples.tokens):
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=1,
+                                  attention_mask=torch.ones(1, len(prompt), dtype=torch.long))
+        expected = expected[0, len(prompt):].tolist()
+        assert group == [expected, expected]
+
+
+def test_sampled_logprobs_are_the_trainers():
+    """Ragged endings (several EOS ids, so that rows and prompts leave early) and a temperature other than 1."""
+    model = with_lora()
+    generator = torch.Generator().manual_seed(3)
+    with lora_folded(model):
+        samples = sample_groups(model, PROMPTS * 3, 5, 16, set(range(1, 14)), 0.7, generator)
+    lengths = {len(one) for group in samples.tokens for one in group}
+    assert len(lengths) > 4                                        # the test is about ragged completions
+    again = completion_logprobs(model, PROMPTS * 3, samples.tokens, temperature=0.7)
+    assert torch.allclose(samples.logprobs, again, atol=1e-4)
+    for group, finished in zip(samples.tokens, samples.finished.tolist()):
+        for one, ended in zip(group, finished):
+            assert not any(1 <= token < 14 for token in one[:-1])
+            assert ended == (1 <= one[-1] < 14) and (ended or len(one) == 16)
+
+
+def test_sampling_follows_the_distribution():
+    """The first token's frequencies over 4,000 draws are the softmax's, within four standard errors."""
+    model = make()
+    probabilities = torch.softmax(model(torch.tensor([PROMPTS[0]])).logits[0, -1].float(), -1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample_groups(model, [PROMPTS[0]], 4000, 1, {1}, 1.0, generator)
+    counts = torch.bincount(torch.tensor([one[0] for one in drawn.tokens[0]]), minlength=50) / 4000
+    assert ((counts - probabilities).abs() <= 4 * (probabilities * (1 - probabilities) / 4000).sqrt() + 1e-3).all()
+
+
+def test_lora_by_hand():
+    """Base weight [[1, 2]], A = [[1, 1]], B = [[0.5]], alpha / r = 2: y = x1 + 2 x2 + 2 * 0.5 * (x1 + x2)."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
+    model.get_output_embeddings = lambda: None
+    add_lora(model, rank=1, alpha=2)
+    with torch.no_grad():
+        model[0].base.weight.copy_(torch.tensor([[1.0, 2.0]]))
+        model[0].lora_A.copy_(torch.tensor([[1.0, 1.0]]))
+        model[0].lora_B.copy_(torch.tensor([[0.5]]))
+    x = torch.tensor([[3.0, 5.0]])
+    assert model(x).item() == 13 + 8
+    with lora_disabled(model):
+        assert model(x).item() == 13
+    with lora_folded(model):
+        assert model(x).item() == 21
+    assert model[0].base.weight.tolist() == [[1.0, 2.0]]          # folding made a copy
+    model(x).sum().backward()
+    assert model[0].base.weight.grad is None
+    assert model[0].lora_B.grad.tolist() == [[2.0 * 8]]           # scale * A x
+    assert model[0].lora_A.grad.tolist() == [[3.0, 5.0]]          # scale * B^T x
+
+
+def test_fresh_lora_is_the_base_and_stays_float32():
+    model = make().to(torch.bfloat16)
+    before = model(torch.tensor([PROMPTS[0]])).logits
+    add_lora(model)
+    assert torch.equal(model(torch.tensor([PROMPTS[0]])).logits, before)
+    assert {tensor.dtype for tensor in lora_parameters(model).values()} == {torch.float32}
+    assert not any("lm_head" in name or "embed" in name for name in lora_parameters(model))
+    assert len(lora_parameters(model)) == 2 * 7 * 2               # 2 layers, 7 linear maps, A and B

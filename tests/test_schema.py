@@ -1,0 +1,120 @@
+"""Reading schemas and writing them for a prompt, on made and on published databases."""
+
+import sqlite3
+
+import pytest
+from test_dataset import multispider
+
+from sqlenv import Column, ForeignKey, UserError, load_schema, sample_values, schema_text
+
+
+def make(path, script):
+    connection = sqlite3.connect(path)
+    connection.executescript(script)
+    connection.close()
+    return path
+
+
+@pytest.fixture
+def shop(tmp_path):
+    return make(
+        tmp_path / "shop.sqlite",
+        """CREATE TABLE maker (maker_id INTEGER PRIMARY KEY, "full name" varchar( 20 ), "order");
+        CREATE TABLE item (item_id INTEGER PRIMARY KEY AUTOINCREMENT, maker_id INTEGER,
+            price REAL, label TEXT, FOREIGN KEY (MAKER_ID) REFERENCES Maker);
+        CREATE TABLE sold (day TEXT, item_id INTEGER REFERENCES item(item_id),
+            till INTEGER REFERENCES tills(id), clerk TEXT REFERENCES maker(nobody),
+            PRIMARY KEY (day, item_id));
+        CREATE VIEW v AS SELECT 1;
+        INSERT INTO maker VALUES (1, 'A  B' || char(10) || 'C', NULL), (2, 'D', x'00');
+        INSERT INTO item VALUES (1, 1, 2.5, CAST(x'ff' AS TEXT)), (2, 1, 2.5, 'y');""",
+    )
+
+
+def test_load(shop):
+    maker, item, sold = load_schema(shop).tables
+    assert maker.columns == (
+        Column("maker_id", "INTEGER", True),
+        Column("full name", "varchar( 20 )", False),
+        Column("order", "", False),
+    )
+    assert item.foreign_keys == (ForeignKey("maker_id", "maker", "maker_id"),)
+    # The reference to a table that does not exist is gone, to a missing column is only named.
+    assert sold.foreign_keys == (
+        ForeignKey("item_id", "item", "item_id"),
+        ForeignKey("clerk", "maker", None),
+    )
+    assert [c.name for c in sold.columns if c.primary_key] == ["day", "item_id"]
+
+
+FULL = """\
+CREATE TABLE maker (maker_id INTEGER PRIMARY KEY, "full name" varchar( 20 ), "order");
+CREATE TABLE item (item_id INTEGER PRIMARY KEY, maker_id INTEGER REFERENCES maker(maker_id), \
+price REAL, label TEXT);
+CREATE TABLE sold (day TEXT, item_id INTEGER REFERENCES item(item_id), till INTEGER, \
+clerk TEXT REFERENCES maker, PRIMARY KEY (day, item_id));"""
+
+
+def test_text_without_a_budget(shop):
+    assert schema_text(load_schema(shop), None, len) == FULL
+
+
+def test_samples(shop):
+    samples = sample_values(shop, 2)
+    assert samples["item", "price"] == (2.5,)
+    assert samples["item", "label"] == ("\ufffd", "y")
+    maker, item, sold = schema_text(load_schema(shop), None, len, samples).split("\n")
+    assert maker.endswith('"order"); -- maker_id: 1, 2; full name: A B C, D')
+    assert item.endswith("-- item_id: 1, 2; maker_id: 1; price: 2.5; label: \ufffd, y")
+    assert sold.endswith("(day, item_id));")
+
+
+def test_text_shrinks_step_by_step(shop):
+    schema, samples = load_schema(shop), sample_values(shop, 2)
+    texts, budget = [], 10_000
+    while not texts or texts[-1] != schema_text(schema, budget, len, samples):
+        texts.append(schema_text(schema, budget, len, samples))
+        budget = len(texts[-1]) - 1
+    assert [len(text) for text in texts] == sorted({len(text) for text in texts}, reverse=True)
+    assert texts[1] == FULL
+    assert "TEXT" not in texts[2] and "price" in texts[2]
+    assert "price" not in texts[3] and "till" in texts[3]  # one of the two widest tables
+    assert "till" not in texts[4] and '"full name"' in texts[4]
+    assert '"full name"' not in texts[5] and "REFERENCES item(item_id)" in texts[5]
+    assert texts[6:] == ["CREATE TABLE maker;\nCREATE TABLE item;\nCREATE TABLE sold;"]
+
+
+def test_budget_is_in_the_counters_unit(shop):
+    schema = load_schema(shop)
+    words = len(FULL.split())
+    assert schema_text(schema, words, lambda text: len(text.split())) == FULL
+    assert schema_text(schema, words - 1, lambda text: len(text.split())) != FULL
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    path = make(tmp_path / "a.sqlite", "CREATE TABLE a (x);")
+    assert load_schema(path) is load_schema(path)
+    make(path, "CREATE TABLE b (y); INSERT INTO b VALUES (hex(zeroblob(9999)));")
+    assert [table.name for table in load_schema(path).tables] == ["a", "b"]
+
+
+def test_unreadable_files_are_the_users_to_mend(tmp_path):
+    text = tmp_path / "text.sqlite"
+    text.write_text("this is not a database" * 100)
+    for path in (tmp_path / "missing.sqlite", text, tmp_path):
+        with pytest.raises(UserError, match=str(path)):
+            load_schema(path)
+    assert not (tmp_path / "missing.sqlite").exists()
+
+
+def test_published_schemas_survive_the_way_through_text(tmp_path):
+    databases = sorted((multispider() / "spider" / "database").glob("*/*.sqlite"))
+    assert len(databases) > 100
+    for path in databases:
+        schema = load_schema(path)
+        copy = sqlite3.connect(":memory:")
+        copy.executescript(schema_text(schema, None, len))
+        for table in schema.tables:
+            rows = copy.execute("SELECT name, type FROM pragma_table_info(?)", [table.name])
+            assert rows.fetchall() == [(c.name, c.type) for c in table.columns], path
+        copy.close()

@@ -1,0 +1,233 @@
+"""Trains a text-to-SQL policy with GRPO: measures it, trains it, measures it again.
+
+    python train.py --lang vi
+    python train.py --lang en,de --model DIR --data ROOT --steps 200
+"""
+import argparse
+import json
+import random
+import signal
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from encoder import ContrastiveEncoder
+from grpo import report
+from grpo.checkpoint import load_state, save_adapter, save_state, write_json
+from grpo.config import Config
+from grpo.evaluation import Prediction, evaluate_policy, failed_gold, prediction_rows, summarize
+from grpo.lora import add_lora, lora_folded
+from grpo.models import load_policy
+from grpo.rewards import Judge, Rewards
+from grpo.trainer import Trainer
+from sqlenv import LANGUAGES, Example, Sandbox, UserError, load_dataset, paired_difference
+
+
+def parse_arguments(argv: list[str] | None) -> tuple[Config, argparse.Namespace]:
+    """The options are the fields of ``Config``, plus where to write and whether to resume."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for f in fields(Config):
+        if f.name != "reward":
+            parser.add_argument("--" + f.name.replace("_", "-"), type=type(f.default), default=f.default,
+                                help=f"{f.metadata['help']} (%(default)s)", choices=f.metadata.get("choices"))
+    parser.add_argument("--reward", action="append", default=[], metavar="NAME=WEIGHT",
+                        help="weight of execution, syntax, schema or semantic; repeatable; 0 drops the reward")
+    parser.add_argument("--output", help="folder of the run (a fresh runs/<lang>-<n>)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    arguments = parser.parse_args(argv)
+    config = Config(**{f.name: getattr(arguments, f.name) for f in fields(Config) if f.name != "reward"})
+    for text in arguments.reward:
+        name, _, weight = text.partition("=")
+        try:
+            config.reward[name] = float(weight)
+        except ValueError:
+            raise UserError(f"--reward {text}: must be NAME=WEIGHT, such as semantic=0.2") from None
+    check_numbers(config)
+    return config, arguments
+
+
+def check_numbers(config: Config) -> None:
+    """Refuses settings that no run can have."""
+    for name in ("examples", "prompts_per_step", "group_size", "max_new_tokens", "micro_batch", "lora_rank", "save_every"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if config.temperature <= 0:
+        raise UserError("--temperature must be above 0; greedy groups have nothing to compare")
+    if config.group_size == 1 and config.advantage != "centered":
+        raise UserError("--group-size must be at least 2: an advantage compares completions of one group")
+
+
+def chosen_languages(text: str) -> list[str]:
+    langs = list(LANGUAGES) if text == "all" else text.split(",")
+    unknown = [lang for lang in langs if lang not in LANGUAGES]
+    if unknown:
+        raise UserError(f"--lang {unknown[0]!r}: unknown language; choose from {', '.join(LANGUAGES)}, or all")
+    return list(dict.fromkeys(langs))
+
+
+def output_folder(arguments: argparse.Namespace, config: Config) -> Path:
+    """The run's folder: an existing one only with --resume, else a new one."""
+    if arguments.resume and not arguments.output:
+        raise UserError("--resume needs --output, the folder of the run to go on with")
+    if arguments.output:
+        folder = Path(arguments.output)
+        if not arguments.resume and folder.exists():
+            raise UserError(f"--output {folder} exists; add --resume to go on with it, or name another folder")
+        return folder
+    number = 1
+    while (folder := Path("runs") / f"{config.lang.replace(',', '-')}-{number}").exists():
+        number += 1
+    return folder
+
+
+def load_questions(config: Config, judge: Judge) -> tuple[list[Example], list[Example]]:
+    """Training examples, evenly from all languages, and dev examples. Gold that fails or returns nothing teaches to
+    write junk (empty equals empty), so such training examples are left out."""
+    langs = chosen_languages(config.lang)
+    train = [example for lang in langs for example in load_dataset(config.data, lang, "train")]
+    random.Random(config.seed).shuffle(train)
+    train = train[:config.examples]
+    gold = judge.run_gold(train)
+    useful = [example for example, result in zip(train, gold) if result.status == "ok" and result.rows]
+    if len(useful) < len(train):
+        print(f"left out {len(train) - len(useful)} of {len(train)} training questions: gold fails or returns no row")
+    if not useful:
+        raise UserError(f"--data {config.data}: no training question has a gold query that returns rows")
+    dev = []
+    for lang in langs:
+        dev += load_dataset(config.data, lang, "dev")[:config.dev_limit or None]
+    return useful, dev
+
+
+class Interrupt:
+    """Ctrl-C asks to stop after the step that is running; a second one stops at once."""
+
+    def __init__(self):
+        self.asked = False
+        self.before = signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, *_):
+        self.asked = True
+        signal.signal(signal.SIGINT, self.before)
+        print("\nstopping after this step (Ctrl-C again to stop at once)", file=sys.stderr)
+
+
+def train_loop(trainer: Trainer, folder: Path, config: Config) -> bool:
+    """Trains to the last step; False if interrupted. Checkpoints every ``save_every`` steps, and on Ctrl-C."""
+    interrupt = Interrupt()
+    metrics_path, state_path = folder / "metrics.jsonl", folder / "checkpoint" / "state.pt"
+    bar = tqdm(total=trainer.total_steps, initial=trainer.step, desc="GRPO", unit="step")
+    with bar:
+        while trainer.step < trainer.total_steps:
+            metrics = trainer.train_step()
+            report.append_metrics(metrics_path, metrics)
+            shown = {"reward": metrics["reward"], "EX": metrics.get("reward/execution", float("nan")),
+                     "KL": metrics["kl"]}
+            bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
+            bar.update()
+            done = trainer.step == trainer.total_steps
+            if done or interrupt.asked or trainer.step % config.save_every == 0:
+                save_state(state_path, trainer.state_dict())
+                save_adapter(trainer.model, folder / "adapter", config.model)
+            if interrupt.asked and not done:
+                return False
+    return True
+
+
+def before_training(folder: Path, measure) -> list[Prediction]:
+    """The measurement before training; kept in the run's folder, so that --resume does not repeat it."""
+    path = folder / "before.json"
+    if path.is_file():
+        return [Prediction(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    predictions = measure("before")
+    write_json(path, prediction_rows(predictions))
+    return predictions
+
+
+def summary_of(before: list[Prediction], after: list[Prediction], seconds: float) -> dict:
+    """summary.json: before, after and the paired difference of every language and metric."""
+    summary = {"before": summarize(before), "after": summarize(after), "difference": {}, "seconds": round(seconds, 1),
+               "failed_gold": failed_gold(before)}
+    for lang, metrics in summary["before"].items():
+        pairs = [(old, new) for old, new in zip(before, after) if old.lang == lang and old.gold_ok]
+        summary["difference"][lang] = {
+            metric: paired_difference([getattr(old, metric) for old, _ in pairs],
+                                      [getattr(new, metric) for _, new in pairs]) for metric in metrics}
+    return summary
+
+
+def start_or_resume(trainer: Trainer, folder: Path, config: Config, resume: bool) -> None:
+    """Prepares the folder of a run, or takes up its last checkpoint."""
+    config_path = folder / "config.json"
+    if not resume:
+        write_json(config_path, config.to_dict())
+        return
+    if not config_path.is_file():
+        raise UserError(f"--resume: {config_path} does not exist; {folder} is not the folder of a run")
+    different = config.differences(json.loads(config_path.read_text(encoding="utf-8")))
+    if different:
+        raise UserError(f"--resume: the run was started with other settings ({'; '.join(different)}); "
+                        "repeat its command line and add --resume")
+    state_path = folder / "checkpoint" / "state.pt"
+    if state_path.is_file():                       # a run killed before its first checkpoint starts again
+        trainer.load_state_dict(load_state(state_path))
+    report.keep_metrics(folder / "metrics.jsonl", trainer.step)
+
+
+def run(config: Config, arguments: argparse.Namespace) -> int:
+    started = time.time()
+    if config.device == "auto":
+        config.device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen_languages(config.lang)
+    folder = output_folder(arguments, config)
+    policy = load_policy(config.model, config.device, config.dtype)
+    encoder = ContrastiveEncoder.load(config.encoder).to(config.device)
+    with Sandbox() as sandbox:
+        judge = Judge(sandbox)
+        rewards = Rewards(judge, encoder, config.reward)
+        train, dev = load_questions(config, judge)
+        add_lora(policy.model, config.lora_rank, config.lora_alpha, config.seed)
+        trainer = Trainer(policy, rewards, train, config)
+        start_or_resume(trainer, folder, config, arguments.resume)
+        print(f"{folder}: {len(train)} training and {len(dev)} dev questions ({config.lang}), "
+              f"{trainer.total_steps} steps of {config.prompts_per_step} prompts x {config.group_size} completions")
+
+        def measure(label: str) -> list[Prediction]:
+            with lora_folded(policy.model):
+                return evaluate_policy(policy, judge, encoder, dev, config.max_new_tokens, label)
+
+        before = before_training(folder, measure)
+        if not train_loop(trainer, folder, config):
+            print(f"stopped after step {trainer.step}; go on with: {resume_command(folder)}")
+            return 130
+        after = measure("after")
+    summary = summary_of(before, after, time.time() - started)
+    report.write_summary(folder / "summary.json", summary)
+    report.plot_curves(folder / "curves.png", report.read_metrics(folder / "metrics.jsonl"))
+    print(f"\n{report.before_after_table(summary)}\n\nshares in percent with 95 % intervals; "
+          f"{summary['seconds'] / 60:.1f} minutes; curves, adapter and summary.json are in {folder}")
+    return 0
+
+
+def resume_command(folder: Path) -> str:
+    """The command line of this run with --output and --resume."""
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    if not any(word.startswith("--output") for word in words):
+        words += ["--output", str(folder)]
+    return " ".join(["python", "train.py", *words, "--resume"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        return run(*parse_arguments(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
