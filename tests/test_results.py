@@ -114,6 +114,16 @@ def test_many_alike_columns_end_in_time():
     assert not match(incidence(ring), incidence(triangles))
 
 
+def test_the_search_gives_up_but_not_over_identical_columns(monkeypatch):
+    monkeypatch.setattr("sqlenv.results.MAX_PLACEMENTS", 100)
+    a, b = (0, 0, 1), (0, 1, 0)
+    gold, predicted = zip(a, *[b] * 15, strict=True), zip(*[b] * 15, a, strict=True)
+    assert match(list(gold), list(predicted))
+    identity = [tuple(int(i == j) for j in range(40)) for i in range(40)]
+    monkeypatch.setattr("sqlenv.results.MAX_PLACEMENTS", 39)
+    assert not match(identity, identity)
+
+
 CELLS = st.one_of(
     st.none(),
     st.integers(-2, 2),
