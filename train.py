@@ -1,8 +1,9 @@
 """Trains a text-to-SQL policy with GRPO: measures it, trains it, measures it again.
 
-    python train.py --lang vi
-    python train.py --lang en,de --model DIR --data ROOT --steps 200
+python train.py --lang vi
+python train.py --lang en,de --model DIR --data ROOT --steps 200
 """
+
 import argparse
 import json
 import random
@@ -29,17 +30,31 @@ from sqlenv import LANGUAGES, Example, Sandbox, UserError, load_dataset, paired_
 
 def parse_arguments(argv: list[str] | None) -> tuple[Config, argparse.Namespace]:
     """The options are the fields of ``Config``, plus where to write and whether to resume."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for f in fields(Config):
         if f.name != "reward":
-            parser.add_argument("--" + f.name.replace("_", "-"), type=type(f.default), default=f.default,
-                                help=f"{f.metadata['help']} (%(default)s)", choices=f.metadata.get("choices"))
-    parser.add_argument("--reward", action="append", default=[], metavar="NAME=WEIGHT",
-                        help="weight of execution, syntax, schema or semantic; repeatable; 0 drops the reward")
+            parser.add_argument(
+                "--" + f.name.replace("_", "-"),
+                type=type(f.default),
+                default=f.default,
+                help=f"{f.metadata['help']} (%(default)s)",
+                choices=f.metadata.get("choices"),
+            )
+    parser.add_argument(
+        "--reward",
+        action="append",
+        default=[],
+        metavar="NAME=WEIGHT",
+        help="weight of execution, syntax, schema or semantic; repeatable; 0 drops the reward",
+    )
     parser.add_argument("--output", help="folder of the run (a fresh runs/<lang>-<n>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
     arguments = parser.parse_args(argv)
-    config = Config(**{f.name: getattr(arguments, f.name) for f in fields(Config) if f.name != "reward"})
+    config = Config(
+        **{f.name: getattr(arguments, f.name) for f in fields(Config) if f.name != "reward"}
+    )
     for text in arguments.reward:
         name, _, weight = text.partition("=")
         try:
@@ -52,20 +67,32 @@ def parse_arguments(argv: list[str] | None) -> tuple[Config, argparse.Namespace]
 
 def check_numbers(config: Config) -> None:
     """Refuses settings that no run can have."""
-    for name in ("examples", "prompts_per_step", "group_size", "max_new_tokens", "micro_batch", "lora_rank", "save_every"):
+    for name in (
+        "examples",
+        "prompts_per_step",
+        "group_size",
+        "max_new_tokens",
+        "micro_batch",
+        "lora_rank",
+        "save_every",
+    ):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if config.temperature <= 0:
         raise UserError("--temperature must be above 0; greedy groups have nothing to compare")
     if config.group_size == 1 and config.advantage != "centered":
-        raise UserError("--group-size must be at least 2: an advantage compares completions of one group")
+        raise UserError(
+            "--group-size must be at least 2: an advantage compares completions of one group"
+        )
 
 
 def chosen_languages(text: str) -> list[str]:
     langs = list(LANGUAGES) if text == "all" else text.split(",")
     unknown = [lang for lang in langs if lang not in LANGUAGES]
     if unknown:
-        raise UserError(f"--lang {unknown[0]!r}: unknown language; choose from {', '.join(LANGUAGES)}, or all")
+        raise UserError(
+            f"--lang {unknown[0]!r}: unknown language; choose from {', '.join(LANGUAGES)}, or all"
+        )
     return list(dict.fromkeys(langs))
 
 
@@ -76,7 +103,9 @@ def output_folder(arguments: argparse.Namespace, config: Config) -> Path:
     if arguments.output:
         folder = Path(arguments.output)
         if not arguments.resume and folder.exists():
-            raise UserError(f"--output {folder} exists; add --resume to go on with it, or name another folder")
+            raise UserError(
+                f"--output {folder} exists; add --resume to go on with it, or name another folder"
+            )
         return folder
     number = 1
     while (folder := Path("runs") / f"{config.lang.replace(',', '-')}-{number}").exists():
@@ -90,16 +119,22 @@ def load_questions(config: Config, judge: Judge) -> tuple[list[Example], list[Ex
     langs = chosen_languages(config.lang)
     train = [example for lang in langs for example in load_dataset(config.data, lang, "train")]
     random.Random(config.seed).shuffle(train)
-    train = train[:config.examples]
+    train = train[: config.examples]
     gold = judge.run_gold(train)
-    useful = [example for example, result in zip(train, gold) if result.status == "ok" and result.rows]
+    useful = [
+        example for example, result in zip(train, gold) if result.status == "ok" and result.rows
+    ]
     if len(useful) < len(train):
-        print(f"left out {len(train) - len(useful)} of {len(train)} training questions: gold fails or returns no row")
+        print(
+            f"left out {len(train) - len(useful)} of {len(train)} training questions: gold fails or returns no row"
+        )
     if not useful:
-        raise UserError(f"--data {config.data}: no training question has a gold query that returns rows")
+        raise UserError(
+            f"--data {config.data}: no training question has a gold query that returns rows"
+        )
     dev = []
     for lang in langs:
-        dev += load_dataset(config.data, lang, "dev")[:config.dev_limit or None]
+        dev += load_dataset(config.data, lang, "dev")[: config.dev_limit or None]
     return useful, dev
 
 
@@ -125,9 +160,11 @@ def train_loop(trainer: Trainer, folder: Path, config: Config) -> bool:
         while trainer.step < trainer.total_steps:
             metrics = trainer.train_step()
             report.append_metrics(metrics_path, metrics)
-            shown = {"reward": metrics["reward"], "EX": metrics.get("reward/execution", float("nan")),
-                     "KL": metrics["kl"]}
-            bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
+            shown = {"reward": "reward", "EX": "reward/execution", "KL": "kl"}
+            bar.set_postfix(
+                {label: f"{metrics[name]:.3f}" for label, name in shown.items() if name in metrics},
+                refresh=False,
+            )
             bar.update()
             done = trainer.step == trainer.total_steps
             if done or interrupt.asked or trainer.step % config.save_every == 0:
@@ -150,13 +187,22 @@ def before_training(folder: Path, measure) -> list[Prediction]:
 
 def summary_of(before: list[Prediction], after: list[Prediction], seconds: float) -> dict:
     """summary.json: before, after and the paired difference of every language and metric."""
-    summary = {"before": summarize(before), "after": summarize(after), "difference": {}, "seconds": round(seconds, 1),
-               "failed_gold": failed_gold(before)}
+    summary = {
+        "before": summarize(before),
+        "after": summarize(after),
+        "difference": {},
+        "seconds": round(seconds, 1),
+        "failed_gold": failed_gold(before),
+    }
     for lang, metrics in summary["before"].items():
         pairs = [(old, new) for old, new in zip(before, after) if old.lang == lang and old.gold_ok]
         summary["difference"][lang] = {
-            metric: paired_difference([getattr(old, metric) for old, _ in pairs],
-                                      [getattr(new, metric) for _, new in pairs]) for metric in metrics}
+            metric: paired_difference(
+                [getattr(old, metric) for old, _ in pairs],
+                [getattr(new, metric) for _, new in pairs],
+            )
+            for metric in metrics
+        }
     return summary
 
 
@@ -167,13 +213,17 @@ def start_or_resume(trainer: Trainer, folder: Path, config: Config, resume: bool
         write_json(config_path, config.to_dict())
         return
     if not config_path.is_file():
-        raise UserError(f"--resume: {config_path} does not exist; {folder} is not the folder of a run")
+        raise UserError(
+            f"--resume: {config_path} does not exist; {folder} is not the folder of a run"
+        )
     different = config.differences(json.loads(config_path.read_text(encoding="utf-8")))
     if different:
-        raise UserError(f"--resume: the run was started with other settings ({'; '.join(different)}); "
-                        "repeat its command line and add --resume")
+        raise UserError(
+            f"--resume: the run was started with other settings ({'; '.join(different)}); "
+            "repeat its command line and add --resume"
+        )
     state_path = folder / "checkpoint" / "state.pt"
-    if state_path.is_file():                       # a run killed before its first checkpoint starts again
+    if state_path.is_file():  # a run killed before its first checkpoint starts again
         trainer.load_state_dict(load_state(state_path))
     report.keep_metrics(folder / "metrics.jsonl", trainer.step)
 
@@ -193,8 +243,10 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
         add_lora(policy.model, config.lora_rank, config.lora_alpha, config.seed)
         trainer = Trainer(policy, rewards, train, config)
         start_or_resume(trainer, folder, config, arguments.resume)
-        print(f"{folder}: {len(train)} training and {len(dev)} dev questions ({config.lang}), "
-              f"{trainer.total_steps} steps of {config.prompts_per_step} prompts x {config.group_size} completions")
+        print(
+            f"{folder}: {len(train)} training and {len(dev)} dev questions ({config.lang}), "
+            f"{trainer.total_steps} steps of {config.prompts_per_step} prompts x {config.group_size} completions"
+        )
 
         def measure(label: str) -> list[Prediction]:
             with lora_folded(policy.model):
@@ -206,10 +258,12 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
             return 130
         after = measure("after")
     summary = summary_of(before, after, time.time() - started)
-    report.write_summary(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     report.plot_curves(folder / "curves.png", report.read_metrics(folder / "metrics.jsonl"))
-    print(f"\n{report.before_after_table(summary)}\n\nshares in percent with 95 % intervals; "
-          f"{summary['seconds'] / 60:.1f} minutes; curves, adapter and summary.json are in {folder}")
+    print(
+        f"\n{report.before_after_table(summary)}\n\nshares in percent with 95 % intervals; "
+        f"{summary['seconds'] / 60:.1f} minutes; curves, adapter and summary.json are in {folder}"
+    )
     return 0
 
 

@@ -3,6 +3,7 @@
 Rows are drawn from a generator seeded with the table's name, so that a change to one table leaves the others as
 they are. The kinds of columns are explained at the top of databases.toml.
 """
+
 import random
 import sqlite3
 import tomllib
@@ -11,7 +12,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-UNSEEN = ("museum", "restaurants")     # databases that only dev questions are about
+UNSEEN = ("museum", "restaurants")  # databases that only dev questions are about
 
 FIRST = """Ada Ahmed Aiko Akira Amara Anh Beatriz Bruno Carla Chen Clara Dalia Diego Elena Emil Fatima Felix Greta Hana
 Hugo Ines Ivan Jonas Julia Kenji Lan Leila Linh Lucas Mai Marta Mei Minh Nadia Nils Noor Olga Omar Paula Quang Rafael
@@ -24,15 +25,22 @@ Quint Ramos Renard Roth Saito Santos Silva Stein Tanaka Tran Ueda Vargas Vidal W
 @dataclass(frozen=True)
 class Column:
     name: str
-    kind: str                    # id, ref, person, combine, choice, int, real or date
+    kind: str  # id, ref, person, combine, choice, int, real or date
     args: str
     nullable: bool
-    additive: bool               # whether adding the numbers up makes sense
+    additive: bool  # whether adding the numbers up makes sense
 
     @property
     def role(self) -> str:
         """What questions can do with it: key, ref, name, category, number or date."""
-        roles = {"id": "key", "ref": "ref", "person": "name", "combine": "name", "choice": "category", "date": "date"}
+        roles = {
+            "id": "key",
+            "ref": "ref",
+            "person": "name",
+            "combine": "name",
+            "choice": "category",
+            "date": "date",
+        }
         return roles.get(self.kind, "number")
 
 
@@ -59,7 +67,10 @@ class Table:
 def load_databases() -> dict[str, dict[str, Table]]:
     """All databases of databases.toml: {database: {table: Table}}."""
     text = tomllib.loads((HERE / "databases.toml").read_text(encoding="utf-8"))
-    return {db: {name: _table(db, name, entries) for name, entries in tables.items()} for db, tables in text.items()}
+    return {
+        db: {name: _table(db, name, entries) for name, entries in tables.items()}
+        for db, tables in text.items()
+    }
 
 
 def _table(db: str, name: str, entries: dict) -> Table:
@@ -89,7 +100,9 @@ def _draw(column: Column, size: int, parents: dict[str, int], rng: random.Random
     kind, args = column.kind, column.args
     if kind == "id":
         return list(range(1, size + 1))
-    if kind == "ref":   # a quadratic skew: few busy parents, many quiet ones, and an eighth that no child refers to
+    if (
+        kind == "ref"
+    ):  # a quadratic skew: few busy parents, many quiet ones, and an eighth that no child refers to
         order = rng.sample(range(1, parents[args] + 1), max(parents[args] * 7 // 8, 1))
         return [order[int(len(order) * rng.random() ** 2)] for _ in range(size)]
     if kind == "person":
@@ -106,8 +119,13 @@ def _draw(column: Column, size: int, parents: dict[str, int], rng: random.Random
         return [str(date(low, 1, 1) + timedelta(rng.randint(0, days))) for _ in range(size)]
     if kind == "real":
         return [round(rng.uniform(low, high), rng.choice((0, 1, 2))) for _ in range(size)]
-    wide = high >= 20 * max(low, 1) and high > 1000   # money and crowds are spread over orders of magnitude
-    return [round(low * (high / low) ** rng.random()) if wide else rng.randint(low, high) for _ in range(size)]
+    wide = (
+        high >= 20 * max(low, 1) and high > 1000
+    )  # money and crowds are spread over orders of magnitude
+    return [
+        round(low * (high / low) ** rng.random()) if wide else rng.randint(low, high)
+        for _ in range(size)
+    ]
 
 
 def write_database(tables: dict[str, Table], path: Path) -> None:

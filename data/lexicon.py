@@ -4,6 +4,7 @@ A lexicon file (lexicon/en.toml explains the format) has the phrasings of each s
 column, and for each column the predicates that conditions are made of. Conditions nest: "were written by authors who
 {a}" takes a condition on authors.
 """
+
 import random
 import re
 import tomllib
@@ -47,17 +48,29 @@ class Lexicon:
             return self._condition(db, value)
         if isinstance(value, Superlative):
             return Forms(self.entries[db][value.table][value.column][value.key])
-        if isinstance(value, tuple):       # (table,) or (table, column)
+        if isinstance(value, tuple):  # (table,) or (table, column)
             entry = self.entries[db]
             for name in value:
                 entry = entry[name]
             return Forms({form: text for form, text in entry.items() if isinstance(text, str)})
         return str(value)
 
+    def _either(self, values: list[str]) -> str:
+        """The values joined by "or", which in Spanish is "u" before an o."""
+        text = values[0]
+        for value in values[1:]:
+            text += (
+                self.words[
+                    "or_before_o" if value[0] in "oO" and "or_before_o" in self.words else "or"
+                ]
+                + value
+            )
+        return text
+
     def _condition(self, db: str, condition: Condition) -> Forms:
         entry = self.entries[db][condition.table][condition.column][condition.key]
         values = [str(value) for value in condition.values]
-        slots = dict(zip("vw", [self.words["or"].join(values)] if condition.key == "eq" else values))
+        slots = dict(zip("vw", [self._either(values)] if condition.key == "eq" else values))
         if condition.inner:
             slots["a"] = self._condition(db, condition.inner)
         if isinstance(entry, str):

@@ -4,6 +4,7 @@ A shape returns a ``Question``: the SQL, and the slots from which a lexicon word
 the shapes a column is written ``[table].column``; ``finish`` turns that into plain names for one table and into the
 aliases T1, T2, ... for joins.
 """
+
 import random
 import re
 import sqlite3
@@ -15,18 +16,19 @@ from data.databases import Column, Table
 @dataclass(frozen=True)
 class Condition:
     """A predicate on the rows of a table: ``key`` of ``column`` (eq, gt, ge, lt, between, null, by or link)."""
+
     table: str
     column: str
     key: str
     values: tuple = ()
-    inner: "Condition | None" = None       # for link: the condition on the parent
+    inner: "Condition | None" = None  # for link: the condition on the parent
 
 
 @dataclass(frozen=True)
 class Superlative:
     table: str
     column: str
-    key: str                               # max or min
+    key: str  # max or min
 
 
 @dataclass
@@ -35,8 +37,10 @@ class Question:
     shape: str
     sql: str
     slots: dict
-    ties: str | None = None     # a query for the ordering keys; where LIMIT would cut through a tie, the answer is
-    limit: int = 0              # not determined and the question is not used
+    ties: str | None = (
+        None  # a query for the ordering keys; where LIMIT would cut through a tie, the answer is
+    )
+    limit: int = 0  # not determined and the question is not used
 
 
 def literal(value) -> str:
@@ -49,14 +53,19 @@ def finish(select: str, tables: list[str], joins: list[str], rest: str) -> str:
     alias = {table: f"T{i + 1}" for i, table in enumerate(tables)}
     source = tables[0]
     if len(tables) > 1:
-        source += " AS T1" + "".join(f" JOIN {table} AS {alias[table]} ON {on}" for table, on in zip(tables[1:], joins))
+        source += " AS T1" + "".join(
+            f" JOIN {table} AS {alias[table]} ON {on}" for table, on in zip(tables[1:], joins)
+        )
     text = f"SELECT {select} FROM {source}" + (f" {rest}" if rest else "")
-    return re.sub(r"\[(\w+)\]\.", lambda name: f"{alias[name[1]]}." if len(tables) > 1 else "", text)
+    return re.sub(
+        r"\[(\w+)\]\.", lambda name: f"{alias[name[1]]}." if len(tables) > 1 else "", text
+    )
 
 
 @dataclass
 class Sampler:
     """Draws questions about one database."""
+
     db: str
     tables: dict[str, Table]
     connection: sqlite3.Connection
@@ -67,9 +76,13 @@ class Sampler:
 
     def table(self, *roles: str) -> Table:
         """A table that has columns of all these roles."""
-        return self.rng.choice([t for t in self.tables.values() if all(t.with_role(role) for role in roles)])
+        return self.rng.choice(
+            [t for t in self.tables.values() if all(t.with_role(role) for role in roles)]
+        )
 
-    def column(self, table: Table, *roles: str, solid: bool = False, but: Column | None = None) -> Column:
+    def column(
+        self, table: Table, *roles: str, solid: bool = False, but: Column | None = None
+    ) -> Column:
         """A column of one of the roles; ``solid`` excludes columns with NULLs."""
         found = [c for c in table.with_role(*roles) if not (solid and c.nullable) and c != but]
         if not found:
@@ -84,14 +97,21 @@ class Sampler:
 
     def reference(self) -> tuple[Table, Column, Table]:
         """A (child, foreign key, parent)."""
-        return self.rng.choice([(child, column, self.tables[column.args])
-                                for child in self.tables.values() for column in child.with_role("ref")])
+        return self.rng.choice(
+            [
+                (child, column, self.tables[column.args])
+                for child in self.tables.values()
+                for column in child.with_role("ref")
+            ]
+        )
 
     def literals(self, table: Table, column: Column) -> list:
         """All values that stand in a column, sorted."""
         key = (table.name, column.name)
         if key not in self.values:
-            query = f"SELECT {column.name} FROM {table.name} WHERE {column.name} IS NOT NULL ORDER BY 1"
+            query = (
+                f"SELECT {column.name} FROM {table.name} WHERE {column.name} IS NOT NULL ORDER BY 1"
+            )
             self.values[key] = [row[0] for row in self.connection.execute(query)]
         return self.values[key]
 
@@ -99,12 +119,19 @@ class Sampler:
         """A literal to compare with: often a value that stands in the column, so that > and >= differ."""
         values = self.literals(table, column)
         value = values[int(self.rng.uniform(low, high) * (len(values) - 1))]
-        if column.role == "number" and self.rng.random() < 0.4 and value >= 100 and "year" not in column.name:
+        if (
+            column.role == "number"
+            and self.rng.random() < 0.4
+            and value >= 100
+            and "year" not in column.name
+        ):
             digits = len(str(int(value))) - 2
-            value = round(value / 10 ** digits) * 10 ** digits
+            value = round(value / 10**digits) * 10**digits
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    def condition(self, table: Table, depth: int = 2, roles=("category", "number", "date"), but=None) -> Condition:
+    def condition(
+        self, table: Table, depth: int = 2, roles=("category", "number", "date"), but=None
+    ) -> Condition:
         """A condition on a table; with probability a quarter on its parent, ``depth`` joins away at most."""
         references = table.with_role("ref")
         if depth and references and self.rng.random() < 0.35:
@@ -113,7 +140,9 @@ class Sampler:
             if self.rng.random() < 0.4:
                 name = self.rng.choice(self.literals(parent, parent.label))
                 return Condition(table.name, reference.name, "by", (name,))
-            return Condition(table.name, reference.name, "link", (), self.condition(parent, depth - 1))
+            return Condition(
+                table.name, reference.name, "link", (), self.condition(parent, depth - 1)
+            )
         column = self.column(table, *roles, but=but)
         if column.nullable and self.rng.random() < 0.1:
             return Condition(table.name, column.name, "null")
@@ -121,7 +150,9 @@ class Sampler:
             options = sorted(set(self.literals(table, column)))
             count = 2 if self.rng.random() < 0.2 else 1
             return Condition(table.name, column.name, "eq", tuple(self.rng.sample(options, count)))
-        key = self.rng.choice(("gt", "ge", "lt", "between") if column.role == "number" else ("gt", "lt", "between"))
+        key = self.rng.choice(
+            ("gt", "ge", "lt", "between") if column.role == "number" else ("gt", "lt", "between")
+        )
         if key == "between":
             low, high = self.number(table, column, 0.1, 0.45), self.number(table, column, 0.55, 0.9)
             return Condition(table.name, column.name, key, (low, high))
@@ -133,7 +164,9 @@ class Sampler:
         """The condition as SQL; the tables that it joins are appended to ``tables`` and ``joins``."""
         name = f"[{condition.table}].{condition.column}"
         if condition.key in ("by", "link"):
-            reference = next(c for c in self.tables[condition.table].columns if c.name == condition.column)
+            reference = next(
+                c for c in self.tables[condition.table].columns if c.name == condition.column
+            )
             parent = self.tables[reference.args]
             if parent.name in tables:
                 raise LookupError("the table is joined already")
@@ -151,11 +184,15 @@ class Sampler:
             return f"{name} IN ({', '.join(values)})"
         return f"{name} {dict(eq='=', gt='>', ge='>=', lt='<')[condition.key]} {values[0]}"
 
-    def select(self, columns: str, table: Table, *conditions: Condition, glue: str = "AND", rest: str = "") -> str:
+    def select(
+        self, columns: str, table: Table, *conditions: Condition, glue: str = "AND", rest: str = ""
+    ) -> str:
         """SELECT columns FROM table [JOIN ...] [WHERE ...] rest"""
         tables, joins = [table.name], []
         where = f" {glue} ".join(self.where(condition, tables, joins) for condition in conditions)
-        return finish(columns, tables, joins, " ".join(filter(None, [where and f"WHERE {where}", rest])))
+        return finish(
+            columns, tables, joins, " ".join(filter(None, [where and f"WHERE {where}", rest]))
+        )
 
     # -- the shapes --------------------------------------------------------------------------------------------------
 
@@ -166,7 +203,10 @@ class Sampler:
 
     def _question(self, shape: str, sql: str, **slots) -> Question:
         ties, limit = slots.pop("ties", None), slots.pop("limit", 0)
-        slots = {name: (value.name,) if isinstance(value, Table) else value for name, value in slots.items()}
+        slots = {
+            name: (value.name,) if isinstance(value, Table) else value
+            for name, value in slots.items()
+        }
         return Question(self.db, shape, sql, slots, ties, limit)
 
     def _rows(self, shape: str) -> Question:
@@ -188,7 +228,11 @@ class Sampler:
             slots["b"] = conditions[1]
             if conditions[0].column == conditions[1].column:
                 raise LookupError("two conditions on one column")
-        return self._question(shape, self.select(columns, t, *conditions, glue="OR" if shape == "or" else "AND"), **slots)
+        return self._question(
+            shape,
+            self.select(columns, t, *conditions, glue="OR" if shape == "or" else "AND"),
+            **slots,
+        )
 
     def _like(self, shape: str) -> Question:
         t = self.table("name")
@@ -207,7 +251,9 @@ class Sampler:
         slots = {"t": t, "x": (t.name, x.name)}
         if where:
             slots["a"] = self.condition(t, 2, but=x)
-        sql = self.select(f"{function.upper()}([{t.name}].{x.name})", t, *filter(None, [slots.get("a")]))
+        sql = self.select(
+            f"{function.upper()}([{t.name}].{x.name})", t, *filter(None, [slots.get("a")])
+        )
         return self._question(shape, sql, **slots)
 
     def _count(self, shape: str) -> Question:
@@ -229,7 +275,9 @@ class Sampler:
             slots["a"] = self.condition(t, 1, but=g)
         columns = f"DISTINCT [{t.name}].{g.name}"
         columns = f"COUNT({columns})" if shape.startswith("count") else columns
-        return self._question(shape, self.select(columns, t, *filter(None, [slots.get("a")])), **slots)
+        return self._question(
+            shape, self.select(columns, t, *filter(None, [slots.get("a")])), **slots
+        )
 
     def _group(self, shape: str) -> Question:
         t = self.table("category", "number")
@@ -240,14 +288,18 @@ class Sampler:
             return self._question(shape, f"SELECT {g}, COUNT(*) {start}", **slots)
         if shape == "group_top":
             sql = f"SELECT {g} {start} ORDER BY COUNT(*) DESC LIMIT 1"
-            return self._question(shape, sql, ties=f"SELECT COUNT(*) {start} ORDER BY 1 DESC", limit=1, **slots)
+            return self._question(
+                shape, sql, ties=f"SELECT COUNT(*) {start} ORDER BY 1 DESC", limit=1, **slots
+            )
         if shape == "having_count":
             n = t.size // self.rng.randint(3, 8)
             return self._question(shape, f"SELECT {g} {start} HAVING COUNT(*) > {n}", n=n, **slots)
         slots["x"] = (t.name, x.name)
         if shape == "having_avg":
             v = self.number(t, x, 0.4, 0.6)
-            return self._question(shape, f"SELECT {g} {start} HAVING AVG({x.name}) > {v}", v=v, **slots)
+            return self._question(
+                shape, f"SELECT {g} {start} HAVING AVG({x.name}) > {v}", v=v, **slots
+            )
         function = {"group_avg": "AVG", "group_max": "MAX"}[shape]
         return self._question(shape, f"SELECT {g}, {function}({x.name}) {start}", **slots)
 
@@ -294,20 +346,34 @@ class Sampler:
             return self._question(shape, f"SELECT T1.{c}, COUNT(*) {join}", **slots)
         if shape == "child_avg":
             x = self.column(k, "number")
-            return self._question(shape, f"SELECT T1.{c}, AVG(T2.{x.name}) {join}", x=(k.name, x.name), **slots)
+            return self._question(
+                shape, f"SELECT T1.{c}, AVG(T2.{x.name}) {join}", x=(k.name, x.name), **slots
+            )
         if shape == "child_top":
             ties = f"SELECT COUNT(*) {join} ORDER BY 1 DESC"
-            return self._question(shape, f"SELECT T1.{c} {join} ORDER BY COUNT(*) DESC LIMIT 1", ties=ties, limit=1, **slots)
+            return self._question(
+                shape,
+                f"SELECT T1.{c} {join} ORDER BY COUNT(*) DESC LIMIT 1",
+                ties=ties,
+                limit=1,
+                **slots,
+            )
         if shape == "child_having":
             n = self.rng.randint(2, 8)
-            return self._question(shape, f"SELECT T1.{c} {join} HAVING COUNT(*) >= {n}", n=n, **slots)
+            return self._question(
+                shape, f"SELECT T1.{c} {join} HAVING COUNT(*) >= {n}", n=n, **slots
+            )
         if shape == "child_none":
             sql = f"SELECT {c} FROM {t.name} WHERE {t.key} NOT IN (SELECT {reference.name} FROM {k.name})"
             return self._question(shape, sql, **slots)
         a = self.condition(k, 0)
         test = self.where(a, [k.name], []).replace("[", "").replace("]", "")
-        inner = f"SELECT 1 FROM {k.name} WHERE {k.name}.{reference.name} = {t.name}.{t.key} AND {test}"
-        return self._question(shape, f"SELECT {c} FROM {t.name} WHERE EXISTS ({inner})", a=a, **slots)
+        inner = (
+            f"SELECT 1 FROM {k.name} WHERE {k.name}.{reference.name} = {t.name}.{t.key} AND {test}"
+        )
+        return self._question(
+            shape, f"SELECT {c} FROM {t.name} WHERE EXISTS ({inner})", a=a, **slots
+        )
 
     def _nested(self, shape: str) -> Question:
         t = self.table("number")
@@ -335,17 +401,50 @@ class Sampler:
 
 # Shape and how often it is drawn: "family:shape". Simple ones run out of different questions first.
 SHAPES = {
-    "rows:list": 2, "rows:list2": 3, "rows:where": 14, "rows:where2": 8, "rows:and": 8, "rows:or": 5,
-    "like:contains": 2, "like:starts": 2,
-    "aggregate:avg": 2, "aggregate:max": 2, "aggregate:min": 2, "aggregate:sum": 2,
-    "aggregate:avg_where": 4, "aggregate:max_where": 3, "aggregate:min_where": 3, "aggregate:sum_where": 3,
-    "count:count": 1, "count:count_where": 7, "count:count_and": 4,
-    "distinct:distinct": 1, "distinct:distinct_where": 3,
-    "distinct:count_distinct": 2, "distinct:count_distinct_where": 3,
-    "group:group_count": 2, "group:group_avg": 3, "group:group_max": 3, "group:having_count": 3,
-    "group:having_avg": 3, "group:group_top": 2,
-    "order:order_desc": 4, "order:order_asc": 4, "top:top1": 4, "top:topn": 4, "top:top1_where": 5,
-    "child:child_list": 3, "child:child_count": 3, "child:child_avg": 3, "child:child_top": 2,
-    "child:child_having": 3, "child:child_none": 2, "child:child_exists": 6,
-    "nested:above_avg": 3, "nested:below_avg": 3, "sets:intersect": 4, "sets:except": 4, "sets:union": 4,
+    "rows:list": 2,
+    "rows:list2": 3,
+    "rows:where": 14,
+    "rows:where2": 8,
+    "rows:and": 8,
+    "rows:or": 5,
+    "like:contains": 2,
+    "like:starts": 2,
+    "aggregate:avg": 2,
+    "aggregate:max": 2,
+    "aggregate:min": 2,
+    "aggregate:sum": 2,
+    "aggregate:avg_where": 4,
+    "aggregate:max_where": 3,
+    "aggregate:min_where": 3,
+    "aggregate:sum_where": 3,
+    "count:count": 1,
+    "count:count_where": 7,
+    "count:count_and": 4,
+    "distinct:distinct": 1,
+    "distinct:distinct_where": 3,
+    "distinct:count_distinct": 2,
+    "distinct:count_distinct_where": 3,
+    "group:group_count": 2,
+    "group:group_avg": 3,
+    "group:group_max": 3,
+    "group:having_count": 3,
+    "group:having_avg": 3,
+    "group:group_top": 2,
+    "order:order_desc": 4,
+    "order:order_asc": 4,
+    "top:top1": 4,
+    "top:topn": 4,
+    "top:top1_where": 5,
+    "child:child_list": 3,
+    "child:child_count": 3,
+    "child:child_avg": 3,
+    "child:child_top": 2,
+    "child:child_having": 3,
+    "child:child_none": 2,
+    "child:child_exists": 6,
+    "nested:above_avg": 3,
+    "nested:below_avg": 3,
+    "sets:intersect": 4,
+    "sets:except": 4,
+    "sets:union": 4,
 }

@@ -1,9 +1,10 @@
 """How much better a completion did than its group: the critic-free baseline of GRPO."""
+
 import torch
 from torch import Tensor
 
-EPSILON = 1e-4         # in the divisor; DeepSeekMath gives none, this is the value in common use
-NOISE = 1e-6           # a group whose rewards spread less than this has no signal, only float noise
+EPSILON = 1e-4  # in the divisor; DeepSeekMath gives none, this is the value in common use
+NOISE = 1e-6  # a group whose rewards spread less than this has no signal, only float noise
 
 
 def group_advantages(rewards: Tensor, kind: str = "group", weights: Tensor | None = None) -> Tensor:
@@ -28,13 +29,13 @@ def group_advantages(rewards: Tensor, kind: str = "group", weights: Tensor | Non
     [[0.5, -0.5], [0.0, 0.0]]
     """
     if kind == "per_reward":
-        terms = rewards.float().movedim(-1, 0)                                      # (R, P, G)
+        terms = rewards.float().movedim(-1, 0)  # (R, P, G)
         total = torch.stack([w * group_advantages(term) for w, term in zip(weights, terms)]).sum(0)
         centered = total - total.mean()
         spread = total.std()
         return torch.zeros_like(total) if spread < NOISE else centered / (spread + EPSILON)
     rewards = rewards.float()
-    centered = rewards - rewards.mean(dim=1, keepdim=True)                          # (P, G)
+    centered = rewards - rewards.mean(dim=1, keepdim=True)  # (P, G)
     spread = rewards.max(dim=1, keepdim=True).values - rewards.min(dim=1, keepdim=True).values
     centered = torch.where(spread < NOISE, 0.0, centered)
     if kind == "centered":

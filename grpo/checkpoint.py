@@ -3,6 +3,7 @@
 ``checkpoint/state.pt`` holds all that the next step depends on: LoRA weights, optimizer, random generators, step.
 ``adapter/`` holds the LoRA weights in PEFT's file format (adapter_config.json, adapter_model.safetensors).
 """
+
 import json
 import os
 import shutil
@@ -30,7 +31,10 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:        # torch and safetensors report a full disk as RuntimeError
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # torch and safetensors report a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         kept = "; the previous one is kept" if path.exists() else ""
         raise UserError(f"cannot write {path}: {error}{kept}") from error
@@ -49,7 +53,12 @@ def write_directory(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    write_file(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+    write_file(
+        path,
+        lambda temporary: temporary.write_text(
+            json.dumps(value, indent=2) + "\n", encoding="utf-8"
+        ),
+    )
 
 
 def save_state(path: Path, state: dict) -> None:
@@ -68,15 +77,30 @@ def save_adapter(model, folder: Path, base: str) -> None:
     """Writes the LoRA weights so that ``peft.PeftModel.from_pretrained(base_model, folder)`` reads them."""
     layers = dict(lora_layers(model))
     first = next(iter(layers.values()))
-    tensors = {f"base_model.model.{name}.weight": tensor.detach().cpu().contiguous()
-               for name, tensor in lora_parameters(model).items()}
-    write_file(folder / "adapter_model.safetensors",
-               lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+    tensors = {
+        f"base_model.model.{name}.weight": tensor.detach().cpu().contiguous()
+        for name, tensor in lora_parameters(model).items()
+    }
+    write_file(
+        folder / "adapter_model.safetensors",
+        lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}),
+    )
     rank = first.lora_A.shape[0]
-    write_json(folder / "adapter_config.json", {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
-        "lora_alpha": first.scale * rank, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False,
-        "inference_mode": True, "target_modules": sorted({name.rpartition(".")[2] for name in layers})})
+    write_json(
+        folder / "adapter_config.json",
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "r": rank,
+            "lora_alpha": first.scale * rank,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
+        },
+    )
 
 
 def load_adapter(model, folder: Path) -> None:
@@ -92,12 +116,16 @@ def load_adapter(model, folder: Path) -> None:
     config = json.loads(paths[0].read_text(encoding="utf-8"))
     tensors = load_file(paths[1])
     add_lora(model, config["r"], config["lora_alpha"])
-    wanted = {f"base_model.model.{name}.weight": tensor for name, tensor in lora_parameters(model).items()}
-    if {name: tensor.shape for name, tensor in wanted.items()} != {name: t.shape for name, t in tensors.items()}:
-        raise UserError(f"{folder}: this adapter does not fit the model; it was made for "
-                        f"{config.get('base_model_name_or_path')}")
+    wanted = {
+        f"base_model.model.{name}.weight": tensor for name, tensor in lora_parameters(model).items()
+    }
+    if {name: tensor.shape for name, tensor in wanted.items()} != {
+        name: t.shape for name, t in tensors.items()
+    }:
+        raise UserError(
+            f"{folder}: this adapter does not fit the model; it was made for "
+            f"{config.get('base_model_name_or_path')}"
+        )
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(tensors[name])
-
-

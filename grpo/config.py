@@ -1,4 +1,5 @@
 """The settings of a run: one dataclass, a line of explanation each. ``train.py`` makes its options from it."""
+
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -16,10 +17,13 @@ def option(default, text: str, **more):
 @dataclass
 class Config:
     """Everything that a run depends on; saved as config.json."""
+
     lang: str = option("vi", "languages: one of en de es fr ja vi zh, a comma list, or all")
     model: str = option(str(ASSETS / "policy"), "policy: a Hugging Face model directory or hub id")
     encoder: str = option(str(ASSETS / "encoder"), "contrastive encoder directory")
-    data: str = option(str(EMBEDDED), "dataset: the embedded one, or a root in MultiSpider's layout")
+    data: str = option(
+        str(EMBEDDED), "dataset: the embedded one, or a root in MultiSpider's layout"
+    )
     examples: int = option(3000, "training questions, drawn over all languages of --lang")
     dev_limit: int = option(0, "dev questions a language to measure on, 0 for all")
     steps: int = option(0, "optimizer steps; 0 means one pass over the examples")
@@ -27,14 +31,22 @@ class Config:
     group_size: int = option(8, "completions G of each prompt")
     max_new_tokens: int = option(96, "longest completion")
     temperature: float = option(1.0, "of sampling and of the log-probabilities alike")
-    micro_batch: int = option(4, "prompts in a forward and backward pass; does not change the result")
+    micro_batch: int = option(
+        4, "prompts in a forward and backward pass; does not change the result"
+    )
     lr: float = option(1e-3, "peak learning rate of AdamW on the LoRA weights")
-    warmup_steps: int = option(5, "steps over which the learning rate rises; then it falls linearly to 0")
+    warmup_steps: int = option(
+        5, "steps over which the learning rate rises; then it falls linearly to 0"
+    )
     max_grad_norm: float = option(1.0, "gradient norm to clip to")
     beta: float = option(0.02, "weight of the KL term; 0 skips the reference pass")
     kl: str = option("k3iw", "KL estimator", choices=["k1", "k2", "k3", "k3iw"])
-    loss: str = option("token", "what the loss is a mean over", choices=["token", "sequence", "constant"])
-    advantage: str = option("group", "advantages", choices=["group", "centered", "rloo", "per_reward"])
+    loss: str = option(
+        "token", "what the loss is a mean over", choices=["token", "sequence", "constant"]
+    )
+    advantage: str = option(
+        "group", "advantages", choices=["group", "centered", "rloo", "per_reward"]
+    )
     epsilon_low: float = option(0.2, "the ratio is clipped below 1 - this")
     epsilon_high: float = option(0.2, "the ratio is clipped above 1 + this")
     lora_rank: int = option(32, "LoRA rank r")
@@ -42,7 +54,9 @@ class Config:
     reward: dict = field(default_factory=lambda: dict(WEIGHTS))
     seed: int = option(0, "of data order, LoRA weights and sampling")
     device: str = option("auto", "cpu, cuda, ...; auto takes a GPU where there is one")
-    dtype: str = option("auto", "of the frozen weights", choices=["auto", "float32", "bfloat16", "float16"])
+    dtype: str = option(
+        "auto", "of the frozen weights", choices=["auto", "float32", "bfloat16", "float16"]
+    )
     save_every: int = option(20, "steps between checkpoints")
 
     def to_dict(self) -> dict:
@@ -51,5 +65,8 @@ class Config:
     def differences(self, other: dict) -> list[str]:
         """``name: other -> own`` for each setting that differs from a saved configuration."""
         own = self.to_dict()
-        return [f"{f.name}: {other.get(f.name)} -> {own[f.name]}" for f in fields(self)
-                if other.get(f.name) != own[f.name]]
+        return [
+            f"{f.name}: {other.get(f.name)} -> {own[f.name]}"
+            for f in fields(self)
+            if other.get(f.name) != own[f.name]
+        ]

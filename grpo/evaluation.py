@@ -6,6 +6,7 @@
 
 A question whose gold query fails has no answer to compare with: it is left out of every share and counted apart.
 """
+
 from collections import Counter
 from dataclasses import asdict, dataclass
 
@@ -24,6 +25,7 @@ METRICS = ("valid", "execution", "semantic")
 @dataclass
 class Prediction:
     """One question with what the policy answered and how it did; ``gold_ok`` says whether gold itself runs."""
+
     db_id: str
     question: str
     lang: str
@@ -36,15 +38,25 @@ class Prediction:
     status: str
 
 
-def generate(policy: Policy, prompts: PromptBuilder, examples: list[Example], max_new_tokens: int,
-             batch_size: int = 32, progress: str = "") -> list[str]:
+def generate(
+    policy: Policy,
+    prompts: PromptBuilder,
+    examples: list[Example],
+    max_new_tokens: int,
+    batch_size: int = 32,
+    progress: str = "",
+) -> list[str]:
     """Greedy completions as text, in the order of ``examples``. Prompts of similar length share a batch."""
     tokens = [prompts(example) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: len(tokens[i]))
     texts = [""] * len(examples)
-    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=not progress, unit="batch"):
-        batch = order[start:start + batch_size]
-        samples = sample_groups(policy.model, [tokens[i] for i in batch], 1, max_new_tokens, policy.eos_ids, 0)
+    for start in tqdm(
+        range(0, len(order), batch_size), desc=progress, disable=not progress, unit="batch"
+    ):
+        batch = order[start : start + batch_size]
+        samples = sample_groups(
+            policy.model, [tokens[i] for i in batch], 1, max_new_tokens, policy.eos_ids, 0
+        )
         for i, group in zip(batch, samples.tokens):
             texts[i] = policy.tokenizer.decode(group[0], skip_special_tokens=True)
     return texts
@@ -57,13 +69,26 @@ def score(judge: Judge, encoder, examples: list[Example], texts: list[str]) -> l
     semantic: list[bool | None] = [None if encoder is None else False] * len(examples)
     if encoder is not None:
         valid = [i for i, one in enumerate(judged) if one.valid]
-        cosines = encoder.similarity([examples[i].question for i in valid],
-                                     [canonical_sql(judged[i].sql) for i in valid])
+        cosines = encoder.similarity(
+            [examples[i].question for i in valid], [canonical_sql(judged[i].sql) for i in valid]
+        )
         for i, cosine in zip(valid, cosines.tolist()):
             semantic[i] = cosine >= encoder.calibration.threshold
-    return [Prediction(e.db_id, e.question, e.lang, e.gold_sql, one.sql, expected.status == "ok", one.valid,
-                       one.correct, semantic[i], one.execution.status if one.execution else "no SQL")
-            for i, (e, one, expected) in enumerate(zip(examples, judged, gold))]
+    return [
+        Prediction(
+            e.db_id,
+            e.question,
+            e.lang,
+            e.gold_sql,
+            one.sql,
+            expected.status == "ok",
+            one.valid,
+            one.correct,
+            semantic[i],
+            one.execution.status if one.execution else "no SQL",
+        )
+        for i, (e, one, expected) in enumerate(zip(examples, judged, gold))
+    ]
 
 
 def summarize(predictions: list[Prediction]) -> dict:
@@ -71,8 +96,11 @@ def summarize(predictions: list[Prediction]) -> dict:
     report = {}
     for lang in dict.fromkeys(one.lang for one in predictions):
         rows = [one for one in predictions if one.lang == lang and one.gold_ok]
-        report[lang] = {metric: share([getattr(one, metric) for one in rows]) for metric in METRICS
-                        if not rows or getattr(rows[0], metric) is not None}
+        report[lang] = {
+            metric: share([getattr(one, metric) for one in rows])
+            for metric in METRICS
+            if not rows or getattr(rows[0], metric) is not None
+        }
     return report
 
 
@@ -82,10 +110,18 @@ def failed_gold(predictions: list[Prediction]) -> Counter:
 
 
 @torch.no_grad()
-def evaluate_policy(policy: Policy, judge: Judge, encoder, examples: list[Example], max_new_tokens: int,
-                    progress: str = "") -> list[Prediction]:
+def evaluate_policy(
+    policy: Policy,
+    judge: Judge,
+    encoder,
+    examples: list[Example],
+    max_new_tokens: int,
+    progress: str = "",
+) -> list[Prediction]:
     """Answers every example greedily and judges the answers."""
-    texts = generate(policy, PromptBuilder(policy.tokenizer), examples, max_new_tokens, progress=progress)
+    texts = generate(
+        policy, PromptBuilder(policy.tokenizer), examples, max_new_tokens, progress=progress
+    )
     return score(judge, encoder, examples, texts)
 
 

@@ -4,6 +4,7 @@
 model exactly. Because the base stays as it is, the reference policy of GRPO costs no second model: it is this one
 with LoRA off. A and B stay float32 whatever the base is: an Adam step of 1e-6 on a bfloat16 weight rounds away.
 """
+
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,13 +28,17 @@ class LoRALinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.scale = alpha / rank
         device = base.weight.device
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, dtype=torch.float32, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32, device=device))
+        self.lora_A = nn.Parameter(
+            torch.empty(rank, base.in_features, dtype=torch.float32, device=device)
+        )
+        self.lora_B = nn.Parameter(
+            torch.zeros(base.out_features, rank, dtype=torch.float32, device=device)
+        )
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.enabled = True
-        self.folded: Tensor | None = None        # W + scale * B A, while sampling
+        self.folded: Tensor | None = None  # W + scale * B A, while sampling
 
-    def forward(self, x: Tensor) -> Tensor:      # (..., in) -> (..., out)
+    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         if self.folded is not None:
             return F.linear(x, self.folded, self.base.bias)
         out = self.base(x)
@@ -45,24 +50,35 @@ class LoRALinear(nn.Module):
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
     """(name, layer) of every LoRA layer, in the model's order."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoRALinear))
+    return (
+        (name, module) for name, module in model.named_modules() if isinstance(module, LoRALinear)
+    )
 
 
 def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable tensors by name: ``<layer>.lora_A`` (r, in) and ``<layer>.lora_B`` (out, r), float32."""
-    return {f"{name}.{part}": getattr(layer, part) for name, layer in lora_layers(model)
-            for part in ("lora_A", "lora_B")}
+    return {
+        f"{name}.{part}": getattr(layer, part)
+        for name, layer in lora_layers(model)
+        for part in ("lora_A", "lora_B")
+    }
 
 
-def add_lora(model: nn.Module, rank: int = 16, alpha: float = 32, generator_seed: int = 0) -> nn.Module:
+def add_lora(
+    model: nn.Module, rank: int = 16, alpha: float = 32, generator_seed: int = 0
+) -> nn.Module:
     """Freezes ``model`` and wraps every linear layer of its decoder blocks (not the output head) in LoRA, in place.
 
     The random A matrices come from ``generator_seed`` alone, whatever the state of the global generator.
     """
     model.requires_grad_(False)
     head = model.get_output_embeddings()
-    found = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()
-             if isinstance(child, nn.Linear) and child is not head]
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Linear) and child is not head
+    ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
         for parent, name, child in found:
@@ -92,7 +108,7 @@ def lora_folded(model: nn.Module):
     layers = [layer for _, layer in lora_layers(model)]
     with torch.no_grad():
         for layer in layers:
-            update = layer.scale * (layer.lora_B @ layer.lora_A)           # (out, in)
+            update = layer.scale * (layer.lora_B @ layer.lora_A)  # (out, in)
             layer.folded = (layer.base.weight.float() + update).to(layer.base.weight.dtype)
     try:
         yield model

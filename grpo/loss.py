@@ -6,6 +6,7 @@ with ratio_it = exp(logp_new - logp_old) (PPO, arXiv 1707.06347, eq. 7; GRPO, ar
 w_it say what the mean is taken over. They are made once for a whole step, so that the loss of a step is the plain sum
 over its micro-batches, however it is split.
 """
+
 import torch
 from torch import Tensor
 
@@ -52,9 +53,17 @@ def token_kl(logprobs: Tensor, reference: Tensor, kind: str, ratio: Tensor) -> T
     raise ValueError(f"unknown KL estimator {kind!r}: k1, k2, k3 or k3iw")
 
 
-def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weights: Tensor,
-                reference: Tensor | None = None, beta: float = 0.0, kl: str = "k3iw",
-                epsilon_low: float = 0.2, epsilon_high: float = 0.2) -> tuple[Tensor, dict[str, Tensor]]:
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    reference: Tensor | None = None,
+    beta: float = 0.0,
+    kl: str = "k3iw",
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a micro-batch, to be added up over the step.
 
     Args:
@@ -73,7 +82,7 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weig
     """
     ratio = torch.exp(logprobs - old_logprobs)
     clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
-    advantage = advantages[..., None]                                               # (P, G, 1)
+    advantage = advantages[..., None]  # (P, G, 1)
     objective = torch.minimum(ratio * advantage, clipped * advantage)
     stats = {}
     if reference is not None:

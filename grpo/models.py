@@ -1,4 +1,5 @@
 """Loads a policy: a Hugging Face causal language model with its tokenizer, and what ends its answers."""
+
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from sqlenv.errors import UserError
 @dataclass
 class Policy:
     """A model in eval mode, its tokenizer, and the ids of all tokens that end an answer."""
+
     model: torch.nn.Module
     tokenizer: object
     eos_ids: set[int]
@@ -39,12 +41,17 @@ def load_policy(path: str, device: str = "cpu", dtype: str = "auto") -> Policy:
         UserError: the directory is missing or has no model or no tokenizer, or the hub cannot be reached.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     if Path(path).is_dir():
         names = set(os.listdir(path))
         if "config.json" not in names:
-            raise UserError(f"{path}: no config.json; --model takes a Hugging Face model directory or a hub id")
+            raise UserError(
+                f"{path}: no config.json; --model takes a Hugging Face model directory or a hub id"
+            )
         if not names & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
-            raise UserError(f"{path}: no tokenizer; save the model's tokenizer into the directory, too")
+            raise UserError(
+                f"{path}: no tokenizer; save the model's tokenizer into the directory, too"
+            )
     elif path.startswith((".", "/")) or path.count("/") > 1:
         raise UserError(f"{path}: no such model directory")
     try:

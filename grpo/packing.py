@@ -9,6 +9,7 @@ its own completion, up to itself; its position counts as if the other completion
 the same numbers as with G separate rows, for P * (L + G * T) tokens instead of P * G * (L + T). Any Hugging Face
 decoder that takes a four-dimensional attention mask and position ids can do this.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ class Packed:
         targets: (P, G, T) int64, the completion tokens, 0 where there is none.
         mask: (P, G, T) bool, where there is a completion token.
     """
+
     ids: Tensor
     positions: Tensor
     owners: Tensor
@@ -46,21 +48,30 @@ def attention_mask(owners: Tensor, dtype: torch.dtype) -> Tensor:
     size = owners.shape[1]
     index = torch.arange(size, device=owners.device)
     allowed = visible(owners, owners) & (index[None, :] <= index[:, None])
-    allowed |= torch.eye(size, dtype=torch.bool, device=owners.device)    # padding sees itself: no empty softmax
+    allowed |= torch.eye(
+        size, dtype=torch.bool, device=owners.device
+    )  # padding sees itself: no empty softmax
     return additive(allowed, dtype)[:, None]
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """A bool mask as the numbers to add to attention scores."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+        ~allowed, float("-inf")
+    )
 
 
-def pack_groups(prompts: list[list[int]], completions: list[list[list[int]]], device="cpu") -> Packed:
+def pack_groups(
+    prompts: list[list[int]], completions: list[list[list[int]]], device="cpu"
+) -> Packed:
     """Packs P prompts with G completions each; lengths are free, every group has the same G.
 
     The masks come from the lengths, never from token ids: an EOS that doubles as padding token stays in.
     """
-    rows = [prompt + [token for one in group for token in one] for prompt, group in zip(prompts, completions)]
+    rows = [
+        prompt + [token for one in group for token in one]
+        for prompt, group in zip(prompts, completions)
+    ]
     count, size = len(rows), max(map(len, rows))
     group_size = len(completions[0])
     longest = max(1, max(len(one) for group in completions for one in group))
@@ -72,16 +83,16 @@ def pack_groups(prompts: list[list[int]], completions: list[list[list[int]]], de
     mask = torch.zeros(count, group_size, longest, dtype=torch.bool)
     for p, (prompt, group) in enumerate(zip(prompts, completions)):
         start = len(prompt)
-        ids[p, :len(rows[p])] = torch.tensor(rows[p])
+        ids[p, : len(rows[p])] = torch.tensor(rows[p])
         positions[p, :start] = torch.arange(start)
         owners[p, :start] = PROMPT
         at = start
         for g, one in enumerate(group):
             size = len(one)
-            positions[p, at:at + size] = torch.arange(start, start + size)
-            owners[p, at:at + size] = g
+            positions[p, at : at + size] = torch.arange(start, start + size)
+            owners[p, at : at + size] = g
             if size:
-                predictors[p, g, 0] = start - 1                           # the first token follows the prompt
+                predictors[p, g, 0] = start - 1  # the first token follows the prompt
                 predictors[p, g, 1:size] = torch.arange(at, at + size - 1)
                 targets[p, g, :size] = torch.tensor(one)
                 mask[p, g, :size] = True

@@ -4,9 +4,12 @@ A model with a chat template gets a user message; a plain one gets the schema fo
 which it continues with SQL. Prompt and completion are token ids from here on: nothing is decoded and tokenised again
 between sampling and training.
 """
+
 from sqlenv import Example, load_schema, schema_text
 
-SCHEMA_BUDGET = 1024       # tokens; longer schemas lose sample values first, then types, then whole column lists
+SCHEMA_BUDGET = (
+    1024  # tokens; longer schemas lose sample values first, then types, then whole column lists
+)
 
 
 def question_text(question: str) -> str:
@@ -16,8 +19,10 @@ def question_text(question: str) -> str:
 
 def chat_text(schema: str, question: str) -> str:
     """The user message of a chat model."""
-    return (f"Given the SQLite schema:\n{schema}\n\nWrite one SQL query that answers: {question}\n"
-            "Answer with the SQL query only.")
+    return (
+        f"Given the SQLite schema:\n{schema}\n\nWrite one SQL query that answers: {question}\n"
+        "Answer with the SQL query only."
+    )
 
 
 class PromptBuilder:
@@ -32,8 +37,9 @@ class PromptBuilder:
 
     def schema(self, example: Example) -> str:
         if example.db_path not in self.schemas:
-            self.schemas[example.db_path] = schema_text(load_schema(example.db_path), self.budget,
-                                                        lambda text: len(self.encode(text)))
+            self.schemas[example.db_path] = schema_text(
+                load_schema(example.db_path), self.budget, lambda text: len(self.encode(text))
+            )
         return self.schemas[example.db_path]
 
     def __call__(self, example: Example) -> list[int]:
@@ -41,6 +47,8 @@ class PromptBuilder:
         schema = self.schema(example)
         if self.tokenizer.chat_template:
             message = [{"role": "user", "content": chat_text(schema, example.question)}]
-            return self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+            return self.tokenizer.apply_chat_template(
+                message, add_generation_prompt=True, return_dict=False
+            )
         start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         return start + self.encode(schema) + self.encode(question_text(example.question))

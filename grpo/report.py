@@ -1,8 +1,9 @@
 """What a run shows and writes: metrics.jsonl, curves.png, summary.json and the before/after table."""
+
 import json
 from pathlib import Path
 
-from grpo.checkpoint import write_file, write_json
+from grpo.checkpoint import write_file
 
 LABELS = {"valid": "valid", "execution": "EX", "test_suite": "TS", "semantic": "semantic"}
 
@@ -18,7 +19,7 @@ def read_metrics(path: Path) -> list[dict]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]           # what follows the last newline is unfinished
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is unfinished
 
 
 def keep_metrics(path: Path, steps: int) -> None:
@@ -37,7 +38,9 @@ def cell(value: dict) -> str:
 def table(rows: list[tuple[str, ...]]) -> str:
     """Aligned columns, the first row being the heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows
+    ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
@@ -45,8 +48,10 @@ def report_table(report: dict) -> str:
     """``report[lang][metric]`` as a table of shares in percent with 95 % intervals."""
     metrics = list(next(iter(report.values())))
     rows = [("lang", "n", *(LABELS[m] for m in metrics))]
-    rows += [(lang, str(values[metrics[0]]["n"]), *(cell(values[m]) for m in metrics))
-             for lang, values in report.items()]
+    rows += [
+        (lang, str(values[metrics[0]]["n"]), *(cell(values[m]) for m in metrics))
+        for lang, values in report.items()
+    ]
     return table(rows)
 
 
@@ -57,27 +62,46 @@ def before_after_table(summary: dict) -> str:
         for metric, before in metrics.items():
             difference = summary["difference"][lang][metric]
             signed = "{value:+.1f} ({low:+.1f} to {high:+.1f})".format(
-                **{key: 100 * difference[key] for key in ("value", "low", "high")})
-            rows.append((lang, LABELS[metric], str(before["n"]), cell(before), cell(summary["after"][lang][metric]),
-                         signed))
+                **{key: 100 * difference[key] for key in ("value", "low", "high")}
+            )
+            rows.append(
+                (
+                    lang,
+                    LABELS[metric],
+                    str(before["n"]),
+                    cell(before),
+                    cell(summary["after"][lang][metric]),
+                    signed,
+                )
+            )
     return table(rows)
 
 
-def plot_curves(path: Path, metrics: list[dict], summary: dict | None = None) -> None:
+def plot_curves(path: Path, metrics: list[dict]) -> None:
     """Draws reward, its parts, KL and entropy over the steps; light lines are steps, bold ones running means."""
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    panels = [("total reward", ["reward"]),
-              ("reward terms", [key for key in metrics[0] if key.startswith("reward/")]),
-              ("KL to the reference", ["kl"]), ("entropy (nats per token)", ["entropy"])]
+
+    panels = [
+        ("total reward", ["reward"]),
+        ("reward terms", [key for key in metrics[0] if key.startswith("reward/")]),
+        ("KL to the reference", ["kl"]),
+        ("entropy (nats per token)", ["entropy"]),
+    ]
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), sharex=True)
     steps = [row["step"] for row in metrics]
     for axis, (title, keys) in zip(axes.flat, panels):
-        for color, key in zip(("C0", "C1", "C2", "C3", "C4", "C5"), keys):
+        for color, key in zip(
+            ("C0", "C1", "C2", "C3", "C4", "C5"), [key for key in keys if key in metrics[0]]
+        ):
             values = [row[key] for row in metrics]
             window = max(1, len(values) // 12)
-            mean = [sum(values[max(0, i - window + 1):i + 1]) / min(i + 1, window) for i in range(len(values))]
+            mean = [
+                sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window)
+                for i in range(len(values))
+            ]
             axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
             axis.plot(steps, mean, color=color, linewidth=1.8, label=key.removeprefix("reward/"))
         axis.set_title(title, fontsize=10)
@@ -89,7 +113,3 @@ def plot_curves(path: Path, metrics: list[dict], summary: dict | None = None) ->
     figure.tight_layout()
     write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
     plt.close(figure)
-
-
-def write_summary(path: Path, summary: dict) -> None:
-    write_json(path, summary)

@@ -3,12 +3,22 @@
 All are in [0, 1]. The weights must keep the order that matters: no wrong SQL may ever score above a right one, so
 what the auxiliary terms can add to a wrong answer stays below what execution adds to a right one.
 """
+
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sqlenv import Example, Execution, Sandbox, UserError, canonical_sql, extract_sql, is_ordered, results_match
+from sqlenv import (
+    Example,
+    Execution,
+    Sandbox,
+    UserError,
+    canonical_sql,
+    extract_sql,
+    is_ordered,
+    results_match,
+)
 
 WEIGHTS = {"execution": 1.0, "syntax": 0.1, "schema": 0.2, "semantic": 0.3}
 
@@ -26,8 +36,10 @@ def check_weights(weights: dict[str, float]) -> None:
         raise UserError(f"--reward {negative[0]}: a weight must not be negative")
     auxiliary = weights.get("schema", 0) + weights.get("semantic", 0)
     if weights.get("execution", 0) > 0 and weights["execution"] <= auxiliary:
-        raise UserError(f"--reward: schema + semantic ({auxiliary:g}) must weigh less than execution "
-                        f"({weights['execution']:g}), or a wrong query could score above a right one")
+        raise UserError(
+            f"--reward: schema + semantic ({auxiliary:g}) must weigh less than execution "
+            f"({weights['execution']:g}), or a wrong query could score above a right one"
+        )
 
 
 def schema_match(predicted: frozenset, gold: frozenset) -> float:
@@ -43,6 +55,7 @@ def schema_match(predicted: frozenset, gold: frozenset) -> float:
 @dataclass
 class Judged:
     """A completion's SQL, how it ran, and whether the result is gold's."""
+
     sql: str | None
     execution: Execution | None
     correct: bool
@@ -70,13 +83,19 @@ class Judge:
         """Judges one completion text for each example."""
         gold = self.run_gold(examples)
         sqls = [extract_sql(text) for text in texts]
-        jobs = {(example.db_path, sql): None for example, sql in zip(examples, sqls) if sql is not None}
-        jobs.update(zip(jobs, self.sandbox.run_many(list(jobs))))                 # equal completions run once
+        jobs = {
+            (example.db_path, sql): None for example, sql in zip(examples, sqls) if sql is not None
+        }
+        jobs.update(zip(jobs, self.sandbox.run_many(list(jobs))))  # equal completions run once
         judged = []
         for example, expected, sql in zip(examples, gold, sqls):
             found = jobs.get((example.db_path, sql))
-            correct = (found is not None and found.status == "ok" and expected.status == "ok"
-                       and results_match(expected, found, is_ordered(example.gold_sql)))
+            correct = (
+                found is not None
+                and found.status == "ok"
+                and expected.status == "ok"
+                and results_match(expected, found, is_ordered(example.gold_sql))
+            )
             judged.append(Judged(sql, found, correct))
         return judged
 
@@ -107,16 +126,19 @@ class Rewards:
 
     def _schema(self, examples, judged) -> list[float]:
         gold = self.judge.run_gold(examples)
-        return [schema_match(one.execution.reads, expected.reads) if one.valid else 0.0
-                for one, expected in zip(judged, gold)]
+        return [
+            schema_match(one.execution.reads, expected.reads) if one.valid else 0.0
+            for one, expected in zip(judged, gold)
+        ]
 
     def _semantic(self, examples, judged) -> list[float]:
         """Only SQL that runs is looked at, and only the SQL: prose around it cannot please the encoder."""
         scores = [0.0] * len(judged)
         valid = [i for i, one in enumerate(judged) if one.valid]
         if valid:
-            found = self.encoder.score([examples[i].question for i in valid],
-                                       [canonical_sql(judged[i].sql) for i in valid])
+            found = self.encoder.score(
+                [examples[i].question for i in valid], [canonical_sql(judged[i].sql) for i in valid]
+            )
             for i, score in zip(valid, found.tolist()):
                 scores[i] = score
         return scores

@@ -3,6 +3,7 @@
 One batch of prompts gives one optimizer step (on policy): the policy that sampled is the one that is updated, so the
 old log-probabilities are the new ones without gradient.
 """
+
 import time
 from contextlib import contextmanager
 
@@ -12,8 +13,8 @@ from torch import Tensor
 from grpo.advantages import group_advantages
 from grpo.config import Config
 from grpo.logprobs import completion_logprobs
-from grpo.loss import policy_loss, token_weights
 from grpo.lora import lora_disabled, lora_folded, lora_parameters
+from grpo.loss import policy_loss, token_weights
 from grpo.models import Policy
 from grpo.prompt import PromptBuilder
 from grpo.rewards import Rewards
@@ -48,7 +49,9 @@ class Trainer:
         picked = []
         for position in range(step * size, (step + 1) * size):
             epoch, index = divmod(position, count)
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(self.config.seed + epoch))
+            order = torch.randperm(
+                count, generator=torch.Generator().manual_seed(self.config.seed + epoch)
+            )
             picked.append(self.examples[order[index]])
         return picked
 
@@ -64,32 +67,48 @@ class Trainer:
         examples = self.batch(self.step)
         prompts = [self.prompts(example) for example in examples]
         with self._timed("sample_seconds"), lora_folded(self.model):
-            samples = sample_groups(self.model, prompts, config.group_size, config.max_new_tokens,
-                                    self.policy.eos_ids, config.temperature, self.generator)
-        texts = [[self.policy.tokenizer.decode(one, skip_special_tokens=True) for one in group]
-                 for group in samples.tokens]
+            samples = sample_groups(
+                self.model,
+                prompts,
+                config.group_size,
+                config.max_new_tokens,
+                self.policy.eos_ids,
+                config.temperature,
+                self.generator,
+            )
+        texts = [
+            [self.policy.tokenizer.decode(one, skip_special_tokens=True) for one in group]
+            for group in samples.tokens
+        ]
         with self._timed("reward_seconds"):
-            terms = self.rewards(examples, texts)                                   # (P, G, R)
-        total = terms @ self.rewards.weights                                        # (P, G)
+            terms = self.rewards(examples, texts)  # (P, G, R)
+        total = terms @ self.rewards.weights  # (P, G)
         if config.advantage == "per_reward":
             advantages = group_advantages(terms, "per_reward", self.rewards.weights)
         else:
-            advantages = group_advantages(total, config.advantage)                  # (P, G)
+            advantages = group_advantages(total, config.advantage)  # (P, G)
         with self._timed("train_seconds"):
             stats = self._update(prompts, samples, advantages.to(self.model.device))
         self.step += 1
-        return {"step": self.step, **self._reward_metrics(terms, total), **stats, **self._sample_metrics(samples),
-                **self.seconds}
+        return {
+            "step": self.step,
+            **self._reward_metrics(terms, total),
+            **stats,
+            **self._sample_metrics(samples),
+            **self.seconds,
+        }
 
     def _update(self, prompts: list[list[int]], samples: Samples, advantages: Tensor) -> dict:
         """Forward and backward over micro-batches of prompts, then one step of AdamW."""
         config = self.config
-        mask = torch.zeros(samples.logprobs.shape, dtype=torch.bool, device=self.model.device)     # (P, G, T)
+        mask = torch.zeros(
+            samples.logprobs.shape, dtype=torch.bool, device=self.model.device
+        )  # (P, G, T)
         for p, group in enumerate(samples.tokens):
             for g, one in enumerate(group):
-                mask[p, g, :len(one)] = True
-        weights = token_weights(mask, config.loss, config.max_new_tokens)            # of the whole step
-        stats: dict[str, float] = {"loss": 0.0, "kl": 0.0, "entropy": 0.0, "sampler_gap": 0.0}
+                mask[p, g, : len(one)] = True
+        weights = token_weights(mask, config.loss, config.max_new_tokens)  # of the whole step
+        stats: dict[str, float] = {"loss": 0.0, "entropy": 0.0, "sampler_gap": 0.0}
         for start in range(0, len(prompts), config.micro_batch):
             part = slice(start, start + config.micro_batch)
             batch = prompts[part], samples.tokens[part]
@@ -97,15 +116,31 @@ class Trainer:
             if config.beta:
                 with torch.no_grad(), lora_disabled(self.model):
                     reference = completion_logprobs(self.model, *batch, config.temperature)
-            logprobs, entropy = completion_logprobs(self.model, *batch, config.temperature, with_entropy=True)
-            size = logprobs.shape[-1]                                                # this part's longest completion
+            logprobs, entropy = completion_logprobs(
+                self.model, *batch, config.temperature, with_entropy=True
+            )
+            size = logprobs.shape[-1]  # this part's longest completion
             share = weights[part, :, :size]
-            loss, sums = policy_loss(logprobs, logprobs.detach(), advantages[part], share, reference, config.beta,
-                                     config.kl, config.epsilon_low, config.epsilon_high)
+            loss, sums = policy_loss(
+                logprobs,
+                logprobs.detach(),
+                advantages[part],
+                share,
+                reference,
+                config.beta,
+                config.kl,
+                config.epsilon_low,
+                config.epsilon_high,
+            )
             loss.backward()
-            gap = (logprobs.detach() - samples.logprobs[part, :, :size]).abs()[mask[part, :, :size]].max()
+            gap = (
+                (logprobs.detach() - samples.logprobs[part, :, :size])
+                .abs()[mask[part, :, :size]]
+                .max()
+            )
             stats["loss"] += loss.item()
-            stats["kl"] += sums["kl"].item() if "kl" in sums else 0.0
+            for name, value in sums.items():  # kl (if beta), clip_low, clip_high
+                stats[name] = stats.get(name, 0.0) + value.item()
             stats["entropy"] += (share * entropy).sum().item()
             stats["sampler_gap"] = max(stats["sampler_gap"], gap.item())
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.max_grad_norm)
@@ -118,20 +153,37 @@ class Trainer:
 
     def _reward_metrics(self, terms: Tensor, total: Tensor) -> dict:
         """Means of the rewards, and the share of groups whose completions all score the same."""
-        means = {f"reward/{name}": terms[..., r].mean().item() for r, name in enumerate(self.rewards.names)}
+        means = {
+            f"reward/{name}": terms[..., r].mean().item()
+            for r, name in enumerate(self.rewards.names)
+        }
         silent = (total.max(1).values - total.min(1).values < 1e-6).float().mean().item()
-        return {"reward": total.mean().item(), "reward_std": total.std(1).mean().item() if total.shape[1] > 1 else 0.0,
-                **means, "groups_without_signal": silent}
+        return {
+            "reward": total.mean().item(),
+            "reward_std": total.std(1).mean().item() if total.shape[1] > 1 else 0.0,
+            **means,
+            "groups_without_signal": silent,
+        }
 
     def _sample_metrics(self, samples: Samples) -> dict:
         lengths = torch.tensor([float(len(one)) for group in samples.tokens for one in group])
-        return {"completion_length": lengths.mean().item(), "truncated": 1 - samples.finished.float().mean().item()}
+        return {
+            "completion_length": lengths.mean().item(),
+            "truncated": 1 - samples.finished.float().mean().item(),
+        }
 
     def state_dict(self) -> dict:
         """LoRA weights, optimizer, schedule, random generator and step: all that the next step depends on."""
-        return {"step": self.step, "config": self.config.to_dict(), "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(), "generator": self.generator.get_state(),
-                "lora": {name: tensor.detach().cpu().clone() for name, tensor in self.parameters.items()}}
+        return {
+            "step": self.step,
+            "config": self.config.to_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "generator": self.generator.get_state(),
+            "lora": {
+                name: tensor.detach().cpu().clone() for name, tensor in self.parameters.items()
+            },
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Continues exactly where ``state_dict`` was taken."""

@@ -6,6 +6,7 @@ then many "question, SQL" continuations that do not see each other.
 
     python -m grpo.warmup --output assets/policy
 """
+
 import argparse
 import math
 import random
@@ -31,23 +32,46 @@ SPECIAL = ["<s>", "</s>", "<pad>"]
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer: any text in any language has tokens, digits stand alone."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=SPECIAL,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
 
 
 def small_llama(tokenizer, hidden: int, layers: int) -> LlamaForCausalLM:
     """A Llama with grouped-query attention and tied embeddings, randomly initialised."""
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=hidden * 5 // 2, num_hidden_layers=layers,
-        num_attention_heads=hidden // 32, num_key_value_heads=hidden // 64, max_position_embeddings=2048,
-        tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=hidden * 5 // 2,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // 32,
+            num_key_value_heads=hidden // 64,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def swap_literals(question: str, sql: str, pool: list[str], rng: random.Random) -> tuple[str, str]:
@@ -63,20 +87,27 @@ def swap_literals(question: str, sql: str, pool: list[str], rng: random.Random) 
 def shuffled_schema(example: Example, rng: random.Random) -> str:
     """The schema text with tables and columns in random order, so that names count and places do not."""
     schema = load_schema(example.db_path)
-    tables = [replace(table, columns=tuple(rng.sample(table.columns, len(table.columns)))) for table in schema.tables]
+    tables = [
+        replace(table, columns=tuple(rng.sample(table.columns, len(table.columns))))
+        for table in schema.tables
+    ]
     return schema_text(replace(schema, tables=tuple(rng.sample(tables, len(tables)))), None, len)
 
 
 class Packs:
     """Endless batches of (schemas, continuations, how many tokens of each continuation are the question)."""
 
-    def __init__(self, examples: list[Example], tokenizer, rows: int, size: int, rng: random.Random):
+    def __init__(
+        self, examples: list[Example], tokenizer, rows: int, size: int, rng: random.Random
+    ):
         self.tokenizer, self.rows, self.size, self.rng = tokenizer, rows, size, rng
         self.by_db = defaultdict(list)
         for example in examples:
             self.by_db[example.db_id].append(example)
-        self.literals = {db: re.findall(r"'([^'%]+)'", " ".join(e.gold_sql for e in group))
-                         for db, group in self.by_db.items()}
+        self.literals = {
+            db: re.findall(r"'([^'%]+)'", " ".join(e.gold_sql for e in group))
+            for db, group in self.by_db.items()
+        }
         self.queues = {db: [] for db in self.by_db}
 
     def _next(self, db: str) -> Example:
@@ -85,13 +116,15 @@ class Packs:
         return self.queues[db].pop()
 
     def __iter__(self):
-        encode = lambda text: self.tokenizer.encode(text, add_special_tokens=False)       # noqa: E731
+        encode = lambda text: self.tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
         databases = list(self.by_db)
         while True:
             prompts, groups, sizes = [], [], []
             for db in self.rng.sample(databases, self.rows):
                 picked = [self._next(db) for _ in range(self.size)]
-                prompts.append([self.tokenizer.bos_token_id] + encode(shuffled_schema(picked[0], self.rng)))
+                prompts.append(
+                    [self.tokenizer.bos_token_id] + encode(shuffled_schema(picked[0], self.rng))
+                )
                 group, size = [], []
                 for example in picked:
                     pair = example.question, example.gold_sql
@@ -105,21 +138,26 @@ class Packs:
             yield prompts, groups, torch.tensor(sizes)
 
 
-def supervised_loss(logprobs: Tensor, groups: list[list[list[int]]], asked: Tensor, question_weight: float) -> Tensor:
+def supervised_loss(
+    logprobs: Tensor, groups: list[list[list[int]]], asked: Tensor, question_weight: float
+) -> Tensor:
     """Mean negative log-likelihood of the SQL tokens, plus ``question_weight`` times that of the question's."""
-    lengths = torch.tensor([[len(one) for one in group] for group in groups])            # (P, G)
+    lengths = torch.tensor([[len(one) for one in group] for group in groups])  # (P, G)
     index = torch.arange(logprobs.shape[-1])
-    question = index < asked[..., None]                                                  # (P, G, T)
+    question = index < asked[..., None]  # (P, G, T)
     sql = (index < lengths[..., None]) & ~question
     return -(logprobs[sql].mean() + question_weight * logprobs[question].mean())
 
 
-def train(model, packs: Packs, steps: int, lr: float, question_weight: float, progress: str = "") -> None:
+def train(
+    model, packs: Packs, steps: int, lr: float, question_weight: float, progress: str = ""
+) -> None:
     """AdamW with warm-up and cosine decay, in place; bfloat16 matrix products, float32 weights."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, betas=(0.9, 0.95))
     warm = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(1, s / steps)))))
+        optimizer, lambda s: min((s + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(1, s / steps))))
+    )
     model.train()
     bar = tqdm(range(steps), desc=progress, disable=not progress)
     for _, (prompts, groups, asked) in zip(bar, packs):
@@ -145,10 +183,12 @@ def warmup(arguments: argparse.Namespace) -> None:
     texts = [text for examples in parallel for e in examples for text in (e.question, e.gold_sql)]
     schemas = {e.db_id: shuffled_schema(e, rng) for examples in parallel for e in examples}
     tokenizer = train_tokenizer(texts + list(schemas.values()) * 50, arguments.vocab)
-    part = range(int(len(parallel[0]) * arguments.share))                  # the same SQL in every language
+    part = range(int(len(parallel[0]) * arguments.share))  # the same SQL in every language
     examples = [examples[i] for examples in parallel for i in part]
     model = small_llama(tokenizer, arguments.hidden, arguments.layers)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {len(examples)} examples")
+    print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {len(examples)} examples"
+    )
     packs = Packs(examples, tokenizer, arguments.rows, arguments.per_row, rng)
     train(model, packs, arguments.steps, arguments.lr, arguments.question_weight, "warm-up")
     model = model.to(torch.bfloat16)
@@ -162,10 +202,14 @@ def warmup(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default=str(EMBEDDED), help="dataset directory")
     parser.add_argument("--output", required=True, help="new model directory")
-    parser.add_argument("--share", type=float, default=0.6, help="part of the train split to imitate, 0 to 1")
+    parser.add_argument(
+        "--share", type=float, default=0.6, help="part of the train split to imitate, 0 to 1"
+    )
     parser.add_argument("--hidden", type=int, default=320)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocab", type=int, default=5000)

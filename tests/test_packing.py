@@ -1,17 +1,38 @@
 """The packed computation (prompt once per group) gives the numbers of the naive one, and the sampler agrees with it."""
+
 import pytest
 import torch
-from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, lora_disabled, lora_folded, lora_parameters
 from grpo.packing import attention_mask, pack_groups
 from grpo.sampler import sample_groups
 
-SHAPE = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, head_dim=8, max_position_embeddings=128, pad_token_id=0, eos_token_id=1)
-MODELS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-          "gemma": (GemmaConfig, GemmaForCausalLM)}
+SHAPE = dict(
+    vocab_size=50,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=128,
+    pad_token_id=0,
+    eos_token_id=1,
+)
+MODELS = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "gemma": (GemmaConfig, GemmaForCausalLM),
+}
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
 COMPLETIONS = [[[20, 21, 1], [22, 1]], [[23, 24, 25, 26], [1]], [[27, 1], [28, 29, 30]]]
 
@@ -20,7 +41,7 @@ def make(kind: str = "llama"):
     torch.manual_seed(0)
     config, model = MODELS[kind]
     model = model(config(**SHAPE)).eval()
-    with torch.no_grad():                           # sharper than a fresh model, so that differences show
+    with torch.no_grad():  # sharper than a fresh model, so that differences show
         for tensor in model.parameters():
             tensor.mul_(4) if tensor.dim() > 1 else None
     return model
@@ -52,9 +73,9 @@ def test_packed_logprobs_and_gradients_equal_one_row_per_completion(kind):
     for p, (prompt, group) in enumerate(zip(PROMPTS, COMPLETIONS)):
         for g, one in enumerate(group):
             expected = naive_logprobs(model, prompt, one)
-            assert torch.allclose(packed[p, g, :len(one)], expected, atol=1e-5)
-            assert (packed[p, g, len(one):] == 0).all()
-            total = total + (expected * weights[p, g, :len(one)]).sum()
+            assert torch.allclose(packed[p, g, : len(one)], expected, atol=1e-5)
+            assert (packed[p, g, len(one) :] == 0).all()
+            total = total + (expected * weights[p, g, : len(one)]).sum()
     for ours, naive in zip(packed_gradients, torch.autograd.grad(total, parameters)):
         assert (ours - naive).norm() <= 1e-5 * naive.norm()
 
@@ -63,14 +84,22 @@ def test_entropy_is_that_of_the_next_token_distribution():
     model = make()
     _, entropy = completion_logprobs(model, PROMPTS[:1], COMPLETIONS[:1], with_entropy=True)
     logits = model(torch.tensor([PROMPTS[0]])).logits[0, -1].float()
-    assert torch.allclose(entropy[0, 0, 0], torch.distributions.Categorical(logits=logits).entropy(), atol=1e-5)
+    assert torch.allclose(
+        entropy[0, 0, 0], torch.distributions.Categorical(logits=logits).entropy(), atol=1e-5
+    )
 
 
 def test_mask_by_hand():
     """Prompt [5, 6], completions [7] and [8, 9]: token 9 (index 4) sees 0, 1 (prompt), 3, 4 (its own), not 2."""
     packed = pack_groups([[5, 6]], [[[7], [8, 9]]])
     mask = attention_mask(packed.owners, torch.float32)[0, 0] == 0
-    assert mask.int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 0, 1, 0],
+        [1, 1, 0, 1, 1],
+    ]
     assert packed.positions.tolist() == [[0, 1, 2, 2, 3]]
     assert packed.predictors.tolist() == [[[1, 0], [1, 3]]]
 
@@ -86,9 +115,14 @@ def test_greedy_decoding_equals_generate(kind):
     model = make(kind)
     samples = sample_groups(model, PROMPTS, 2, 12, {1}, temperature=0)
     for prompt, group in zip(PROMPTS, samples.tokens):
-        expected = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=1,
-                                  attention_mask=torch.ones(1, len(prompt), dtype=torch.long))
-        expected = expected[0, len(prompt):].tolist()
+        expected = model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=1,
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        )
+        expected = expected[0, len(prompt) :].tolist()
         assert group == [expected, expected]
 
 
@@ -99,7 +133,7 @@ def test_sampled_logprobs_are_the_trainers():
     with lora_folded(model):
         samples = sample_groups(model, PROMPTS * 3, 5, 16, set(range(1, 14)), 0.7, generator)
     lengths = {len(one) for group in samples.tokens for one in group}
-    assert len(lengths) > 4                                        # the test is about ragged completions
+    assert len(lengths) > 4  # the test is about ragged completions
     again = completion_logprobs(model, PROMPTS * 3, samples.tokens, temperature=0.7)
     assert torch.allclose(samples.logprobs, again, atol=1e-4)
     for group, finished in zip(samples.tokens, samples.finished.tolist()):
@@ -115,7 +149,10 @@ def test_sampling_follows_the_distribution():
     generator = torch.Generator().manual_seed(0)
     drawn = sample_groups(model, [PROMPTS[0]], 4000, 1, {1}, 1.0, generator)
     counts = torch.bincount(torch.tensor([one[0] for one in drawn.tokens[0]]), minlength=50) / 4000
-    assert ((counts - probabilities).abs() <= 4 * (probabilities * (1 - probabilities) / 4000).sqrt() + 1e-3).all()
+    assert (
+        (counts - probabilities).abs()
+        <= 4 * (probabilities * (1 - probabilities) / 4000).sqrt() + 1e-3
+    ).all()
 
 
 def test_lora_by_hand():
@@ -133,11 +170,11 @@ def test_lora_by_hand():
         assert model(x).item() == 13
     with lora_folded(model):
         assert model(x).item() == 21
-    assert model[0].base.weight.tolist() == [[1.0, 2.0]]          # folding made a copy
+    assert model[0].base.weight.tolist() == [[1.0, 2.0]]  # folding made a copy
     model(x).sum().backward()
     assert model[0].base.weight.grad is None
-    assert model[0].lora_B.grad.tolist() == [[2.0 * 8]]           # scale * A x
-    assert model[0].lora_A.grad.tolist() == [[3.0, 5.0]]          # scale * B^T x
+    assert model[0].lora_B.grad.tolist() == [[2.0 * 8]]  # scale * A x
+    assert model[0].lora_A.grad.tolist() == [[3.0, 5.0]]  # scale * B^T x
 
 
 def test_fresh_lora_is_the_base_and_stays_float32():
@@ -147,4 +184,4 @@ def test_fresh_lora_is_the_base_and_stays_float32():
     assert torch.equal(model(torch.tensor([PROMPTS[0]])).logits, before)
     assert {tensor.dtype for tensor in lora_parameters(model).values()} == {torch.float32}
     assert not any("lm_head" in name or "embed" in name for name in lora_parameters(model))
-    assert len(lora_parameters(model)) == 2 * 7 * 2               # 2 layers, 7 linear maps, A and B
+    assert len(lora_parameters(model)) == 2 * 7 * 2  # 2 layers, 7 linear maps, A and B
