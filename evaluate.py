@@ -92,7 +92,9 @@ def complete(arguments: argparse.Namespace) -> None:
 
 
 def load_questions(arguments: argparse.Namespace) -> tuple[list[Example], Counter]:
-    """Questions of every language, and how many were skipped for each missing database, with a line to say so."""
+    """Questions of every language, and how many were skipped for each missing database, with a
+    line to say so.
+    """
     examples, skipped = [], Counter()
     for lang in chosen_languages(arguments.lang):
         found, missing = read_dataset(arguments.data, lang, arguments.split)
@@ -108,7 +110,8 @@ def read_predictions(path: Path, data: str) -> tuple[list[Example], list[str]]:
     """Examples and predicted SQL of a predictions file.
 
     Raises:
-        UserError: the file is missing, a line is no JSON object or lacks a field, or its database is missing.
+        UserError: the file is missing, a line is no JSON object or lacks a field, or its database
+        is missing.
     """
     if not path.is_file():
         raise UserError(f"--predictions {path}: no such file")
@@ -147,7 +150,9 @@ def answer(
 
 
 def average(report: dict) -> dict:
-    """The mean over languages of each metric; its interval is the mean of theirs, which is on the wide side."""
+    """The mean over languages of each metric; its interval is the mean of theirs, which is on the
+    wide side.
+    """
     metrics = next(iter(report.values()))
     return {
         metric: {

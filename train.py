@@ -114,8 +114,9 @@ def output_folder(arguments: argparse.Namespace, config: Config) -> Path:
 
 
 def load_questions(config: Config, judge: Judge) -> tuple[list[Example], list[Example]]:
-    """Training examples, evenly from all languages, and dev examples. Gold that fails or returns nothing teaches to
-    write junk (empty equals empty), so such training examples are left out."""
+    """Training examples, evenly from all languages, and dev examples. Gold that fails or returns
+    nothing teaches to write junk (empty equals empty), so such training examples are left out.
+    """
     langs = chosen_languages(config.lang)
     train = [example for lang in langs for example in load_dataset(config.data, lang, "train")]
     random.Random(config.seed).shuffle(train)
@@ -125,9 +126,8 @@ def load_questions(config: Config, judge: Judge) -> tuple[list[Example], list[Ex
         example for example, result in zip(train, gold) if result.status == "ok" and result.rows
     ]
     if len(useful) < len(train):
-        print(
-            f"left out {len(train) - len(useful)} of {len(train)} training questions: gold fails or returns no row"
-        )
+        left_out = f"left out {len(train) - len(useful)} of {len(train)} training questions"
+        print(f"{left_out}: gold fails or returns no row")
     if not useful:
         raise UserError(
             f"--data {config.data}: no training question has a gold query that returns rows"
@@ -152,7 +152,9 @@ class Interrupt:
 
 
 def train_loop(trainer: Trainer, folder: Path, config: Config) -> bool:
-    """Trains to the last step; False if interrupted. Checkpoints every ``save_every`` steps, and on Ctrl-C."""
+    """Trains to the last step; False if interrupted. Checkpoints every ``save_every`` steps, and
+    on Ctrl-C.
+    """
     interrupt = Interrupt()
     metrics_path, state_path = folder / "metrics.jsonl", folder / "checkpoint" / "state.pt"
     bar = tqdm(total=trainer.total_steps, initial=trainer.step, desc="GRPO", unit="step")
@@ -176,7 +178,9 @@ def train_loop(trainer: Trainer, folder: Path, config: Config) -> bool:
 
 
 def before_training(folder: Path, measure) -> list[Prediction]:
-    """The measurement before training; kept in the run's folder, so that --resume does not repeat it."""
+    """The measurement before training; kept in the run's folder, so that --resume does not repeat
+    it.
+    """
     path = folder / "before.json"
     if path.is_file():
         return [Prediction(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
@@ -245,7 +249,8 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
         start_or_resume(trainer, folder, config, arguments.resume)
         print(
             f"{folder}: {len(train)} training and {len(dev)} dev questions ({config.lang}), "
-            f"{trainer.total_steps} steps of {config.prompts_per_step} prompts x {config.group_size} completions"
+            f"{trainer.total_steps} steps of {config.prompts_per_step} prompts x "
+            f"{config.group_size} completions"
         )
 
         def measure(label: str) -> list[Prediction]:

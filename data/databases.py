@@ -1,7 +1,8 @@
-"""The embedded databases: reads databases.toml and writes the SQLite files, the same bytes of rows every time.
+"""The embedded databases: reads databases.toml and writes the SQLite files, the same bytes of rows
+every time.
 
-Rows are drawn from a generator seeded with the table's name, so that a change to one table leaves the others as
-they are. The kinds of columns are explained at the top of databases.toml.
+Rows are drawn from a generator seeded with the table's name, so that a change to one table leaves
+the others as they are. The kinds of columns are explained at the top of databases.toml.
 """
 
 import random
@@ -14,12 +15,17 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 UNSEEN = ("museum", "restaurants")  # databases that only dev questions are about
 
-FIRST = """Ada Ahmed Aiko Akira Amara Anh Beatriz Bruno Carla Chen Clara Dalia Diego Elena Emil Fatima Felix Greta Hana
-Hugo Ines Ivan Jonas Julia Kenji Lan Leila Linh Lucas Mai Marta Mei Minh Nadia Nils Noor Olga Omar Paula Quang Rafael
-Rosa Samir Sofia Tariq Thomas Uma Victor Wei Yuki Zoe""".split()
-LAST = """Abe Alvarez Arnaud Bauer Becker Castro Cho Costa Dao Dubois Eder Farouk Fischer Garcia Ghali Haas Hoang Ito
-Jansen Kato Keller Khan Laurent Lehmann Lopez Mansour Meyer Mori Moreau Nakata Nguyen Novak Okafor Ortiz Pham Petit
-Quint Ramos Renard Roth Saito Santos Silva Stein Tanaka Tran Ueda Vargas Vidal Wagner Wang Yamada Zhang""".split()
+FIRST = """
+Ada Ahmed Aiko Akira Amara Anh Beatriz Bruno Carla Chen Clara Dalia Diego Elena Emil Fatima Felix
+Greta Hana Hugo Ines Ivan Jonas Julia Kenji Lan Leila Linh Lucas Mai Marta Mei Minh Nadia Nils Noor
+Olga Omar Paula Quang Rafael Rosa Samir Sofia Tariq Thomas Uma Victor Wei Yuki Zoe
+""".split()
+LAST = """
+Abe Alvarez Arnaud Bauer Becker Castro Cho Costa Dao Dubois Eder Farouk Fischer Garcia Ghali Haas
+Hoang Ito Jansen Kato Keller Khan Laurent Lehmann Lopez Mansour Meyer Mori Moreau Nakata Nguyen
+Novak Okafor Ortiz Pham Petit Quint Ramos Renard Roth Saito Santos Silva Stein Tanaka Tran Ueda
+Vargas Vidal Wagner Wang Yamada Zhang
+""".split()
 
 
 @dataclass(frozen=True)

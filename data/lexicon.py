@@ -1,8 +1,8 @@
 """Words a question: fills a phrasing of its shape with the nouns and predicates of one language.
 
-A lexicon file (lexicon/en.toml explains the format) has the phrasings of each shape, the noun forms of each table and
-column, and for each column the predicates that conditions are made of. Conditions nest: "were written by authors who
-{a}" takes a condition on authors.
+A lexicon file (lexicon/en.toml explains the format) has the phrasings of each shape, the noun
+forms of each table and column, and for each column the predicates that conditions are made of.
+Conditions nest: "were written by authors who {a}" takes a condition on authors.
 """
 
 import random
@@ -10,13 +10,15 @@ import re
 import tomllib
 from pathlib import Path
 
-from data.shapes import Condition, Question, Superlative
+from data.draw import Condition, Question, Superlative
 
 HERE = Path(__file__).resolve().parent
 
 
 class Forms(str):
-    """A phrase with further forms as attributes: ``f"{noun.pl}"``; printed alone it is its base form."""
+    """A phrase with further forms as attributes: ``f"{noun.pl}"``; printed alone it is its base
+    form.
+    """
 
     def __new__(cls, forms: dict[str, str] | str):
         base = forms if isinstance(forms, str) else forms.get("base", "")
@@ -39,7 +41,8 @@ class Lexicon:
         """One phrasing of the question, chosen by ``rng``."""
         slots = {name: self._slot(question.db, value) for name, value in question.slots.items()}
         text = rng.choice(self.templates[question.shape]).format(**slots)
-        # A relative clause closes with a comma in some languages, and then the sentence may end or go on with another.
+        # A relative clause closes with a comma in some languages, and then the sentence may end or
+        # go on with another.
         text = re.sub(r"(?:\s*,)+\s*([?.,:;!])", r"\1", text)
         return re.sub(r"[^\W\d_]", lambda letter: letter[0].upper(), text, count=1)
 

@@ -8,18 +8,22 @@ NOISE = 1e-6  # a group whose rewards spread less than this has no signal, only 
 
 
 def group_advantages(rewards: Tensor, kind: str = "group", weights: Tensor | None = None) -> Tensor:
-    """Advantages of P groups of G completions. They never cross groups but for the last step of ``per_reward``.
+    """Advantages of P groups of G completions. They never cross groups, but for the last step of
+    ``per_reward``.
 
     Args:
-        rewards: (P, G) float, one scalar each; for ``per_reward`` (P, G, R), the R terms before weighting.
-        kind:
-            ``group``       (r - mean) / (std + 1e-4), std with Bessel's correction (DeepSeekMath, arXiv 2402.03300,
-                            section 4.1.2: outcome supervision)
-            ``centered``    r - mean (Dr. GRPO, arXiv 2503.20783, section 3.2: dividing by the std favours groups that
-                            are nearly all right or all wrong)
-            ``rloo``        r minus the mean of the others = G / (G - 1) * (r - mean) (arXiv 2402.14740, section 3.3)
-            ``per_reward``  each term as in ``group``, weighted and summed, then normalised over the batch (GDPO,
-                            arXiv 2601.05242): a term with a small spread still counts by its weight
+        rewards: (P, G) float, one scalar each; for ``per_reward`` (P, G, R), the R terms before
+            weighting.
+        kind: one of
+
+            - ``group``: (r - mean) / (std + 1e-4), std with Bessel's correction (DeepSeekMath,
+              arXiv 2402.03300, section 4.1.2: outcome supervision)
+            - ``centered``: r - mean (Dr. GRPO, arXiv 2503.20783: dividing by the std favours
+              groups that are nearly all right or all wrong)
+            - ``rloo``: r minus the mean of the others = G / (G - 1) * (r - mean) (arXiv 2402.14740)
+            - ``per_reward``: each term as in ``group``, weighted and summed, then normalised over
+              the batch (GDPO, arXiv 2601.05242): a term with a small spread still counts by its
+              weight
         weights: (R,) for ``per_reward``.
 
     Returns:

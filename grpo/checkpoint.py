@@ -1,7 +1,9 @@
-"""What a run writes so that it survives anything: whole files only, each written aside and then renamed.
+"""What a run writes so that it survives anything: whole files only, each written aside and then
+renamed.
 
-``checkpoint/state.pt`` holds all that the next step depends on: LoRA weights, optimizer, random generators, step.
-``adapter/`` holds the LoRA weights in PEFT's file format (adapter_config.json, adapter_model.safetensors).
+``checkpoint/state.pt`` holds all that the next step depends on: LoRA weights, optimizer, random
+generators, step. ``adapter/`` holds the LoRA weights in PEFT's file format (adapter_config.json,
+adapter_model.safetensors).
 """
 
 import json
@@ -18,8 +20,8 @@ from sqlenv.errors import UserError
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls ``write`` with a temporary path beside ``path`` and renames the result: a full disk or a kill leaves the
-    previous file as it was.
+    """Calls ``write`` with a temporary path beside ``path`` and renames the result: a full disk or
+    a kill leaves the previous file as it was.
 
     Raises:
         UserError: the file cannot be written; names it, and what became of the one before.
@@ -74,7 +76,9 @@ def load_state(path: Path) -> dict:
 
 
 def save_adapter(model, folder: Path, base: str) -> None:
-    """Writes the LoRA weights so that ``peft.PeftModel.from_pretrained(base_model, folder)`` reads them."""
+    """Writes the LoRA weights so that ``peft.PeftModel.from_pretrained(base_model, folder)`` reads
+    them.
+    """
     layers = dict(lora_layers(model))
     first = next(iter(layers.values()))
     tensors = {

@@ -1,4 +1,6 @@
-"""The settings of a run: one dataclass, a line of explanation each. ``train.py`` makes its options from it."""
+"""The settings of a run: one dataclass, a line of explanation each. ``train.py`` makes its options
+from it.
+"""
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path

@@ -1,10 +1,13 @@
-"""Measures a policy on questions: greedy SQL, run in the sandbox, compared with gold, scored by the encoder.
+"""Measures a policy on questions: greedy SQL, run in the sandbox, compared with gold, scored by
+the encoder.
 
     valid      the SQL runs
     execution  its result equals gold's on the given database (EX)
-    semantic   cosine of question and SQL in the contrastive encoder above the encoder's calibrated threshold
+    semantic   cosine of question and SQL in the contrastive encoder above the encoder's calibrated
+    threshold
 
-A question whose gold query fails has no answer to compare with: it is left out of every share and counted apart.
+A question whose gold query fails has no answer to compare with: it is left out of every share and
+counted apart.
 """
 
 from collections import Counter
@@ -24,7 +27,9 @@ METRICS = ("valid", "execution", "semantic")
 
 @dataclass
 class Prediction:
-    """One question with what the policy answered and how it did; ``gold_ok`` says whether gold itself runs."""
+    """One question with what the policy answered and how it did; ``gold_ok`` says whether gold
+    itself runs.
+    """
 
     db_id: str
     question: str
@@ -46,7 +51,9 @@ def generate(
     batch_size: int = 32,
     progress: str = "",
 ) -> list[str]:
-    """Greedy completions as text, in the order of ``examples``. Prompts of similar length share a batch."""
+    """Greedy completions as text, in the order of ``examples``. Prompts of similar length share a
+    batch.
+    """
     tokens = [prompts(example) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: len(tokens[i]))
     texts = [""] * len(examples)

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from grpo.packing import attention_mask, pack_groups
 
-CHUNK = 1024  # tokens whose logits exist at the same time: 1024 x 128k float32 logits are half a gigabyte
+CHUNK = 1024  # tokens whose logits exist at a time: 1024 x 128k in float32 are half a gigabyte
 
 
 def _chunk_logprobs(hidden: Tensor, head, targets: Tensor, temperature: float, with_entropy: bool):
@@ -28,8 +28,8 @@ def completion_logprobs(
 ):
     """log pi(o_t | q, o_<t) of every completion token, at the temperature that it was sampled with.
 
-    Logits are computed only where a completion token is predicted, a chunk at a time, and recomputed in the backward
-    pass instead of kept.
+    Logits are computed only where a completion token is predicted, a chunk at a time, and
+    recomputed in the backward pass instead of kept.
 
     Args:
         model: a Hugging Face causal language model.
@@ -37,8 +37,8 @@ def completion_logprobs(
         completions: P groups of G lists of token ids, EOS included where it was sampled.
 
     Returns:
-        Tensor (P, G, T) float32, 0 where a completion has no token; with ``with_entropy`` also the entropy of each
-        next-token distribution, (P, G, T) float32 without gradient.
+        Tensor (P, G, T) float32, 0 where a completion has no token; with ``with_entropy`` also the
+        entropy of each next-token distribution, (P, G, T) float32 without gradient.
     """
     packed = pack_groups(prompts, completions, model.device)
     hidden = model.base_model(

@@ -1,8 +1,10 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685): trains a low-rank change to the frozen linear layers of a model.
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): trains a low-rank change to the frozen linear layers of
+a model.
 
-``y = x W^T + (alpha / r) x A^T B^T`` with A (r, in) random and B (out, r) zero, so that training starts at the base
-model exactly. Because the base stays as it is, the reference policy of GRPO costs no second model: it is this one
-with LoRA off. A and B stay float32 whatever the base is: an Adam step of 1e-6 on a bfloat16 weight rounds away.
+``y = x W^T + (alpha / r) x A^T B^T`` with A (r, in) random and B (out, r) zero, so that training
+starts at the base model exactly. Because the base stays as it is, the reference policy of GRPO
+costs no second model: it is this one with LoRA off. A and B stay float32 whatever the base is: an
+Adam step of 1e-6 on a bfloat16 weight rounds away.
 """
 
 import math
@@ -56,7 +58,9 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
 
 
 def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable tensors by name: ``<layer>.lora_A`` (r, in) and ``<layer>.lora_B`` (out, r), float32."""
+    """The trainable tensors by name: ``<layer>.lora_A`` (r, in) and ``<layer>.lora_B`` (out, r),
+    float32.
+    """
     return {
         f"{name}.{part}": getattr(layer, part)
         for name, layer in lora_layers(model)
@@ -67,9 +71,11 @@ def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def add_lora(
     model: nn.Module, rank: int = 16, alpha: float = 32, generator_seed: int = 0
 ) -> nn.Module:
-    """Freezes ``model`` and wraps every linear layer of its decoder blocks (not the output head) in LoRA, in place.
+    """Freezes ``model`` and wraps every linear layer of its decoder blocks (not the output head)
+    in LoRA, in place.
 
-    The random A matrices come from ``generator_seed`` alone, whatever the state of the global generator.
+    The random A matrices come from ``generator_seed`` alone, whatever the state of the global
+    generator.
     """
     model.requires_grad_(False)
     head = model.get_output_embeddings()
@@ -101,7 +107,8 @@ def lora_disabled(model: nn.Module):
 
 @contextmanager
 def lora_folded(model: nn.Module):
-    """Within it every layer multiplies by one matrix, a *copy* with the update folded in: for sampling.
+    """Within it every layer multiplies by one matrix, a *copy* with the update folded in: for
+    sampling.
 
     The base weights are never added to and subtracted from, which would drift in bfloat16.
     """

@@ -2,9 +2,9 @@
 
     L = - sum_it w_it [ min(ratio_it A_i, clip(ratio_it, 1 - e_low, 1 + e_high) A_i) - beta KL_it ]
 
-with ratio_it = exp(logp_new - logp_old) (PPO, arXiv 1707.06347, eq. 7; GRPO, arXiv 2402.03300, eq. 3). The weights
-w_it say what the mean is taken over. They are made once for a whole step, so that the loss of a step is the plain sum
-over its micro-batches, however it is split.
+with ratio_it = exp(logp_new - logp_old) (PPO, arXiv 1707.06347, eq. 7; GRPO, arXiv 2402.03300,
+eq. 3). The weights w_it say what the mean is taken over. They are made once for a whole step, so
+that the loss of a step is the plain sum over its micro-batches, however it is split.
 """
 
 import torch
@@ -15,10 +15,14 @@ def token_weights(mask: Tensor, kind: str = "token", max_new_tokens: int | None 
     """w_it, the share of each token in the loss of a step. (P, G, T) bool -> (P, G, T) float32.
 
     Args:
-        kind:
-            ``token``     1 / (number of completion tokens in the step) (DAPO, arXiv 2503.14476, eq. 8)
-            ``sequence``  1 / (P G length_i): a mean of per-completion means (GRPO, arXiv 2402.03300, eq. 3)
-            ``constant``  1 / (P G max_new_tokens), without any length in it (Dr. GRPO, arXiv 2503.20783, section 3.2)
+        mask: where there is a completion token.
+        kind: one of
+
+            - ``token``: 1 / (completion tokens in the step) (DAPO, arXiv 2503.14476, section 3.3)
+            - ``sequence``: 1 / (P G length_i), a mean of per-completion means (GRPO, arXiv
+              2402.03300, eq. 3)
+            - ``constant``: 1 / (P G max_new_tokens), without any length in it (Dr. GRPO, arXiv
+              2503.20783)
         max_new_tokens: for ``constant``.
     """
     count, size = mask.shape[:2]
@@ -35,10 +39,14 @@ def token_weights(mask: Tensor, kind: str = "token", max_new_tokens: int | None 
 def token_kl(logprobs: Tensor, reference: Tensor, kind: str, ratio: Tensor) -> Tensor:
     """Estimators of the KL divergence per token, as loss terms. All tensors (P, G, T) float32.
 
-    With d = log pi - log pi_ref: ``k1`` d, ``k2`` d^2 / 2, ``k3`` exp(-d) + d - 1 (Schulman 2020, "Approximating KL
-    divergence"). What matters in a loss is the gradient: E[grad k1] = 0, E[grad k2] = grad KL(pi || ref),
-    E[grad k3] = grad KL(ref || pi). ``k3iw``, k3 times the importance ratio, has grad KL(pi || ref) (DeepSeek-V3.2,
-    arXiv 2512.02556, section 3.1).
+    With d = log pi - log pi_ref: ``k1`` is d, ``k2`` is d^2 / 2, ``k3`` is exp(-d) + d - 1
+    (Schulman 2020, "Approximating KL divergence"). What matters in a loss is the gradient:
+    E[grad k1] = 0, E[grad k2] = grad KL(pi || ref) and E[grad k3] = grad KL(ref || pi).
+    ``k3iw``, k3 times the importance ratio, has grad KL(pi || ref) (DeepSeek-V3.2, arXiv
+    2512.02556, section 3.1).
+
+    Raises:
+        ValueError: ``kind`` is unknown.
     """
     delta = logprobs - reference
     if kind == "k1":
@@ -68,17 +76,19 @@ def policy_loss(
 
     Args:
         logprobs: (P, G, T) float32 with gradient, under the policy.
-        old_logprobs: (P, G, T), under the policy that sampled; on policy (one update per batch) ``logprobs.detach()``,
-            so that the ratio is 1 and the gradient is REINFORCE's, -A grad log pi.
+        old_logprobs: (P, G, T), under the policy that sampled. On policy (one update per batch) it
+            is ``logprobs.detach()``: the ratio is 1 and the gradient REINFORCE's, -A grad log pi.
         advantages: (P, G).
         weights: (P, G, T) from ``token_weights`` of the whole step; 0 masks a token out.
-        reference: (P, G, T) under the frozen reference; unused when ``beta`` is 0.
+        reference: (P, G, T) under the frozen reference; None where ``beta`` is 0.
         beta: weight of the KL term.
-        epsilon_low, epsilon_high: clipping range of the ratio; a larger ``epsilon_high`` is DAPO's clip-higher.
+        kl: estimator of the KL term, see ``token_kl``.
+        epsilon_low, epsilon_high: the ratio is clipped to [1 - low, 1 + high]; a larger high is
+            DAPO's clip-higher.
 
     Returns:
-        The loss (scalar) and sums over its tokens, without gradient and weighted like the loss: ``kl`` (k3, always a
-        number >= 0), ``clip_low``, ``clip_high`` (shares of clipped tokens).
+        The loss (scalar), and sums over its tokens, without gradient and weighted like the loss:
+        ``kl`` (k3, never below 0), ``clip_low`` and ``clip_high`` (shares of clipped tokens).
     """
     ratio = torch.exp(logprobs - old_logprobs)
     clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)

@@ -1,4 +1,6 @@
-"""Loads a policy: a Hugging Face causal language model with its tokenizer, and what ends its answers."""
+"""Loads a policy: a Hugging Face causal language model with its tokenizer, and what ends its
+answers.
+"""
 
 import os
 from dataclasses import dataclass
@@ -26,7 +28,9 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
 
 
 def end_tokens(model, tokenizer) -> set[int]:
-    """Every id that the model's generation settings, its configuration or its tokenizer calls end of sequence."""
+    """Every id that the model's generation settings, its configuration or its tokenizer calls end
+    of sequence.
+    """
     ids = {tokenizer.eos_token_id}
     for settings in (model.generation_config, model.config):
         value = settings.eos_token_id
@@ -38,7 +42,8 @@ def load_policy(path: str, device: str = "cpu", dtype: str = "auto") -> Policy:
     """Loads a model directory or hub id.
 
     Raises:
-        UserError: the directory is missing or has no model or no tokenizer, or the hub cannot be reached.
+        UserError: the directory is missing or has no model or no tokenizer, or the hub cannot be
+        reached.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,13 +1,14 @@
-"""One row per prompt: the prompt once, then all of its completions, told apart by an attention mask.
+"""One row per prompt: the prompt once, then all of its completions, told apart by a mask.
 
 A group shares its prompt. Instead of G rows that each repeat it, a group is one row
 
     prompt ........ | completion 0 ... | completion 1 ... | padding
 
-in which every token knows its owner: PROMPT, a completion's number, or PADDING. A token attends to the prompt and to
-its own completion, up to itself; its position counts as if the other completions were not there. The model computes
-the same numbers as with G separate rows, for P * (L + G * T) tokens instead of P * G * (L + T). Any Hugging Face
-decoder that takes a four-dimensional attention mask and position ids can do this.
+in which every token knows its owner: PROMPT, a completion's number, or PADDING. A token attends
+to the prompt and to its own completion, up to itself; its position counts as if the other
+completions were not there. The model computes the same numbers as with G separate rows, for
+P (L + G T) tokens instead of P G (L + T). Any Hugging Face decoder that takes a four-dimensional
+attention mask and position ids can do this.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Packed:
 
     Attributes:
         ids, positions, owners: (P, S) int64.
-        predictors: (P, G, T) int64, the index in the row of the token whose output predicts completion token t.
+        predictors: (P, G, T) int64, index in the row of the token that predicts completion token t.
         targets: (P, G, T) int64, the completion tokens, 0 where there is none.
         mask: (P, G, T) bool, where there is a completion token.
     """
@@ -38,13 +39,19 @@ class Packed:
 
 
 def visible(query_owners: Tensor, key_owners: Tensor) -> Tensor:
-    """Which key a query may see by ownership: the prompt's and its own. (P, Q), (P, K) -> (P, Q, K) bool."""
+    """Which key a query may see by ownership: the prompt's and its own.
+
+    (P, Q), (P, K) -> (P, Q, K) bool.
+    """
     keys = key_owners[:, None, :]
     return (keys == PROMPT) | ((keys == query_owners[:, :, None]) & (keys != PADDING))
 
 
 def attention_mask(owners: Tensor, dtype: torch.dtype) -> Tensor:
-    """The additive mask of packed rows: 0 where a token may look, -inf elsewhere. (P, S) -> (P, 1, S, S)."""
+    """The additive mask of packed rows: 0 where a token may look, -inf elsewhere.
+
+    (P, S) -> (P, 1, S, S).
+    """
     size = owners.shape[1]
     index = torch.arange(size, device=owners.device)
     allowed = visible(owners, owners) & (index[None, :] <= index[:, None])
@@ -66,7 +73,8 @@ def pack_groups(
 ) -> Packed:
     """Packs P prompts with G completions each; lengths are free, every group has the same G.
 
-    The masks come from the lengths, never from token ids: an EOS that doubles as padding token stays in.
+    The masks come from the lengths, never from token ids: an EOS that doubles as padding token
+    stays in.
     """
     rows = [
         prompt + [token for one in group for token in one]

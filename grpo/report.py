@@ -78,7 +78,9 @@ def before_after_table(summary: dict) -> str:
 
 
 def plot_curves(path: Path, metrics: list[dict]) -> None:
-    """Draws reward, its parts, KL and entropy over the steps; light lines are steps, bold ones running means."""
+    """Draws reward, its parts, KL and entropy over the steps; light lines are steps, bold ones
+    running means.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,7 +1,8 @@
 """The four rewards of the paper: execution, syntax, schema match and semantic agreement.
 
-All are in [0, 1]. The weights must keep the order that matters: no wrong SQL may ever score above a right one, so
-what the auxiliary terms can add to a wrong answer stays below what execution adds to a right one.
+All are in [0, 1]. The weights must keep the order that matters: no wrong SQL may ever score above
+a right one, so what the auxiliary terms can add to a wrong answer stays below what execution adds
+to a right one.
 """
 
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ WEIGHTS = {"execution": 1.0, "syntax": 0.1, "schema": 0.2, "semantic": 0.3}
 
 
 def check_weights(weights: dict[str, float]) -> None:
-    """Refuses weights under which a wrong answer could beat a right one, or that name an unknown reward.
+    """Refuses weights under which a wrong answer could beat a right one, or that name an unknown
+    reward.
 
-    A right answer runs, so it has execution and syntax in full. A wrong one can have at most all the others.
+    A right answer runs, so it has execution and syntax in full. A wrong one can have at most all
+    the others.
     """
     unknown = sorted(set(weights) - set(WEIGHTS))
     if unknown:
@@ -132,7 +135,9 @@ class Rewards:
         ]
 
     def _semantic(self, examples, judged) -> list[float]:
-        """Only SQL that runs is looked at, and only the SQL: prose around it cannot please the encoder."""
+        """Only SQL that runs is looked at, and only the SQL: prose around it cannot please the
+        encoder.
+        """
         scores = [0.0] * len(judged)
         valid = [i for i, one in enumerate(judged) if one.valid]
         if valid:

@@ -1,8 +1,10 @@
-"""Samples G completions for each prompt, computing and keeping the prompt's keys and values once per group.
+"""Samples G completions for each prompt, computing and keeping the prompt's keys and values once
+per group.
 
-While decoding, a group is one row of the batch, as in training (grpo/packing.py): the row's queries are the newest
-tokens of its completions, its keys are the prompt's followed by everything its completions have written so far, and
-the mask lets each completion see the prompt and itself. Finished completions leave the row, finished prompts the batch.
+While decoding, a group is one row of the batch, as in training (grpo/packing.py): the row's
+queries are the newest tokens of its completions, its keys are the prompt's followed by everything
+its completions have written so far, and the mask lets each completion see the prompt and itself.
+Finished completions leave the row, finished prompts the batch.
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ from grpo.packing import PADDING, PROMPT, additive, attention_mask, visible
 
 
 class _Buffer(DynamicLayer):
-    """Keys and values of one layer in a buffer allocated once, instead of a tensor that grows by concatenation."""
+    """Keys and values of one layer in a buffer allocated once, instead of a tensor that grows by
+    concatenation.
+    """
 
     def __init__(self, capacity: int):
         super().__init__()
@@ -46,8 +50,10 @@ class _Buffer(DynamicLayer):
 
 @dataclass
 class Samples:
-    """What was sampled: ``tokens[p][g]`` token ids with EOS, ``logprobs`` (P, G, T) float32 of each sampled token
-    under the distribution that it was drawn from, ``finished`` (P, G) bool: ended with EOS before the limit."""
+    """What was sampled: ``tokens[p][g]`` token ids with EOS, ``logprobs`` (P, G, T) float32 of
+    each sampled token under the distribution that it was drawn from, ``finished`` (P, G) bool:
+    ended with EOS before the limit.
+    """
 
     tokens: list[list[list[int]]]
     logprobs: Tensor
@@ -55,7 +61,9 @@ class Samples:
 
 
 def _prefill(model, prompts: list[list[int]], capacity: int) -> tuple[Cache, Tensor, Tensor]:
-    """Runs each prompt once. Returns the cache, the owners of its slots (P, L) and the first logits (P, V)."""
+    """Runs each prompt once. Returns the cache, the owners of its slots (P, L) and the first
+    logits (P, V).
+    """
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     size = int(lengths.max())
     ids = torch.tensor(
@@ -78,7 +86,9 @@ def _prefill(model, prompts: list[list[int]], capacity: int) -> tuple[Cache, Ten
 def _draw(
     logits: Tensor, temperature: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Next tokens and their log-probabilities: (..., V) -> (...), (...). Temperature 0 takes the likeliest."""
+    """Next tokens and their log-probabilities: (..., V) -> (...), (...). Temperature 0 takes the
+    likeliest.
+    """
     logprobs = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
     if temperature == 0:
         tokens = logprobs.argmax(-1)
@@ -104,7 +114,8 @@ def sample_groups(
         model: a Hugging Face decoder in eval mode (dropout would make the samples off-policy).
         prompts: P lists of token ids.
         eos_ids: any of these ends a completion and is its last token.
-        temperature: of the softmax sampled from, with no top-k and no top-p, so that log-probabilities computed later
+        temperature: of the softmax sampled from, with no top-k and no top-p, so that log-
+            probabilities computed later
             at the same temperature are those of this very distribution; 0 is greedy decoding.
     """
     device, count = model.device, len(prompts)
@@ -145,7 +156,9 @@ def sample_groups(
 
 
 def _leave(rows: Tensor, active: Tensor, drawn: Tensor, owners: Tensor, cache: Cache):
-    """Takes finished completions out of their rows, and finished prompts out of the batch once a quarter is done."""
+    """Takes finished completions out of their rows, and finished prompts out of the batch once a
+    quarter is done.
+    """
     running = (active != PADDING).sum(1)  # (R,)
     if (running == 0).sum() * 4 >= len(rows):
         keep = running.nonzero()[:, 0]

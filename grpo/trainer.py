@@ -1,7 +1,8 @@
-"""The training loop of GRPO: sample groups, reward, compare within the group, take one step. Nothing is hidden.
+"""The training loop of GRPO: sample groups, reward, compare within the group, take one step.
+Nothing is hidden.
 
-One batch of prompts gives one optimizer step (on policy): the policy that sampled is the one that is updated, so the
-old log-probabilities are the new ones without gradient.
+One batch of prompts gives one optimizer step (on policy): the policy that sampled is the one that
+is updated, so the old log-probabilities are the new ones without gradient.
 """
 
 import time
@@ -44,7 +45,9 @@ class Trainer:
         return max(0.0, min(1.0, rising, falling))
 
     def batch(self, step: int) -> list[Example]:
-        """The examples of a step: each epoch is a fresh permutation, a function of the seed and the epoch alone."""
+        """The examples of a step: each epoch is a fresh permutation, a function of the seed and
+        the epoch alone.
+        """
         size, count = self.config.prompts_per_step, len(self.examples)
         picked = []
         for position in range(step * size, (step + 1) * size):
@@ -173,7 +176,9 @@ class Trainer:
         }
 
     def state_dict(self) -> dict:
-        """LoRA weights, optimizer, schedule, random generator and step: all that the next step depends on."""
+        """LoRA weights, optimizer, schedule, random generator and step: all that the next step
+        depends on.
+        """
         return {
             "step": self.step,
             "config": self.config.to_dict(),

@@ -1,8 +1,9 @@
 """Supervised warm start: trains the small policy from scratch until it knows the task imperfectly.
 
-Reinforcement learning from a model that never gets a reward cannot start, so the policy first imitates gold on part of
-the train split. Many questions share a schema, so a batch is packed like a GRPO group (grpo/packing.py): one schema,
-then many "question, SQL" continuations that do not see each other.
+Reinforcement learning from a model that never gets a reward cannot start, so the policy first
+imitates gold on part of the train split. Many questions share a schema, so a batch is packed like
+a GRPO group (grpo/packing.py): one schema, then many "question, SQL" continuations that do not see
+each other.
 
     python -m grpo.warmup --output assets/policy
 """
@@ -75,8 +76,10 @@ def small_llama(tokenizer, hidden: int, layers: int) -> LlamaForCausalLM:
 
 
 def swap_literals(question: str, sql: str, pool: list[str], rng: random.Random) -> tuple[str, str]:
-    """The same question about other values: each text literal that stands word for word in both is replaced by one
-    of ``pool`` in both. Teaches to copy literals from the question rather than to remember them."""
+    """The same question about other values: each text literal that stands word for word in both is
+    replaced by one of ``pool`` in both. Teaches to copy literals from the question rather than to
+    remember them.
+    """
     for value in set(re.findall(r"'([^'%]+)'", sql)):
         if question.count(value) == 1:
             other = rng.choice(pool)
@@ -85,7 +88,9 @@ def swap_literals(question: str, sql: str, pool: list[str], rng: random.Random) 
 
 
 def shuffled_schema(example: Example, rng: random.Random) -> str:
-    """The schema text with tables and columns in random order, so that names count and places do not."""
+    """The schema text with tables and columns in random order, so that names count and places do
+    not.
+    """
     schema = load_schema(example.db_path)
     tables = [
         replace(table, columns=tuple(rng.sample(table.columns, len(table.columns))))
@@ -95,7 +100,9 @@ def shuffled_schema(example: Example, rng: random.Random) -> str:
 
 
 class Packs:
-    """Endless batches of (schemas, continuations, how many tokens of each continuation are the question)."""
+    """Endless batches of (schemas, continuations, how many tokens of each continuation are the
+    question).
+    """
 
     def __init__(
         self, examples: list[Example], tokenizer, rows: int, size: int, rng: random.Random
@@ -141,7 +148,9 @@ class Packs:
 def supervised_loss(
     logprobs: Tensor, groups: list[list[list[int]]], asked: Tensor, question_weight: float
 ) -> Tensor:
-    """Mean negative log-likelihood of the SQL tokens, plus ``question_weight`` times that of the question's."""
+    """Mean negative log-likelihood of the SQL tokens, plus ``question_weight`` times that of the
+    question's.
+    """
     lengths = torch.tensor([[len(one) for one in group] for group in groups])  # (P, G)
     index = torch.arange(logprobs.shape[-1])
     question = index < asked[..., None]  # (P, G, T)
@@ -186,9 +195,8 @@ def warmup(arguments: argparse.Namespace) -> None:
     part = range(int(len(parallel[0]) * arguments.share))  # the same SQL in every language
     examples = [examples[i] for examples in parallel for i in part]
     model = small_llama(tokenizer, arguments.hidden, arguments.layers)
-    print(
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {len(examples)} examples"
-    )
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{size:.1f} M parameters, {len(examples)} examples")
     packs = Packs(examples, tokenizer, arguments.rows, arguments.per_row, rng)
     train(model, packs, arguments.steps, arguments.lr, arguments.question_weight, "warm-up")
     model = model.to(torch.bfloat16)

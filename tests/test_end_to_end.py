@@ -1,4 +1,6 @@
-"""The command lines, as a user runs them, with the shipped policy and encoder: a few steps, a kill, a resume, errors."""
+"""The command lines, as a user runs them, with the shipped policy and encoder: a few steps, a
+kill, a resume, errors.
+"""
 
 import json
 import os
@@ -87,7 +89,9 @@ def test_a_run_writes_what_the_design_lists(finished):
 
 
 def test_resume_after_kill_9_gives_the_same_numbers(finished, tmp_path):
-    """Killed once the third step is written: the last checkpoint is step 2, and steps 3 and 4 are taken again."""
+    """Killed once the third step is written: the last checkpoint is step 2, and steps 3 and 4 are
+    taken again.
+    """
     folder = tmp_path / "killed"
     process = subprocess.Popen(
         train_command(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -140,7 +144,9 @@ def test_ctrl_c_saves_and_says_how_to_resume(finished, tmp_path):
 
 
 def test_evaluate_a_run_and_its_predictions_file(finished, tmp_path, capsys):
-    """The adapter on disk gives what the run measured, and scoring the saved predictions gives the same again."""
+    """The adapter on disk gives what the run measured, and scoring the saved predictions gives the
+    same again.
+    """
     report, predictions = tmp_path / "out.json", tmp_path / "predictions.jsonl"
     assert (
         evaluate.main(

@@ -1,4 +1,6 @@
-"""The packed computation (prompt once per group) gives the numbers of the naive one, and the sampler agrees with it."""
+"""The packed computation (prompt once per group) gives the numbers of the naive one, and the
+sampler agrees with it.
+"""
 
 import pytest
 import torch
@@ -90,7 +92,9 @@ def test_entropy_is_that_of_the_next_token_distribution():
 
 
 def test_mask_by_hand():
-    """Prompt [5, 6], completions [7] and [8, 9]: token 9 (index 4) sees 0, 1 (prompt), 3, 4 (its own), not 2."""
+    """Prompt [5, 6], completions [7] and [8, 9]: token 9 (index 4) sees 0, 1 (prompt), 3, 4 (its
+    own), not 2.
+    """
     packed = pack_groups([[5, 6]], [[[7], [8, 9]]])
     mask = attention_mask(packed.owners, torch.float32)[0, 0] == 0
     assert mask.int().tolist() == [
@@ -127,7 +131,9 @@ def test_greedy_decoding_equals_generate(kind):
 
 
 def test_sampled_logprobs_are_the_trainers():
-    """Ragged endings (several EOS ids, so that rows and prompts leave early) and a temperature other than 1."""
+    """Ragged endings (several EOS ids, so that rows and prompts leave early) and a temperature
+    other than 1.
+    """
     model = with_lora()
     generator = torch.Generator().manual_seed(3)
     with lora_folded(model):
@@ -143,7 +149,9 @@ def test_sampled_logprobs_are_the_trainers():
 
 
 def test_sampling_follows_the_distribution():
-    """The first token's frequencies over 4,000 draws are the softmax's, within four standard errors."""
+    """The first token's frequencies over 4,000 draws are the softmax's, within four standard
+    errors.
+    """
     model = make()
     probabilities = torch.softmax(model(torch.tensor([PROMPTS[0]])).logits[0, -1].float(), -1)
     generator = torch.Generator().manual_seed(0)
@@ -156,7 +164,9 @@ def test_sampling_follows_the_distribution():
 
 
 def test_lora_by_hand():
-    """Base weight [[1, 2]], A = [[1, 1]], B = [[0.5]], alpha / r = 2: y = x1 + 2 x2 + 2 * 0.5 * (x1 + x2)."""
+    """Base weight [[1, 2]], A = [[1, 1]], B = [[0.5]], alpha / r = 2: y = x1 + 2 x2 + 2 * 0.5 *
+    (x1 + x2).
+    """
     model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
     model.get_output_embeddings = lambda: None
     add_lora(model, rank=1, alpha=2)
