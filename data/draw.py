@@ -160,7 +160,7 @@ class Draw:
         return Condition(table.name, column.name, key, (self.number(table, column),))
 
     def where(self, condition: Condition, tables: list[str], joins: list[str]) -> str:
-        """The condition as SQL; the tables that it joins are appended to ``tables`` and ``joins``."""
+        """The condition as SQL; what it joins is appended to ``tables`` and ``joins``."""
         name = f"[{condition.table}].{condition.column}"
         if condition.key in ("by", "link"):
             reference = next(

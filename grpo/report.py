@@ -1,4 +1,4 @@
-"""What a run shows and writes: metrics.jsonl, curves.png, summary.json and the before/after table."""
+"""What a run shows and writes: metrics.jsonl, curves.png and the before/after table."""
 
 import json
 from pathlib import Path
@@ -61,9 +61,11 @@ def before_after_table(summary: dict) -> str:
     for lang, metrics in summary["before"].items():
         for metric, before in metrics.items():
             difference = summary["difference"][lang][metric]
-            signed = "{value:+.1f} ({low:+.1f} to {high:+.1f})".format(
-                **{key: 100 * difference[key] for key in ("value", "low", "high")}
-            )
+            signed = "-"
+            if difference["value"] is not None:
+                signed = "{value:+.1f} ({low:+.1f} to {high:+.1f})".format(
+                    **{key: 100 * difference[key] for key in ("value", "low", "high")}
+                )
             rows.append(
                 (
                     lang,

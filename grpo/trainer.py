@@ -24,7 +24,7 @@ from sqlenv import Example
 
 
 class Trainer:
-    """Trains the LoRA weights of a policy. All state that a step depends on is in ``state_dict``."""
+    """Trains the LoRA weights of a policy. ``state_dict`` has all that a step depends on."""
 
     def __init__(self, policy: Policy, rewards: Rewards, examples: list[Example], config: Config):
         self.policy, self.rewards, self.examples, self.config = policy, rewards, examples, config

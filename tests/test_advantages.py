@@ -1,0 +1,284 @@
+"""The baseline of GRPO by hand: each kind of advantage on a few numbers, and what must always hold."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo.advantages import group_advantages
+
+KINDS = ("group", "centered", "rloo")
+EIGHTHS = st.integers(-16, 16).map(lambda n: n / 8)  # rewards that float32 holds exactly
+
+
+@st.composite
+def groups(draw, terms: int | None = None):
+    """Rewards (P, G), or (P, G, R) with ``terms``: up to 3 groups of 2 to 6 completions."""
+    shape = (draw(st.integers(1, 3)), draw(st.integers(2, 6)), *([terms] if terms else []))
+    count = torch.Size(shape).numel()
+    return torch.tensor(draw(st.lists(EIGHTHS, min_size=count, max_size=count))).reshape(shape)
+
+
+def close(found: torch.Tensor, expected, atol: float = 1e-5) -> bool:
+    expected = torch.as_tensor(expected)
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=atol)
+
+
+# --------------------------------------------------------------------------------- by hand
+
+
+def test_group_by_hand():
+    """[3, 1, 2]: mean 2, deviations 1, -1, 0, std sqrt((1 + 1 + 0) / 2) = 1, so 1 / 1.0001.
+    [0, 0, 6]: mean 2, deviations -2, -2, 4, std sqrt((4 + 4 + 16) / 2) = 3.464102,
+    so -2 / 3.464202 = -0.577334 and 4 / 3.464202 = 1.154667.
+
+    With the population's std (divided by 3, not 2) the first would be 1.2246.
+    """
+    found = group_advantages(torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 6.0]]), "group")
+    assert close(found, [[0.99990, -0.99990, 0.0], [-0.577334, -0.577334, 1.154667]])
+
+
+def test_the_kind_is_group_if_none_is_named():
+    rewards = torch.tensor([[3.0, 1.0, 2.0]])
+    assert torch.equal(group_advantages(rewards), group_advantages(rewards, "group"))
+
+
+def test_group_of_two_is_plus_minus_one_over_root_two_whatever_the_rewards():
+    """[1, 0]: deviations +-0.5, std sqrt(0.5 / 1) = 0.707107, 0.5 / 0.707207 = 0.707007.
+    [0.51, 0.5] differ a hundred times less, and only epsilon tells:
+    0.005 / (0.00707107 + 0.0001) = 0.697246. That is the bias that ``centered`` is without.
+    """
+    found = group_advantages(torch.tensor([[1.0, 0.0], [0.51, 0.5]]), "group")
+    assert close(found, [[0.707007, -0.707007], [0.697246, -0.697246]], atol=2e-5)
+
+
+def test_centered_by_hand():
+    """[3, 1, 2] has mean 2; [0, 0, 6] has mean 2; [1, 0, 0] has mean 1/3."""
+    rewards = torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 6.0], [1.0, 0.0, 0.0]])
+    expected = [[1.0, -1.0, 0.0], [-2.0, -2.0, 4.0], [2 / 3, -1 / 3, -1 / 3]]
+    assert close(group_advantages(rewards, "centered"), expected)
+
+
+def test_rloo_by_hand():
+    """[3, 1, 2]: 3 - (1 + 2) / 2 = 1.5, 1 - (3 + 2) / 2 = -1.5, 2 - (3 + 1) / 2 = 0.
+    [0, 0, 6]: 0 - (0 + 6) / 2 = -3, the same, 6 - 0 = 6.
+    """
+    found = group_advantages(torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 6.0]]), "rloo")
+    assert close(found, [[1.5, -1.5, 0.0], [-3.0, -3.0, 6.0]])
+
+
+def test_per_reward_by_hand():
+    """Two groups of two completions with two terms, weights 1 and 0.5.
+
+    Each term within its group (in a group of two: half the difference / (difference / sqrt 2)):
+
+                  term 0                            term 1
+        group 0   [1, 0]: +-0.5 / 0.707207          [0.2, 0.4]: -+0.1 / 0.141521
+                  = +-0.707007                      = -+0.706608
+        group 1   [0, 0]: 0                         [0.5, 0.1]: +-0.2 / 0.282943 = +-0.706857
+
+    Weighted: group 0 +-(0.707007 - 0.353304) = +-0.353703, group 1 +-0.353428.
+    Over the batch: mean 0, std sqrt(2 (0.353703^2 + 0.353428^2) / 3) = 0.408262, so the first
+    is 0.353703 / 0.408362 = 0.866150 and the second 0.353428 / 0.408362 = 0.865477.
+
+    Weighted first and normalised after, as ``group`` does it, term 1 would weigh next to nothing
+    in group 0: there its spread is 0.2 against 1.
+    """
+    rewards = torch.tensor([[[1.0, 0.2], [0.0, 0.4]], [[0.0, 0.5], [0.0, 0.1]]])
+    found = group_advantages(rewards, "per_reward", torch.tensor([1.0, 0.5]))
+    assert close(found, [[0.866150, -0.866150], [0.865477, -0.865477]])
+
+
+def test_per_reward_lets_weights_decide_whatever_the_spread():
+    """Completion 0 is better by 1 in term 0, completion 1 by 0.01 in term 1. Both are worth one
+    standard deviation, so the larger weight decides: 1 against 2.
+    """
+    rewards = torch.tensor([[[1.0, 0.50], [0.0, 0.51]]])
+    found = group_advantages(rewards, "per_reward", torch.tensor([1.0, 2.0]))
+    assert found[0, 0] < -0.5 and found[0, 1] > 0.5
+    summed = group_advantages(rewards @ torch.tensor([1.0, 2.0]), "group")
+    assert summed[0, 0] > 0.5
+
+
+# ------------------------------------------------------------------------------ no signal
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_rewards_give_exact_zeros(kind):
+    """The mean of six times 1.6 in float32 is not 1.6: that must not become an advantage."""
+    found = group_advantages(torch.full((1, 6), 1.6), kind)
+    assert torch.equal(found, torch.zeros(1, 6))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float_noise_gives_exact_zeros_and_signal_in_the_next_group_stays(kind):
+    """The same four terms added in another order: 1.6 and 1.6000001. Divided by their std they
+    would be advantages of about 1.
+    """
+    terms = torch.tensor([1.0, 0.1, 0.2, 0.3])
+    noisy = torch.stack([(terms[0] + terms[1]) + terms[2] + terms[3], terms.flip(0).sum()])
+    noisy = torch.stack([noisy[0], torch.nextafter(noisy[0], torch.tensor(2.0)), noisy[1]])
+    assert noisy.max() > noisy.min()
+    found = group_advantages(torch.stack([noisy, torch.tensor([1.0, 0.0, 0.0])]), kind)
+    assert torch.equal(found[0], torch.zeros(3))
+    assert found[1, 0] > 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float_noise_of_large_rewards_is_noise_too(kind):
+    """Weights may be large: next to 130 the neighbouring float32 is 1.5e-5 away."""
+    one = torch.tensor(130.3)
+    rewards = torch.stack([one, one, torch.nextafter(one, torch.tensor(200.0))])[None]
+    assert rewards.max() > rewards.min()
+    assert torch.equal(group_advantages(rewards, kind), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_small_difference_is_not_noise(kind):
+    """One thousandth of a reward is signal: it is what a schema or semantic score differs by."""
+    found = group_advantages(torch.tensor([[1.0, 1.001]]), kind)
+    assert found[0, 0] < 0 < found[0, 1]
+
+
+def test_per_reward_without_any_signal_is_exactly_zero():
+    rewards = torch.tensor([[[0.3, 1.0]] * 3, [[0.7, 0.1]] * 3])
+    found = group_advantages(rewards, "per_reward", torch.tensor([1.0, 0.5]))
+    assert torch.equal(found, torch.zeros(2, 3))
+
+
+def test_per_reward_ignores_a_term_that_is_float_noise():
+    """Term 1 differs by one ulp; a third of its weight in noise would be an advantage of 1/3."""
+    noise = torch.nextafter(torch.tensor(0.3), torch.tensor(1.0)).item()
+    quiet = torch.tensor([[[1.0, 0.3], [0.0, 0.3], [0.0, 0.3]]])
+    noisy = torch.tensor([[[1.0, 0.3], [0.0, noise], [0.0, 0.3]]])
+    weights = torch.tensor([1.0, 0.5])
+    assert torch.equal(
+        group_advantages(noisy, "per_reward", weights),
+        group_advantages(quiet, "per_reward", weights),
+    )
+
+
+def test_per_reward_gives_a_tied_group_exact_zeros_beside_groups_with_signal():
+    """The first group is tied in every term. Centring over the batch must leave it at zero,
+    although the mean over the batch is zero only up to float noise.
+    """
+    rewards = torch.tensor([[[0.3]] * 3, [[1.0], [0.0], [0.2]], [[0.7], [0.1], [0.2]]])
+    found = group_advantages(rewards, "per_reward", torch.tensor([1.0]))
+    assert torch.equal(found[0], torch.zeros(3))
+    assert found[1, 0] > 0.5 and found[2, 0] > 0.5
+
+
+# --------------------------------------------------------------------------- what always holds
+
+
+@given(groups(), st.data())
+def test_permuting_a_group_permutes_its_advantages(rewards, data):
+    order = data.draw(st.permutations(range(rewards.shape[1])))
+    for kind in KINDS:
+        found = group_advantages(rewards[:, order], kind)
+        assert close(found, group_advantages(rewards, kind)[:, order])
+
+
+@given(groups(), EIGHTHS)
+def test_adding_a_constant_changes_nothing(rewards, shift):
+    for kind in KINDS:
+        assert close(group_advantages(rewards + shift, kind), group_advantages(rewards, kind))
+
+
+@given(groups(), st.sampled_from([0.5, 2.0, 4.0, 16.0]))
+def test_a_factor_goes_through_but_for_group(rewards, factor):
+    """``group`` divides it out again, up to epsilon: std is at least 0.05 here, epsilon 1e-4."""
+    for kind in ("centered", "rloo"):
+        expected = group_advantages(rewards, kind) * factor
+        assert close(group_advantages(rewards * factor, kind), expected, atol=1e-4)
+    found, expected = group_advantages(rewards * factor), group_advantages(rewards)
+    assert torch.allclose(found, expected, rtol=0.01, atol=1e-5)
+
+
+@given(groups(), EIGHTHS)
+def test_a_negative_factor_turns_the_signs(rewards, shift):
+    for kind in KINDS:
+        assert close(group_advantages(-rewards, kind), -group_advantages(rewards, kind))
+
+
+@given(groups(), groups())
+def test_advantages_do_not_cross_groups(rewards, others):
+    """Alone, or with whatever other groups before and after it, a group gets the same."""
+    size = min(rewards.shape[1], others.shape[1])
+    rewards, others = rewards[:, :size], others[:, :size]
+    for kind in KINDS:
+        alone = torch.cat([group_advantages(row[None], kind) for row in rewards])
+        together = group_advantages(torch.cat([others, rewards, 3 - others]), kind)
+        assert close(together[len(others) : len(others) + len(rewards)], alone)
+
+
+@given(groups())
+def test_advantages_of_a_group_sum_to_zero(rewards):
+    for kind in KINDS:
+        assert group_advantages(rewards, kind).sum(dim=1).abs().max() < 1e-4
+
+
+@given(groups())
+def test_better_rewards_have_larger_advantages(rewards):
+    for kind in KINDS:
+        found = group_advantages(rewards, kind)
+        for row, advantages in zip(rewards.tolist(), found.tolist()):
+            pairs = list(zip(row, advantages))
+            assert all(a > b for r, a in pairs for s, b in pairs if r > s)
+
+
+@given(groups())
+def test_rloo_is_the_reward_minus_the_mean_of_the_others(rewards):
+    naive = [
+        [reward - sum(row[:i] + row[i + 1 :]) / (len(row) - 1) for i, reward in enumerate(row)]
+        for row in rewards.tolist()
+    ]
+    assert close(group_advantages(rewards, "rloo"), naive)
+
+
+@given(groups(terms=2), st.data())
+@settings(deadline=None)
+def test_per_reward_invariants(rewards, data):
+    """Within a group: permuting it permutes, the sum is 0; over the batch: the std is 1 where
+    there is signal at all; a shift of any term of any group changes nothing.
+    """
+    weights = torch.tensor([1.0, 0.5])
+    found = group_advantages(rewards, "per_reward", weights)
+    assert found.sum(dim=1).abs().max() < 1e-4
+    assert found.abs().max() < 1e-6 or abs(found.std() - 1) < 1e-2
+    order = data.draw(st.permutations(range(rewards.shape[1])))
+    assert close(group_advantages(rewards[:, order], "per_reward", weights), found[:, order], 1e-4)
+    shift = torch.tensor(data.draw(st.lists(EIGHTHS, min_size=2, max_size=2)))
+    assert close(group_advantages(rewards + shift, "per_reward", weights), found, 1e-4)
+
+
+# ---------------------------------------------------------------------------- types and errors
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.bool])
+def test_any_type_of_rewards_gives_float32(dtype):
+    found = group_advantages(torch.tensor([[1, 0]], dtype=dtype), "centered")
+    assert found.dtype == torch.float32 and found.tolist() == [[0.5, -0.5]]
+
+
+def test_the_rewards_are_left_as_they_are():
+    rewards = torch.tensor([[1.0, 0.0], [0.3, 0.3]])
+    for kind in KINDS:
+        group_advantages(rewards, kind)
+    assert rewards.tolist() == torch.tensor([[1.0, 0.0], [0.3, 0.3]]).tolist()
+
+
+@pytest.mark.parametrize("kind", ["group", "rloo"])
+def test_a_group_of_one_has_nothing_to_compare_with(kind):
+    with pytest.raises(ValueError, match="at least 2"):
+        group_advantages(torch.tensor([[1.0], [0.0]]), kind)
+
+
+def test_a_group_of_one_is_an_error_for_per_reward_too():
+    with pytest.raises(ValueError, match="at least 2"):
+        group_advantages(torch.ones(2, 1, 2), "per_reward", torch.ones(2))
+
+
+def test_an_unknown_kind_is_an_error_that_lists_the_kinds():
+    with pytest.raises(ValueError, match="gruop.*group, centered, rloo or per_reward"):
+        group_advantages(torch.tensor([[1.0, 0.0]]), "gruop")

@@ -1,0 +1,447 @@
+"""The GRPO loss by hand, value and gradient; the KL estimators against exact enumeration; and that
+neither micro-batches nor padding change anything.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from grpo.loss import policy_loss, token_kl, token_weights
+
+LN2 = math.log(2)
+KL_KINDS = ("k1", "k2", "k3", "k3iw")
+WEIGHT_KINDS = ("token", "sequence", "constant")
+
+
+def loss_and_gradient(logprobs, old, advantages, weights, *args, **settings):
+    """Loss as a number, its gradient by the log-probs as nested lists, and the statistics."""
+    logprobs = torch.tensor(logprobs, requires_grad=True)
+    old = logprobs.detach() if old is None else torch.tensor(old)
+    loss, stats = policy_loss(
+        logprobs, old, torch.tensor(advantages), torch.tensor(weights), *args, **settings
+    )
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    return loss.item(), gradient, {name: value.item() for name, value in stats.items()}
+
+
+def one_token(ratio: float, advantage: float, **settings):
+    """The same for a single token of weight 1 with this ratio; the gradient is a number."""
+    loss, gradient, stats = loss_and_gradient(
+        [[[math.log(ratio) - 1.0]]], [[[-1.0]]], [[advantage]], [[[1.0]]], **settings
+    )
+    return loss, gradient.item(), stats
+
+
+# --------------------------------------------------------------------------------- weights
+
+MASK = torch.tensor([[[1, 1, 1], [1, 0, 0]], [[1, 1, 0], [1, 1, 0]]], dtype=torch.bool)
+
+
+def test_token_weights_by_hand():
+    """Completions of 3, 1, 2 and 2 tokens: 8 tokens, 1/8 each."""
+    e = 1 / 8
+    expected = [[[e, e, e], [e, 0, 0]], [[e, e, 0], [e, e, 0]]]
+    assert torch.equal(token_weights(MASK, "token"), torch.tensor(expected))
+    assert torch.equal(token_weights(MASK), torch.tensor(expected))
+
+
+def test_sequence_weights_by_hand():
+    """Four completions, 1/4 each, spread over their tokens: 1/12, 1/4, 1/8, 1/8."""
+    a, b, c = 1 / 12, 1 / 4, 1 / 8
+    expected = [[[a, a, a], [b, 0, 0]], [[c, c, 0], [c, c, 0]]]
+    assert torch.allclose(token_weights(MASK, "sequence"), torch.tensor(expected))
+
+
+def test_constant_weights_by_hand():
+    """Four completions that may have 10 tokens: 1/40, however many they have."""
+    expected = MASK * (1 / 40)
+    assert torch.allclose(token_weights(MASK, "constant", 10), expected)
+
+
+def test_weights_sum_to_one_but_for_constant():
+    assert token_weights(MASK, "token").sum() == pytest.approx(1)
+    assert token_weights(MASK, "sequence").sum() == pytest.approx(1)
+    assert token_weights(MASK, "constant", 10).sum() == pytest.approx(8 / 40)
+
+
+@pytest.mark.parametrize("kind", WEIGHT_KINDS)
+def test_completions_without_a_token_weigh_nothing(kind):
+    """Neither an empty completion nor a step without any token divides by zero."""
+    mask = torch.tensor([[[True, True], [False, False]]])
+    found = token_weights(mask, kind, 2)
+    assert found.dtype == torch.float32 and found.isfinite().all()
+    assert found[0, 1].tolist() == [0, 0] and found[0, 0, 0] > 0
+    assert token_weights(torch.zeros(1, 2, 2, dtype=torch.bool), kind, 2).tolist() == [[[0, 0]] * 2]
+
+
+# ------------------------------------------------------------------------- the policy gradient
+
+
+def test_on_policy_the_gradient_is_reinforces():
+    """Completions of 2 and 1 tokens, advantages 1.5 and -3, weights 1/3. All ratios are 1, so
+
+    loss = -(1/3) (1.5 + 1.5 - 3) = 0, and by each log-prob -w A: -(1/3) 1.5 = -0.5 twice,
+    -(1/3) (-3) = 1, and 0 where there is no token.
+    """
+    third = 1 / 3
+    loss, gradient, stats = loss_and_gradient(
+        [[[-1.0, -2.0], [-0.5, 0.0]]], None, [[1.5, -3.0]], [[[third, third], [third, 0.0]]]
+    )
+    assert loss == pytest.approx(0, abs=1e-6)
+    assert torch.allclose(gradient, torch.tensor([[[-0.5, -0.5], [1.0, 0.0]]]))
+    assert stats == {"clip_low": 0, "clip_high": 0}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient", "low", "high"),
+    [
+        # inside [0.8, 1.2]: -ratio A, and as d ratio / d logp = ratio, the gradient is the same
+        (1.1, 2.0, -2.2, -2.2, 0, 0),
+        (1.1, -2.0, 2.2, 2.2, 0, 0),
+        # good and already much likelier: min(3, 2.4) = 2.4, a constant, nothing more to gain
+        (1.5, 2.0, -2.4, 0.0, 0, 1),
+        # good but less likely than before: min(1, 1.6) = 1, still pulled back up
+        (0.5, 2.0, -1.0, -1.0, 0, 0),
+        # bad and already much less likely: min(-1, -1.6) = -1.6, a constant
+        (0.5, -2.0, 1.6, 0.0, 1, 0),
+        # bad but likelier than before: min(-3, -2.4) = -3, pushed down with all its weight
+        (1.5, -2.0, 3.0, 3.0, 0, 0),
+    ],
+)
+def test_clipping_by_hand(ratio, advantage, loss, gradient, low, high):
+    """Clipping takes the gradient away on one side only, the one where the step has been made."""
+    found_loss, found_gradient, stats = one_token(ratio, advantage)
+    assert found_loss == pytest.approx(loss, abs=1e-5)
+    assert found_gradient == pytest.approx(gradient, abs=1e-5)
+    assert stats == {"clip_low": low, "clip_high": high}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (1.3, 2.0, -2.6, -2.6),  # inside 1 + 0.4 still
+        (1.5, 2.0, -2.8, 0.0),  # 1.4 * 2
+        (0.85, -2.0, 1.8, 0.0),  # 0.9 * 2: outside 1 - 0.1
+        (0.95, -2.0, 1.9, 1.9),
+    ],
+)
+def test_the_two_sides_are_clipped_apart(ratio, advantage, loss, gradient):
+    """epsilon_low 0.1, epsilon_high 0.4."""
+    found_loss, found_gradient, _ = one_token(ratio, advantage, epsilon_low=0.1, epsilon_high=0.4)
+    assert found_loss == pytest.approx(loss, abs=1e-5)
+    assert found_gradient == pytest.approx(gradient, abs=1e-5)
+
+
+def test_clip_shares_are_weighted_like_the_loss():
+    """Ratios 2 and 1 with weights 0.75 and 0.25, A = 1: three quarters are clipped above."""
+    _, _, stats = loss_and_gradient([[[LN2, 0.0]]], [[[0.0, 0.0]]], [[1.0]], [[[0.75, 0.25]]])
+    assert stats == {"clip_low": 0, "clip_high": 0.75}
+
+
+def test_a_step_down_the_gradient_makes_good_completions_likelier():
+    _, gradient, _ = loss_and_gradient(
+        [[[-1.0], [-1.0]]], None, [[1.0, -1.0]], [[[0.5], [0.5]]], kl="k1"
+    )
+    assert gradient[0, 0, 0] < 0 < gradient[0, 1, 0]
+
+
+# ------------------------------------------------------------------------------------- KL
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "gradient"),
+    [
+        ("k1", 0.693147, 1.0),  # d; its derivative is 1
+        ("k2", 0.240227, 0.693147),  # d^2 / 2 = 0.480453 / 2; d
+        ("k3", 0.193147, 0.5),  # exp(-d) + d - 1 = 0.5 + 0.693147 - 1; 1 - exp(-d)
+        ("k3iw", 0.193147, 0.693147),  # ratio 1 times the same; k3 + (1 - exp(-d)) = d
+    ],
+)
+def test_kl_by_hand(kind, value, gradient):
+    """pi = 1/2, ref = 1/4: d = ln 2. A = 0, beta = 0.5, and the token weighs 0.8:
+    the loss is + 0.8 * 0.5 * KL.
+    """
+    loss, found, stats = loss_and_gradient(
+        [[[-LN2]]], None, [[0.0]], [[[0.8]]], torch.tensor([[[-2 * LN2]]]), 0.5, kind
+    )
+    assert loss == pytest.approx(0.4 * value, abs=1e-5)
+    assert found.item() == pytest.approx(0.4 * gradient, abs=1e-5)
+    assert stats["kl"] == pytest.approx(0.8 * 0.193147, abs=1e-5)  # always k3
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "gradient"),
+    [("k1", LN2, 1.0), ("k3", 0.193147, 0.5), ("k3iw", 0.386294, 1.386294)],
+)
+def test_only_k3iw_is_weighted_by_the_ratio(kind, value, gradient):
+    """As above, but sampled at 1/4, so the ratio is 2: k3iw = 2 * 0.193147 with gradient
+    2 * (0.193147 + 0.5). Neither is clipped, though 2 > 1.2.
+    """
+    loss, found, _ = loss_and_gradient(
+        [[[-LN2]]], [[[-2 * LN2]]], [[0.0]], [[[1.0]]], torch.tensor([[[-2 * LN2]]]), 1.0, kind
+    )
+    assert loss == pytest.approx(value, abs=1e-5)
+    assert found.item() == pytest.approx(gradient, abs=1e-5)
+
+
+def test_policy_gradient_and_kl_add_up():
+    """A = 2 on policy and beta = 0.1 with k3: loss -2 + 0.1 * 0.193147, gradient -2 + 0.1 * 0.5."""
+    loss, gradient, _ = loss_and_gradient(
+        [[[-LN2]]], None, [[2.0]], [[[1.0]]], torch.tensor([[[-2 * LN2]]]), 0.1, "k3"
+    )
+    assert loss == pytest.approx(-1.9806853, abs=1e-5)
+    assert gradient.item() == pytest.approx(-1.95, abs=1e-5)
+
+
+def test_kl_is_not_clipped_with_the_ratio():
+    """Ratio 1.5 with A = 2 is clipped: its gradient is 0. The KL's, 0.1 * 0.5, stays."""
+    logprob = -LN2
+    loss, gradient, _ = loss_and_gradient(
+        [[[logprob]]],
+        [[[logprob - math.log(1.5)]]],
+        [[2.0]],
+        [[[1.0]]],
+        torch.tensor([[[-2 * LN2]]]),
+        0.1,
+        "k3",
+    )
+    assert loss == pytest.approx(-2.4 + 0.0193147, abs=1e-5)
+    assert gradient.item() == pytest.approx(0.05, abs=1e-5)
+
+
+def test_the_default_kl_is_k3iw():
+    arguments = [[[-LN2]]], [[[-2 * LN2]]], [[0.5]], [[[1.0]]], torch.tensor([[[-3.0]]]), 0.3
+    default, k3iw = loss_and_gradient(*arguments), loss_and_gradient(*arguments, "k3iw")
+    assert default[0] == k3iw[0] and torch.equal(default[1], k3iw[1])
+
+
+def test_without_beta_the_reference_is_only_measured():
+    reference = torch.tensor([[[-2 * LN2]]])
+    loss, gradient, stats = loss_and_gradient([[[-LN2]]], None, [[2.0]], [[[1.0]]], reference)
+    assert loss == -2 and gradient.item() == -2
+    assert stats["kl"] == pytest.approx(0.193147, abs=1e-5)
+    assert "kl" not in loss_and_gradient([[[-LN2]]], None, [[2.0]], [[[1.0]]])[2]
+
+
+def test_a_policy_that_is_its_reference_has_no_kl():
+    logprobs = torch.tensor([[[-0.3, -4.0]]])
+    for kind in KL_KINDS:
+        assert token_kl(logprobs, logprobs, kind, torch.ones(1, 1, 2)).tolist() == [[[0, 0]]]
+
+
+@given(st.floats(-1e-3, 1e-3))
+def test_k3_stays_accurate_and_positive_where_policies_are_close(delta):
+    """exp(-d) + d - 1 is d^2 / 2 - d^3 / 6 + ... : computed naively in float32, noise of 1e-7."""
+    delta = torch.tensor([[[delta]]])
+    k3 = token_kl(delta, torch.zeros(1, 1, 1), "k3", torch.ones(1, 1, 1)).item()
+    exact = delta.item() ** 2 / 2 - delta.item() ** 3 / 6
+    assert k3 == pytest.approx(exact, abs=2e-10)
+
+
+# ----------------------------------------------------------- exact enumeration of three tokens
+
+
+def kl_loss_gradient(theta: Tensor, reference: Tensor, kind: str, behaviour: Tensor) -> Tensor:
+    """The expected gradient of the loss with beta = 1 and A = 0, sampling from ``behaviour``.
+
+    One group whose three completions are the three tokens, each weighted by its probability:
+    so the sum over completions is the expectation itself.
+    """
+    theta = theta.clone().requires_grad_()
+    logprobs = torch.log_softmax(theta, 0)
+    loss, _ = policy_loss(
+        logprobs[None, :, None],
+        behaviour.log()[None, :, None],
+        torch.zeros(1, 3, dtype=theta.dtype),
+        behaviour[None, :, None],
+        reference[None, :, None],
+        1.0,
+        kind,
+    )
+    return torch.autograd.grad(loss, theta)[0]
+
+
+def exact_gradient(theta: Tensor, function) -> Tensor:
+    theta = theta.clone().requires_grad_()
+    return torch.autograd.grad(function(torch.log_softmax(theta, 0)), theta)[0]
+
+
+logits = st.lists(st.floats(-2, 2), min_size=3, max_size=3).map(
+    lambda values: torch.tensor(values, dtype=torch.float64)
+)
+
+
+@given(logits, logits)
+@settings(deadline=None)
+def test_kl_gradients_by_exact_enumeration(theta, reference):
+    """pi = softmax(theta) samples, as in one update a batch. E[grad k1] = 0, E[grad k2] and
+    E[grad k3iw] = grad KL(pi || ref), E[grad k3] = grad KL(ref || pi).
+    """
+    policy, reference = torch.softmax(theta, 0), torch.log_softmax(reference, 0)
+    to_reference = exact_gradient(theta, lambda new: (new.exp() * (new - reference)).sum())
+    from_reference = exact_gradient(theta, lambda new: (reference.exp() * (reference - new)).sum())
+    expected = {
+        "k1": torch.zeros(3, dtype=torch.float64),
+        "k2": to_reference,
+        "k3": from_reference,
+        "k3iw": to_reference,
+    }
+    for kind, gradient in expected.items():
+        found = kl_loss_gradient(theta, reference, kind, policy)
+        assert torch.allclose(found, gradient, atol=1e-9), kind
+
+
+def test_the_enumeration_tells_the_two_kl_directions_apart():
+    """Else the test above would hold for the wrong one as well."""
+    theta = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
+    reference = torch.log_softmax(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), 0)
+    policy = torch.softmax(theta, 0)
+    k2, k3 = (kl_loss_gradient(theta, reference, kind, policy) for kind in ("k2", "k3"))
+    assert (k2 - k3).norm() > 0.1
+
+
+@given(logits, logits, logits)
+@settings(deadline=None)
+def test_k3iw_is_right_off_policy_too(theta, reference, behaviour):
+    """Whoever sampled: the ratio turns the expectation into pi's, and E_pi[k3] = KL(pi || ref)."""
+    behaviour, reference = torch.softmax(behaviour, 0), torch.log_softmax(reference, 0)
+    expected = exact_gradient(theta, lambda new: (new.exp() * (new - reference)).sum())
+    found = kl_loss_gradient(theta, reference, "k3iw", behaviour)
+    assert torch.allclose(found, expected, atol=1e-9)
+
+
+@given(logits, logits)
+@settings(deadline=None)
+def test_expected_values_by_exact_enumeration(theta, reference):
+    """E[k1] = E[k3] = KL(pi || ref); k2 is biased."""
+    new, reference = torch.log_softmax(theta, 0), torch.log_softmax(reference, 0)
+    exact = (new.exp() * (new - reference)).sum()
+    for kind in ("k1", "k3", "k3iw"):
+        values = token_kl(new, reference, kind, torch.ones(3, dtype=torch.float64))
+        assert torch.allclose((new.exp() * values).sum(), exact, atol=1e-9), kind
+
+
+@given(logits, st.lists(st.floats(-2, 2), min_size=3, max_size=3))
+@settings(deadline=None)
+def test_the_policy_gradient_by_exact_enumeration(theta, advantages):
+    """On policy the expected gradient is that of -E_pi[A], A held fixed."""
+    advantages = torch.tensor(advantages, dtype=torch.float64)
+    policy = torch.softmax(theta, 0)
+    leaf = theta.clone().requires_grad_()
+    logprobs = torch.log_softmax(leaf, 0)[None, :, None]
+    loss, _ = policy_loss(logprobs, logprobs.detach(), advantages[None], policy[None, :, None])
+    (found,) = torch.autograd.grad(loss, leaf)
+    assert torch.allclose(
+        found, exact_gradient(theta, lambda new: -(new.exp() * advantages).sum()), atol=1e-9
+    )
+
+
+# ------------------------------------------------------------------- splits, padding and masks
+
+
+def random_step(seed: int, prompts: int):
+    """Log-probs, old ones, advantages, reference and mask (each completion has 1 to 5 tokens)."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = prompts, 3, 5
+    lengths = torch.randint(1, 6, shape[:2], generator=generator)
+    mask = torch.arange(5) < lengths[..., None]
+    logprobs, old, reference = (-torch.rand(shape, generator=generator) * 3 for _ in range(3))
+    return logprobs * mask, old * mask, torch.randn(shape[:2], generator=generator), reference, mask
+
+
+def step_loss(logprobs, old, advantages, reference, weights, kl: str):
+    leaf = logprobs.clone().requires_grad_()
+    loss, stats = policy_loss(leaf, old, advantages, weights, reference, 0.3, kl)
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0], stats
+
+
+@given(
+    st.integers(0, 999), st.integers(1, 6), st.data(), st.sampled_from(WEIGHT_KINDS),
+    st.sampled_from(KL_KINDS),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_micro_batches_change_nothing(seed, prompts, data, kind, kl):
+    """Any split of the prompts, each part cut to its own longest completion as the trainer does:
+    losses, gradients and statistics add up to those of the whole step.
+    """
+    *step, mask = random_step(seed, prompts)
+    weights = token_weights(mask, kind, 8)
+    whole_loss, whole_gradient, whole_stats = step_loss(*step, weights, kl)
+    cuts = sorted(data.draw(st.sets(st.integers(1, prompts - 1)))) if prompts > 1 else []
+    loss, gradient, stats = 0.0, torch.zeros_like(whole_gradient), dict.fromkeys(whole_stats, 0.0)
+    for start, end in zip([0, *cuts], [*cuts, prompts]):
+        size = mask[start:end].sum(-1).max()
+        part = [x[start:end, :, :size] if x.dim() == 3 else x[start:end] for x in (*step, weights)]
+        part_loss, part_gradient, part_stats = step_loss(*part, kl)
+        loss += part_loss
+        gradient[start:end, :, :size] = part_gradient
+        for name, value in part_stats.items():
+            stats[name] += value
+    assert torch.allclose(torch.as_tensor(loss), whole_loss, rtol=0, atol=1e-6)
+    assert torch.allclose(gradient, whole_gradient, rtol=0, atol=1e-6)
+    for name, value in whole_stats.items():
+        assert torch.allclose(torch.as_tensor(stats[name]), value, rtol=0, atol=1e-6), name
+
+
+@pytest.mark.parametrize("kind", WEIGHT_KINDS)
+def test_weights_made_for_each_micro_batch_would_not_add_up(kind):
+    """Why ``token_weights`` takes the whole step: parts differ in tokens, or in prompts."""
+    *_, mask = random_step(0, 3)
+    whole = token_weights(mask, kind, 8)
+    assert not torch.allclose(token_weights(mask[:1], kind, 8), whole[:1])
+
+
+@pytest.mark.parametrize("kl", KL_KINDS)
+@pytest.mark.parametrize("kind", WEIGHT_KINDS)
+def test_padding_changes_nothing(kind, kl):
+    """Three more columns, with anything in them."""
+    *step, mask = random_step(1, 2)
+    loss, gradient, stats = step_loss(*step, token_weights(mask, kind, 8), kl)
+    junk = -torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(2))
+    wide = [torch.cat([x, junk * (n + 1)], -1) if x.dim() == 3 else x for n, x in enumerate(step)]
+    wide_mask = torch.cat([mask, torch.zeros(2, 3, 3, dtype=torch.bool)], -1)
+    wide_loss, wide_gradient, wide_stats = step_loss(*wide, token_weights(wide_mask, kind, 8), kl)
+    assert torch.allclose(wide_loss, loss, atol=1e-6)
+    assert torch.allclose(wide_gradient[..., :5], gradient, atol=1e-6)
+    assert wide_gradient[..., 5:].eq(0).all()
+    assert wide_stats.keys() == stats.keys()
+    assert all(torch.allclose(wide_stats[name], stats[name], atol=1e-6) for name in stats)
+
+
+@pytest.mark.parametrize("kl", KL_KINDS)
+def test_masked_tokens_get_no_gradient_and_add_nothing(kl):
+    logprobs, old, advantages, reference, mask = random_step(3, 2)
+    assert not mask.all()
+    weights = token_weights(mask)
+    loss, gradient, stats = step_loss(logprobs, old, advantages, reference, weights, kl)
+    assert gradient[~mask].eq(0).all() and gradient[mask].ne(0).any()
+    other = torch.where(mask, logprobs, torch.tensor(-7.0))
+    other_loss, other_gradient, other_stats = step_loss(
+        other, old, advantages, reference, weights, kl
+    )
+    assert torch.equal(other_loss, loss) and torch.equal(other_gradient, gradient)
+    assert all(torch.equal(other_stats[name], stats[name]) for name in stats)
+
+
+def test_statistics_carry_no_gradient():
+    leaf = torch.tensor([[[-1.0]]], requires_grad=True)
+    _, stats = policy_loss(
+        leaf, leaf.detach(), torch.ones(1, 1), torch.ones(1, 1, 1), leaf.detach() - 1, 0.1
+    )
+    assert set(stats) == {"kl", "clip_low", "clip_high"}
+    assert not any(value.requires_grad for value in stats.values())
+
+
+# ---------------------------------------------------------------------------------- errors
+
+
+def test_unknown_kinds_are_errors_that_list_the_kinds():
+    with pytest.raises(ValueError, match="'mean'.*token, sequence or constant"):
+        token_weights(MASK, "mean")
+    one = torch.ones(1, 1, 1)
+    with pytest.raises(ValueError, match="'k4'.*k1, k2, k3 or k3iw"):
+        policy_loss(one, one, torch.ones(1, 1), one, one, 0.1, "k4")
