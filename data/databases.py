@@ -5,6 +5,7 @@ Rows are drawn from a generator seeded with the table's name, so that a change t
 the others as they are. The kinds of columns are explained at the top of databases.toml.
 """
 
+import math
 import random
 import sqlite3
 import tomllib
@@ -134,6 +135,16 @@ def _draw(column: Column, size: int, parents: dict[str, int], rng: random.Random
     ]
 
 
+def _part_from_mean(values: list) -> None:
+    """Moves what equals the mean of a column by a cent, in place: whether such a value is above
+    the average would hang on the order in which the database adds up."""
+    present = [value for value in values if value is not None]
+    mean = sum(present) / len(present)
+    for row, value in enumerate(values):
+        if value is not None and math.isclose(value, mean):
+            values[row] = round(value + 0.01, 2)
+
+
 def write_database(tables: dict[str, Table], path: Path) -> None:
     """Creates one SQLite file with its rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,6 +159,8 @@ def write_database(tables: dict[str, Table], path: Path) -> None:
                 if column.nullable:
                     for row in rng.sample(range(table.size), table.size // 10):
                         drawn[row] = None
+                if column.kind == "real":
+                    _part_from_mean(drawn)
                 values.append(drawn)
             holes = ", ".join("?" * len(table.columns))
             connection.executemany(f"INSERT INTO {table.name} VALUES ({holes})", zip(*values))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from grpo.loss import policy_loss, token_kl, token_weights
 
+ANY_SPEED = settings(deadline=None)  # a busy machine is no failure
 LN2 = math.log(2)
 KL_KINDS = ("k1", "k2", "k3", "k3iw")
 WEIGHT_KINDS = ("token", "sequence", "constant")
@@ -233,6 +234,7 @@ def test_a_policy_that_is_its_reference_has_no_kl():
         assert token_kl(logprobs, logprobs, kind, torch.ones(1, 1, 2)).tolist() == [[[0, 0]]]
 
 
+@ANY_SPEED
 @given(st.floats(-1e-3, 1e-3))
 def test_k3_stays_accurate_and_positive_where_policies_are_close(delta):
     """exp(-d) + d - 1 is d^2 / 2 - d^3 / 6 + ... : computed naively in float32, noise of 1e-7."""
@@ -275,8 +277,8 @@ logits = st.lists(st.floats(-2, 2), min_size=3, max_size=3).map(
 )
 
 
+@ANY_SPEED
 @given(logits, logits)
-@settings(deadline=None)
 def test_kl_gradients_by_exact_enumeration(theta, reference):
     """pi = softmax(theta) samples, as in one update a batch. E[grad k1] = 0, E[grad k2] and
     E[grad k3iw] = grad KL(pi || ref), E[grad k3] = grad KL(ref || pi).
@@ -297,15 +299,15 @@ def test_kl_gradients_by_exact_enumeration(theta, reference):
 
 def test_the_enumeration_tells_the_two_kl_directions_apart():
     """Else the test above would hold for the wrong one as well."""
-    theta = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
-    reference = torch.log_softmax(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), 0)
+    theta = torch.tensor([0.0, 2.0, -2.0], dtype=torch.float64)
+    reference = torch.log_softmax(torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64), 0)
     policy = torch.softmax(theta, 0)
     k2, k3 = (kl_loss_gradient(theta, reference, kind, policy) for kind in ("k2", "k3"))
     assert (k2 - k3).norm() > 0.1
 
 
+@ANY_SPEED
 @given(logits, logits, logits)
-@settings(deadline=None)
 def test_k3iw_is_right_off_policy_too(theta, reference, behaviour):
     """Whoever sampled: the ratio turns the expectation into pi's, and E_pi[k3] = KL(pi || ref)."""
     behaviour, reference = torch.softmax(behaviour, 0), torch.log_softmax(reference, 0)
@@ -314,8 +316,8 @@ def test_k3iw_is_right_off_policy_too(theta, reference, behaviour):
     assert torch.allclose(found, expected, atol=1e-9)
 
 
+@ANY_SPEED
 @given(logits, logits)
-@settings(deadline=None)
 def test_expected_values_by_exact_enumeration(theta, reference):
     """E[k1] = E[k3] = KL(pi || ref); k2 is biased."""
     new, reference = torch.log_softmax(theta, 0), torch.log_softmax(reference, 0)
@@ -325,8 +327,8 @@ def test_expected_values_by_exact_enumeration(theta, reference):
         assert torch.allclose((new.exp() * values).sum(), exact, atol=1e-9), kind
 
 
+@ANY_SPEED
 @given(logits, st.lists(st.floats(-2, 2), min_size=3, max_size=3))
-@settings(deadline=None)
 def test_the_policy_gradient_by_exact_enumeration(theta, advantages):
     """On policy the expected gradient is that of -E_pi[A], A held fixed."""
     advantages = torch.tensor(advantages, dtype=torch.float64)
@@ -359,11 +361,11 @@ def step_loss(logprobs, old, advantages, reference, weights, kl: str):
     return loss.detach(), torch.autograd.grad(loss, leaf)[0], stats
 
 
+@ANY_SPEED
 @given(
     st.integers(0, 999), st.integers(1, 6), st.data(), st.sampled_from(WEIGHT_KINDS),
     st.sampled_from(KL_KINDS),
 )  # fmt: skip
-@settings(deadline=None, max_examples=60)
 def test_micro_batches_change_nothing(seed, prompts, data, kind, kl):
     """Any split of the prompts, each part cut to its own longest completion as the trainer does:
     losses, gradients and statistics add up to those of the whole step.

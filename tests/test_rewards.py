@@ -1,0 +1,500 @@
+"""The four rewards on real databases and real worker processes: numbers by hand, and the ways in
+which a policy could be paid for something else than right answers.
+"""
+
+import sqlite3
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from grpo.rewards import WEIGHTS, Judge, Rewards, check_weights, schema_match
+from sqlenv import Example, Sandbox, UserError
+
+ANY_SPEED = settings(deadline=None)  # a busy machine is no failure
+GOLD = "SELECT name FROM singer WHERE age > 30"  # Bob, Cid and Dee
+ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+RIGHT, WRONG = [1, 1, 1, 0.5], [0, 0, 0, 0]  # of the fake encoder below, gold's columns read
+
+
+class CountingSandbox(Sandbox):
+    """A real sandbox that notes what it is asked to run."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.ran = []
+
+    def run_many(self, queries):
+        queries = list(queries)
+        self.ran += [sql for _, sql in queries]
+        return super().run_many(queries)
+
+
+class FakeEncoder:
+    """Scores every SQL 0.5, or as ``scores`` says, and notes what it is given."""
+
+    def __init__(self, scores: dict[str, float] | None = None):
+        self.scores, self.seen = scores or {}, []
+
+    def score(self, questions, sqls):
+        assert len(questions) == len(sqls)
+        self.seen += zip(questions, sqls)
+        return torch.tensor([self.scores.get(sql, 0.5) for sql in sqls])
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with CountingSandbox(timeout=10) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(processes):
+    processes.ran.clear()
+    return processes
+
+
+@pytest.fixture
+def db(tmp_path):
+    path = tmp_path / "concerts.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        """CREATE TABLE singer (singer_id INTEGER PRIMARY KEY, name TEXT, country TEXT, age INT);
+        CREATE TABLE concert (concert_id INTEGER PRIMARY KEY, singer_id INT, year INT);
+        INSERT INTO singer VALUES (1, 'Ann', 'France', 25), (2, 'Bob', 'France', 35),
+            (3, 'Cid', 'Japan', 40), (4, 'Dee', NULL, 50);
+        INSERT INTO concert VALUES (1, 2, 2014), (2, 2, 2015), (3, 3, 2015);"""
+    )
+    connection.close()
+    return path
+
+
+def ask(db, gold: str = GOLD, question: str = "Who is older than 30?") -> Example:
+    return Example(question, "en", "concerts", gold, db)
+
+
+def score(sandbox, examples, texts, encoder=None, weights=WEIGHTS):
+    """The rewards as nested lists [P][G][R]."""
+    found = Rewards(Judge(sandbox), encoder or FakeEncoder(), weights)(examples, texts)
+    assert found.dtype == torch.float32
+    return found.tolist()
+
+
+def execution(sandbox, db, gold: str, *texts: str) -> list[float]:
+    """The execution rewards of completions."""
+    ((*found,),) = score(sandbox, [ask(db, gold)], [list(texts)], weights={"execution": 1.0})
+    return [one for (one,) in found]
+
+
+# ----------------------------------------------------------------------------- the four rewards
+
+
+def test_four_rewards_by_hand(sandbox, db):
+    """Gold reads singer.name and singer.age, so `SELECT name FROM singer` shares 1 column of 2, and
+    `SELECT *` shares 2 of 4. The encoder's 0.5 is given to whatever runs, and to nothing else.
+    """
+    cases = {
+        GOLD: [1, 1, 1, 0.5],
+        "select NAME from Singer where 30 < age": [1, 1, 1, 0.5],  # gold in other words
+        "SELECT name FROM singer WHERE age > 40": [0, 1, 1, 0.5],  # runs, wrong rows
+        "SELECT name FROM singer": [0, 1, 0.5, 0.5],
+        "SELECT * FROM singer WHERE age > 30": [0, 1, 0.5, 0.5],
+        "SELECT year FROM concert": [0, 1, 0, 0.5],  # nothing in common
+        "SELECT 1": [0, 1, 0, 0.5],  # reads nothing
+        "SELECT nam FROM singer": [0, 0, 0, 0],  # no such column
+        "SELECT name FROM singer WHERE": [0, 0, 0, 0],  # syntax
+        "I do not know.": [0, 0, 0, 0],
+        "": [0, 0, 0, 0],
+    }
+    assert score(sandbox, [ask(db)], [list(cases)]) == [list(cases.values())]
+
+
+def test_the_result_has_prompts_groups_and_terms_in_that_order(sandbox, db):
+    """Two prompts with three completions each; the terms in the order in which they are named."""
+    weights = {"syntax": 0.5, "execution": 1.0}
+    rewards = Rewards(Judge(sandbox), None, weights)
+    found = rewards(
+        [ask(db), ask(db, "SELECT count(*) FROM concert")],
+        [[GOLD, "nothing", "SELECT 1"], ["SELECT 3", "SELECT 2", GOLD]],
+    )
+    assert found.shape == (2, 3, 2)
+    assert found.tolist() == [[[1, 1], [0, 0], [1, 0]], [[1, 1], [1, 0], [1, 0]]]
+    assert rewards.names == ["syntax", "execution"]
+    assert rewards.weights.tolist() == [0.5, 1.0]
+    assert (found @ rewards.weights).tolist() == [[1.5, 0, 0.5], [1.5, 0.5, 0.5]]
+
+
+def test_a_reward_of_weight_0_is_not_computed(sandbox, db):
+    encoder = FakeEncoder()
+    weights = {"execution": 1.0, "schema": 0, "semantic": 0.0}
+    assert score(sandbox, [ask(db)], [[GOLD, "SELECT 1"]], encoder, weights) == [[[1], [0]]]
+    assert encoder.seen == []
+
+
+def test_a_right_answer_is_told_by_its_result_not_by_its_text(sandbox, db):
+    """Through a join, a set operation or a subquery: the rows are what counts."""
+    assert execution(
+        sandbox,
+        db,
+        "SELECT name FROM singer WHERE singer_id IN (SELECT singer_id FROM concert)",
+        "SELECT DISTINCT T1.name FROM singer AS T1 JOIN concert AS T2 USING (singer_id)",
+        "SELECT name FROM singer EXCEPT SELECT name FROM singer WHERE name IN ('Ann', 'Dee')",
+        "SELECT T1.name FROM singer AS T1 JOIN concert AS T2 USING (singer_id)",  # Bob twice
+    ) == [1, 1, 0]
+
+
+def test_row_order_counts_if_gold_orders(sandbox, db):
+    ordered = GOLD + " ORDER BY age DESC"
+    backwards = GOLD + " ORDER BY age"
+    assert execution(sandbox, db, ordered, ordered, backwards) == [1, 0]
+    assert execution(sandbox, db, GOLD, ordered, backwards) == [1, 1]
+
+
+def test_where_gold_fails_nothing_is_right(sandbox, db):
+    """Not even what fails in the same way; what runs still earns its syntax reward, and the
+    columns that gold would have read are unknown.
+    """
+    found = score(sandbox, [ask(db, "SELECT nam FROM singer")], [["SELECT nam FROM singer", GOLD]])
+    assert found[0][0] == [0, 0, 0, 0]
+    assert found[0][1][:2] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("completion", "sql"),
+    [
+        (f"```sql\n{GOLD}\n```", GOLD),
+        (f"Sure! Here it is:\n\n```\n{GOLD};\n```\nIt lists the names.", GOLD),
+        (f"SQL: {GOLD}", GOLD),
+        (f"The answer is {GOLD};", GOLD),
+        (f"-- who is older?\n{GOLD}", GOLD),
+        (f"{GOLD}\n\nThis lists the names.", GOLD),
+    ],
+)
+def test_the_sql_is_found_in_the_completion(sandbox, db, completion, sql):
+    assert score(sandbox, [ask(db)], [[completion]]) == [[RIGHT]]
+    (judged,) = Judge(sandbox).judge([ask(db)], [completion])
+    assert (judged.sql, judged.valid, judged.correct) == (sql, True, True)
+
+
+def test_judged_without_sql(sandbox, db):
+    (judged,) = Judge(sandbox).judge([ask(db)], ["I do not know."])
+    assert (judged.sql, judged.execution, judged.valid) == (None, None, False)
+    assert not judged.correct
+
+
+# ------------------------------------------------------------------------------ schema match
+
+
+@pytest.mark.parametrize(
+    ("predicted", "gold", "expected"),
+    [
+        ({"name", "age"}, {"name", "age"}, 1),
+        ({"name"}, {"name", "age"}, 1 / 2),  # a column missed
+        ({"name", "age", "country"}, {"name", "age"}, 2 / 3),  # one too many costs as well
+        ({"name", "country"}, {"name", "age"}, 1 / 3),
+        ({"country"}, {"name", "age"}, 0),
+        (set(), {"name"}, 0),
+        ({"name"}, set(), 0),
+        (set(), set(), 1),  # SELECT 1 for SELECT 1
+    ],
+)
+def test_schema_match_by_hand(predicted, gold, expected):
+    """|both| / |either|."""
+    predicted, gold = (frozenset(("singer", c) for c in names) for names in (predicted, gold))
+    assert schema_match(predicted, gold) == pytest.approx(expected)
+
+
+def test_the_same_column_name_of_another_table_is_another_column():
+    one, other = frozenset({("singer", "singer_id")}), frozenset({("concert", "singer_id")})
+    assert schema_match(one, other) == 0
+
+
+def test_schema_reward_looks_through_aliases_and_subqueries(sandbox, db):
+    """Gold reads singer.name, singer.singer_id, concert.singer_id and concert.year: 4 columns.
+    Aliases and nesting read the same 4. `SELECT a.name FROM singer AS a` reads 1 of the 4.
+    `count(*)` reads no column but the table: nothing in common, ("concert", "") being a fifth.
+    """
+    gold = """SELECT T1.name FROM singer AS T1 JOIN concert AS T2 ON T1.singer_id = T2.singer_id
+        WHERE T2.year = 2014"""
+    nested = """SELECT x.name FROM (SELECT name, singer_id AS i FROM singer) AS x
+        WHERE x.i IN (SELECT singer_id FROM concert WHERE year = 2014)"""
+    texts = [nested, "SELECT a.name FROM singer AS a", "SELECT count(*) FROM concert"]
+    found = score(sandbox, [ask(db, gold)], [texts], weights={"execution": 1.0, "schema": 0.5})
+    assert found == [[[1, 1], [0, 0.25], [0, 0]]]
+
+
+# ------------------------------------------------------------------------------- what fails
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DROP TABLE singer",
+        "DELETE FROM singer",
+        "WITH c AS (SELECT 1) DELETE FROM singer",
+        "SELECT name FROM singer; DROP TABLE singer",
+        "SELECT name FROM sqlite_master",
+        "SELECT name FROM singer WHERE random() > 0",
+        "SELECT * FROM pragma_database_list",
+    ],
+)
+def test_denied_sql_earns_nothing_and_changes_nothing(sandbox, db, text):
+    before = db.read_bytes()
+    encoder = FakeEncoder()
+    assert score(sandbox, [ask(db)], [[text, GOLD]], encoder) == [[WRONG, RIGHT]]
+    assert len(encoder.seen) == 1
+    assert db.read_bytes() == before and list(db.parent.iterdir()) == [db]
+
+
+def test_sql_that_does_not_end_earns_nothing_and_the_next_runs(db):
+    encoder = FakeEncoder()
+    with Sandbox(workers=1, timeout=1.0) as sandbox:
+        found = score(sandbox, [ask(db)], [[ENDLESS, GOLD, ENDLESS + " LIMIT 1", GOLD]], encoder)
+        assert found == [[WRONG, RIGHT, WRONG, RIGHT]]
+        (judged,) = Judge(sandbox).judge([ask(db)], [ENDLESS])
+    assert judged.execution.status == "timeout" and not judged.valid
+    assert len(encoder.seen) == 2
+
+
+def test_a_timeout_of_gold_and_of_the_answer_is_no_match(db):
+    with Sandbox(workers=2, timeout=0.5) as sandbox:
+        assert execution(sandbox, db, ENDLESS, ENDLESS) == [0]
+
+
+def test_a_missing_database_is_a_user_error(sandbox, tmp_path):
+    with pytest.raises(UserError, match="nowhere.sqlite"):
+        score(sandbox, [ask(tmp_path / "nowhere.sqlite")], [[GOLD]])
+
+
+# ----------------------------------------------------------------------- the semantic reward
+
+
+def test_only_sql_that_runs_reaches_the_encoder(sandbox, db):
+    """However much the encoder would like the rest. Scores go back to their own completions."""
+    encoder = FakeEncoder({"SELECT name FROM singer": 0.75, "SELECT age FROM singer": 0.25})
+    texts = [
+        ["SELECT nam FROM singer", "SELECT name FROM singer", "Who is older than 30?"],
+        ["SELECT age FROM singer", ENDLESS.replace("count", "cnt"), "SELECT name FROM singer"],
+    ]
+    examples = [ask(db, question="first?"), ask(db, question="second?")]
+    found = score(sandbox, examples, texts, encoder, {"execution": 1, "semantic": 0.5})
+    assert [[row[1] for row in group] for group in found] == [[0, 0.75, 0], [0.25, 0, 0.75]]
+    assert encoder.seen == [
+        ("first?", "SELECT name FROM singer"),
+        ("second?", "SELECT age FROM singer"),
+        ("second?", "SELECT name FROM singer"),
+    ]
+
+
+def test_the_encoder_is_left_alone_where_nothing_runs(sandbox, db):
+    encoder = FakeEncoder()
+    assert score(sandbox, [ask(db)], [["no", "SELECT nam FROM singer"]], encoder) == [[WRONG] * 2]
+    assert encoder.seen == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Who is older than 30? These singers are older than 30: " + GOLD,
+        f"{GOLD}; Who is older than 30? Singers older than 30!",
+        f"```sql\n{GOLD}\n```\nWho is older than 30? " * 3,
+        f"-- Who is older than 30?\n{GOLD}",
+        f"{GOLD} -- Who is older than 30?",
+        "SELECT /* Who is older than 30? */ name FROM singer WHERE age > 30",
+        "select  NAME\nfrom SINGER\twhere AGE>30 ;;",
+    ],
+)
+def test_prose_and_comments_do_not_reach_the_encoder(sandbox, db, text):
+    """Nor do case and spacing: the encoder sees one way of writing a query, whatever is around."""
+    encoder = FakeEncoder()
+    assert score(sandbox, [ask(db)], [[text]], encoder) == [[RIGHT]]
+    assert encoder.seen == [("Who is older than 30?", GOLD)]
+
+
+# ---------------------------------------------------------------------------- run once only
+
+
+def test_equal_completions_run_once(sandbox, db, tmp_path):
+    """In other words of prose as well, but on each database of its own."""
+    other = tmp_path / "other.sqlite"
+    other.write_bytes(db.read_bytes())
+    query = "SELECT age FROM singer"
+    texts = [query, query + ";", f"```sql\n{query}\n```", "SELECT 1"]
+    found = score(sandbox, [ask(db), ask(other)], [texts, texts], weights={"syntax": 1.0})
+    assert found == [[[1]] * 4] * 2
+    assert sorted(sandbox.ran) == sorted([GOLD, query, "SELECT 1"] * 2)
+
+
+def test_gold_runs_once(sandbox, db):
+    """Not once for each completion, for each reward or for each step."""
+    rewards = Rewards(Judge(sandbox), FakeEncoder(), WEIGHTS)
+    for step in range(3):
+        rewards([ask(db), ask(db, question="again?")], [[f"SELECT {step}", "SELECT 9"]] * 2)
+    assert sandbox.ran.count(GOLD) == 1
+
+
+def test_gold_is_kept_for_each_database(sandbox, db, tmp_path):
+    """The same gold text on another database has another result."""
+    other = tmp_path / "other.sqlite"
+    connection = sqlite3.connect(other)
+    connection.executescript("CREATE TABLE singer (name, age); INSERT INTO singer VALUES ('E', 9)")
+    connection.close()
+    gold = "SELECT max(age) FROM singer"
+    texts = [["SELECT 50", "SELECT 9"]] * 2
+    found = score(sandbox, [ask(db, gold), ask(other, gold)], texts, weights={"execution": 1.0})
+    assert found == [[[1], [0]], [[0], [1]]]
+
+
+# ------------------------------------------------------------------------------ reward hacks
+
+
+def test_hack_every_column(sandbox, db):
+    """Some column of `SELECT *` is always gold's; its column order is free, but their number is
+    not.
+    """
+    every = "SELECT *, * FROM singer"
+    assert execution(
+        sandbox, db, "SELECT name FROM singer", "SELECT * FROM singer", every, "SELECT name, name"
+    ) == [0, 0, 0]
+    found = score(sandbox, [ask(db, "SELECT name FROM singer")], [["SELECT * FROM singer"]])
+    assert found[0][0][2] == 0.25  # and reading all four columns is paid as one of four
+    gold = "SELECT name, country FROM singer"
+    swapped = "SELECT country, name FROM singer"
+    assert execution(sandbox, db, gold, swapped, "SELECT * FROM singer") == [1, 0]
+
+
+def test_hack_columns_permuted_row_by_row(sandbox, db):
+    """One order of the columns must do for all rows."""
+    gold = "SELECT name, country FROM singer WHERE singer_id IN (2, 3)"
+    mixed = "SELECT 'Bob', 'France' UNION ALL SELECT 'Japan', 'Cid'"
+    assert execution(sandbox, db, gold, mixed) == [0]
+
+
+def test_hack_set_instead_of_multiset(sandbox, db):
+    """France occurs twice: leaving it out once, or having it thrice, is another answer."""
+    gold = "SELECT country FROM singer"
+    thrice = gold + " UNION ALL SELECT 'France'"
+    assert execution(sandbox, db, gold, gold, "SELECT DISTINCT country FROM singer", thrice) == [
+        1,
+        0,
+        0,
+    ]
+    assert execution(sandbox, db, "SELECT DISTINCT country FROM singer", gold) == [0]
+    moved = "SELECT country FROM singer WHERE age != 35 UNION ALL SELECT 'Japan'"  # as many rows
+    assert execution(sandbox, db, gold, moved) == [0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CREATE TEMP TABLE singer (name); SELECT name FROM singer",
+        "CREATE TEMP TABLE singer AS SELECT 'x' AS name, 99 AS age; SELECT name FROM singer",
+        "SELECT 1; CREATE TEMP VIEW singer AS SELECT 'x' AS name, 99 AS age",
+        "SELECT 1; ATTACH ':memory:' AS main2",
+    ],
+)
+def test_hack_temporary_table_in_place_of_the_real_one(db, text):
+    """One worker, so that a table left behind would be seen by gold and by the whole group."""
+    with Sandbox(workers=1, timeout=10) as sandbox:
+        rewards = Rewards(Judge(sandbox), FakeEncoder(), {"execution": 1.0})
+        other = "SELECT name FROM singer WHERE age > 40"
+        assert rewards([ask(db)], [[text, GOLD, "SELECT 'x'"]]).tolist() == [[[0], [1], [0]]]
+        found = rewards([ask(db, other)], [[text, other, "SELECT 'x'", "SELECT 'Dee'"]])
+        assert found.tolist() == [[[0], [1], [0], [1]]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{GOLD}; SELECT 1",
+        f"SELECT 1; {GOLD}",
+        f"{GOLD}; DROP TABLE singer",
+        f"```sql\n{GOLD};\n{GOLD}\n```",
+        f"{GOLD}; -- and\n DELETE FROM singer",
+    ],
+)
+def test_hack_second_statement(sandbox, db, text):
+    """A policy that writes several answers must choose one."""
+    assert score(sandbox, [ask(db)], [[text]]) == [[WRONG]]
+
+
+def test_hack_prose_inside_the_sql(sandbox, db):
+    assert score(sandbox, [ask(db)], [[f"SELECT name, I think, {GOLD[7:]} or so"]]) == [[WRONG]]
+
+
+# ------------------------------------------------------------------------------ the weights
+
+SHARES = st.integers(0, 8).map(lambda n: n / 8)  # exact in float32, as are sums and products here
+SOME_WEIGHTS = st.dictionaries(
+    st.sampled_from(list(WEIGHTS)), st.integers(0, 16).map(lambda n: n / 8)
+)
+
+
+def total(weights: dict, execution=0.0, syntax=0.0, schema=0.0, semantic=0.0) -> float:
+    terms = dict(execution=execution, syntax=syntax, schema=schema, semantic=semantic)
+    return sum(weight * terms[name] for name, weight in weights.items())
+
+
+def allowed(weights: dict) -> bool:
+    try:
+        check_weights(weights)
+    except UserError:
+        return False
+    return True
+
+
+@ANY_SPEED
+@given(SOME_WEIGHTS.filter(lambda w: w.get("execution", 0) > 0), *[SHARES] * 4, st.booleans())
+@example(WEIGHTS, 0.0, 0.0, 1.0, 1.0, True)
+def test_no_wrong_answer_scores_above_a_right_one(weights, schema, semantic, other, liked, runs):
+    """A right answer runs, whatever its columns and its looks; a wrong one may have everything
+    else. Weights under which the wrong one could win are refused.
+    """
+    right = total(weights, 1, 1, schema, semantic)
+    wrong = total(weights, 0, 1, other, liked) if runs else 0
+    assert right > wrong or not allowed(weights)
+    worst_right, best_wrong = total(weights, 1, 1), total(weights, 0, 1, 1, 1)
+    assert allowed(weights) == (worst_right > best_wrong)
+
+
+@pytest.mark.parametrize(
+    "weights", [{"semantic": 1.0}, {"syntax": 0.1, "schema": 0.2}, {"execution": 0.0, "schema": 1}]
+)
+def test_weights_without_execution_are_refused(weights):
+    """A wrong query that reads the right columns would score 1, a right one through a view 0."""
+    with pytest.raises(UserError):
+        check_weights(weights)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(name, value):
+    """NaN is neither above nor below anything; one such weight makes every total NaN."""
+    with pytest.raises(UserError):
+        check_weights({**WEIGHTS, name: value})
+
+
+def test_the_default_weights_are_allowed():
+    check_weights(WEIGHTS)
+    check_weights({"execution": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"execution": 1, "schema": 0.5, "semantic": 0.5}, "schema.*semantic.*execution"),
+        ({"execution": 0.2, "semantic": 0.3}, "wrong query"),
+        ({"execution": 1, "style": 0.1}, "style.*execution, syntax, schema, semantic"),
+        ({"execution": 1, "syntax": -0.1}, "syntax.*negative"),
+    ],
+)
+def test_refused_weights_are_named(weights, message):
+    with pytest.raises(UserError, match=message):
+        Rewards(None, None, weights)
+
+
+@pytest.mark.parametrize("weights", [{}, {"execution": 0.0, "syntax": 0}])
+def test_at_least_one_reward_must_count(weights):
+    with pytest.raises(UserError, match="at least one"):
+        Rewards(None, None, weights)
