@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-4  # in the divisor; DeepSeekMath gives none, this is the value in common use
-NOISE = 1e-6  # a group whose rewards spread less than this has no signal, only float noise
+NOISE = 1e-6  # relative spread of a group below which its rewards differ by float noise only
 
 
 def group_advantages(rewards: Tensor, kind: str = "group", weights: Tensor | None = None) -> Tensor:
@@ -32,16 +32,17 @@ def group_advantages(rewards: Tensor, kind: str = "group", weights: Tensor | Non
     >>> group_advantages(torch.tensor([[1., 0.], [2., 2.]]), "centered").tolist()
     [[0.5, -0.5], [0.0, 0.0]]
     """
-    if kind == "per_reward":
-        terms = rewards.float().movedim(-1, 0)  # (R, P, G)
-        total = torch.stack([w * group_advantages(term) for w, term in zip(weights, terms)]).sum(0)
-        centered = total - total.mean()
-        spread = total.std()
-        return torch.zeros_like(total) if spread < NOISE else centered / (spread + EPSILON)
     rewards = rewards.float()
+    if kind == "per_reward":
+        terms = rewards.movedim(-1, 0)  # (R, P, G)
+        total = torch.stack([w * group_advantages(term) for w, term in zip(weights, terms)]).sum(0)
+        silent = (total == 0).all(dim=1, keepdim=True)  # (P, 1)
+        normalised = (total - total.mean()) / (total.std() + EPSILON)
+        return torch.where(silent, 0.0, normalised)
     centered = rewards - rewards.mean(dim=1, keepdim=True)  # (P, G)
-    spread = rewards.max(dim=1, keepdim=True).values - rewards.min(dim=1, keepdim=True).values
-    centered = torch.where(spread < NOISE, 0.0, centered)
+    spread = rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True)
+    noise = NOISE * rewards.abs().amax(1, keepdim=True).clamp(min=1)
+    centered = torch.where(spread < noise, 0.0, centered)
     if kind == "centered":
         return centered
     size = rewards.shape[1]

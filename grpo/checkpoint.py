@@ -8,15 +8,22 @@ adapter_model.safetensors).
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from grpo.lora import add_lora, lora_layers, lora_parameters
 from sqlenv.errors import UserError
+
+# torch reports a full disk as RuntimeError, safetensors as its own.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+READ_ERRORS = (*WRITE_ERRORS, ValueError, EOFError, pickle.UnpicklingError)
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -33,13 +40,12 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # torch and safetensors report a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
+    except WRITE_ERRORS as error:
         kept = "; the previous one is kept" if path.exists() else ""
         raise UserError(f"cannot write {path}: {error}{kept}") from error
+    finally:
+        with suppress(OSError):  # it is gone if all went well
+            temporary.unlink()
 
 
 def write_directory(path: Path, write: Callable[[Path], None]) -> None:
@@ -49,9 +55,10 @@ def write_directory(path: Path, write: Callable[[Path], None]) -> None:
         temporary.mkdir(parents=True)
         write(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except WRITE_ERRORS as error:
         raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, value) -> None:
@@ -72,7 +79,10 @@ def load_state(path: Path) -> dict:
     """Reads it back; code in the file is not run."""
     if not path.is_file():
         raise UserError(f"--resume: {path} does not exist; there is nothing to resume")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except READ_ERRORS as error:
+        raise UserError(f"--resume: {path} is damaged and cannot be read") from error
 
 
 def save_adapter(model, folder: Path, base: str) -> None:
@@ -117,8 +127,11 @@ def load_adapter(model, folder: Path) -> None:
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} does not exist; --adapter takes the adapter/ folder of a run")
-    config = json.loads(paths[0].read_text(encoding="utf-8"))
-    tensors = load_file(paths[1])
+    try:
+        config = json.loads(paths[0].read_text(encoding="utf-8"))
+        tensors = load_file(paths[1])
+    except READ_ERRORS as error:
+        raise UserError(f"{folder}: the adapter is damaged and cannot be read: {error}") from error
     add_lora(model, config["r"], config["lora_alpha"])
     wanted = {
         f"base_model.model.{name}.weight": tensor for name, tensor in lora_parameters(model).items()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from sqlenv.errors import UserError
 
@@ -62,7 +63,7 @@ def load_policy(path: str, device: str = "cpu", dtype: str = "auto") -> Policy:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=choose_dtype(dtype, device))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path}: cannot load the model: {reason}") from error
     model.to(device).eval()

@@ -5,6 +5,7 @@ a right one, so what the auxiliary terms can add to a wrong answer stays below w
 to a right one.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,14 +35,14 @@ def check_weights(weights: dict[str, float]) -> None:
     unknown = sorted(set(weights) - set(WEIGHTS))
     if unknown:
         raise UserError(f"--reward {unknown[0]}: unknown reward; choose from {', '.join(WEIGHTS)}")
-    negative = sorted(name for name, weight in weights.items() if weight < 0)
-    if negative:
-        raise UserError(f"--reward {negative[0]}: a weight must not be negative")
+    for name, weight in weights.items():
+        if not (0 <= weight < math.inf):
+            raise UserError(f"--reward {name}={weight:g}: a weight must be a number from 0 up")
     auxiliary = weights.get("schema", 0) + weights.get("semantic", 0)
-    if weights.get("execution", 0) > 0 and weights["execution"] <= auxiliary:
+    if weights.get("execution", 0) <= auxiliary:
         raise UserError(
             f"--reward: schema + semantic ({auxiliary:g}) must weigh less than execution "
-            f"({weights['execution']:g}), or a wrong query could score above a right one"
+            f"({weights.get('execution', 0):g}), or a wrong query could score above a right one"
         )
 
 
@@ -111,8 +112,6 @@ class Rewards:
         self.judge, self.encoder = judge, encoder
         self.names = [name for name, weight in weights.items() if weight]
         self.weights = torch.tensor([weights[name] for name in self.names])
-        if not self.names:
-            raise UserError("--reward: at least one reward needs a weight above 0")
 
     def __call__(self, examples: list[Example], texts: list[list[str]]) -> Tensor:
         """P examples, P x G completion texts -> (P, G, R) float32 in [0, 1]."""
