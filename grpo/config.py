@@ -26,7 +26,7 @@ class Config:
     data: str = option(
         str(EMBEDDED), "dataset: the embedded one, or a root in MultiSpider's layout"
     )
-    examples: int = option(3000, "training questions, drawn over all languages of --lang")
+    examples: int = option(2000, "training questions, drawn over all languages of --lang")
     dev_limit: int = option(0, "dev questions a language to measure on, 0 for all")
     steps: int = option(0, "optimizer steps; 0 means one pass over the examples")
     prompts_per_step: int = option(16, "prompts P in a step")

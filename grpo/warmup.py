@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from grpo.checkpoint import write_directory
 from grpo.logprobs import completion_logprobs
+from grpo.models import load_policy
 from grpo.prompt import question_text
 from sqlenv import EMBEDDED, LANGUAGES, Example, UserError, load_dataset, load_schema, schema_text
 
@@ -182,6 +183,14 @@ def train(
     model.eval()
 
 
+def from_scratch(arguments: argparse.Namespace, examples: list[Example], rng: random.Random):
+    """A fresh model, and a tokenizer made for the questions, the SQL and the schemas."""
+    texts = [text for e in examples for text in (e.question, e.gold_sql)]
+    schemas = {e.db_id: shuffled_schema(e, rng) for e in examples}
+    tokenizer = train_tokenizer(texts + list(schemas.values()) * 50, arguments.vocab)
+    return small_llama(tokenizer, arguments.hidden, arguments.layers), tokenizer
+
+
 def warmup(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     if output.exists():
@@ -189,12 +198,13 @@ def warmup(arguments: argparse.Namespace) -> None:
     rng = random.Random(arguments.seed)
     torch.manual_seed(arguments.seed)
     parallel = [load_dataset(arguments.data, lang, "train") for lang in LANGUAGES]
-    texts = [text for examples in parallel for e in examples for text in (e.question, e.gold_sql)]
-    schemas = {e.db_id: shuffled_schema(e, rng) for examples in parallel for e in examples}
-    tokenizer = train_tokenizer(texts + list(schemas.values()) * 50, arguments.vocab)
     part = range(int(len(parallel[0]) * arguments.share))  # the same SQL in every language
+    if arguments.model:
+        policy = load_policy(arguments.model)
+        model, tokenizer = policy.model, policy.tokenizer
+    else:
+        model, tokenizer = from_scratch(arguments, [e for each in parallel for e in each], rng)
     examples = [examples[i] for examples in parallel for i in part]
-    model = small_llama(tokenizer, arguments.hidden, arguments.layers)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{size:.1f} M parameters, {len(examples)} examples")
     packs = Packs(examples, tokenizer, arguments.rows, arguments.per_row, rng)
@@ -215,6 +225,7 @@ def main() -> int:
     )
     parser.add_argument("--data", default=str(EMBEDDED), help="dataset directory")
     parser.add_argument("--output", required=True, help="new model directory")
+    parser.add_argument("--model", help="go on from this model directory, not from scratch")
     parser.add_argument(
         "--share", type=float, default=0.6, help="part of the train split to imitate, 0 to 1"
     )
