@@ -36,7 +36,7 @@ class Config:
     micro_batch: int = option(
         4, "prompts in a forward and backward pass; does not change the result"
     )
-    lr: float = option(1e-3, "peak learning rate of AdamW on the LoRA weights")
+    lr: float = option(6e-4, "peak learning rate of AdamW on the LoRA weights")
     warmup_steps: int = option(
         5, "steps over which the learning rate rises; then it falls linearly to 0"
     )
@@ -47,7 +47,7 @@ class Config:
         "token", "what the loss is a mean over", choices=["token", "sequence", "constant"]
     )
     advantage: str = option(
-        "group", "advantages", choices=["group", "centered", "rloo", "per_reward"]
+        "centered", "advantages", choices=["centered", "group", "rloo", "per_reward"]
     )
     epsilon_low: float = option(0.2, "the ratio is clipped below 1 - this")
     epsilon_high: float = option(0.2, "the ratio is clipped above 1 + this")

@@ -4,14 +4,18 @@ import json
 from pathlib import Path
 
 from grpo.checkpoint import write_file
+from sqlenv.errors import UserError
 
 LABELS = {"valid": "valid", "execution": "EX", "test_suite": "TS", "semantic": "semantic"}
 
 
 def append_metrics(path: Path, metrics: dict) -> None:
     """Adds a line to metrics.jsonl. A kill can leave half a line, which ``read_metrics`` drops."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(metrics) + "\n")
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}; the last checkpoint is kept") from error
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -5,7 +5,9 @@ imitates gold on part of the train split. Many questions share a schema, so a ba
 a GRPO group (grpo/packing.py): one schema, then many "question, SQL" continuations that do not see
 each other.
 
-    python -m grpo.warmup --output assets/policy
+    python -m grpo.warmup --output DIR
+
+assets/README.md has the commands that made the shipped policy.
 """
 
 import argparse
@@ -232,7 +234,7 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=320)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocab", type=int, default=5000)
-    parser.add_argument("--steps", type=int, default=1100)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--rows", type=int, default=8, help="schemas in a batch")
     parser.add_argument("--per-row", type=int, default=8, help="questions behind each schema")
     parser.add_argument("--lr", type=float, default=1.5e-3)
