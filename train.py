@@ -80,7 +80,7 @@ def check_numbers(config: Config) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if config.temperature <= 0:
         raise UserError("--temperature must be above 0; greedy groups have nothing to compare")
-    if config.group_size == 1 and config.advantage != "centered":
+    if config.group_size == 1:
         raise UserError(
             "--group-size must be at least 2: an advantage compares completions of one group"
         )
