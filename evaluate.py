@@ -1,12 +1,15 @@
-"""Measures a policy, a trained run, or anyone's predictions on dev questions.
+"""Measures a policy, a trained run, or anyone's predictions on questions with gold SQL, or compares
+two of them.
 
 python evaluate.py --run runs/vi-1
 python evaluate.py --model DIR --lang all --data ROOT --split dev --json out.json
 python evaluate.py --predictions FILE --data ROOT
+python evaluate.py --compare runs/vi-1 FILE
 """
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,22 +17,19 @@ from pathlib import Path
 import torch
 
 from encoder import ContrastiveEncoder
+from grpo import report as report_files
+from grpo.analysis import check_same_questions, compare, full_report
 from grpo.checkpoint import load_adapter, write_file, write_json
 from grpo.config import ASSETS, Config
-from grpo.evaluation import (
-    Prediction,
-    evaluate_policy,
-    failed_gold,
-    prediction_rows,
-    score,
-    summarize,
-)
+from grpo.evaluation import Prediction, evaluate_policy, load_suites, prediction_rows, score
 from grpo.lora import lora_folded
-from grpo.models import Policy, load_policy
-from grpo.report import report_table
+from grpo.models import load_policy
 from grpo.rewards import Judge
-from sqlenv import EMBEDDED, Example, Sandbox, UserError, database_path, read_dataset
+from sqlenv import EMBEDDED, Example, Sandbox, UserError, read_dataset
+from sqlenv.predictions import read_predictions, without_prediction
 from train import chosen_languages
+
+OUTPUTS = ("json", "csv", "markdown", "save_predictions")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -37,58 +37,81 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--run", help="folder that train.py wrote: its model, adapter, data and languages"
+    add = source.add_argument
+    add("--run", help="folder that train.py wrote: its model, adapter, data and languages")
+    add("--model", help="Hugging Face model directory or hub id")
+    add("--predictions", help="JSON lines with db_id, question, lang, gold, predicted")
+    add(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two runs or predictions files on the same questions: what B gains over A",
     )
-    source.add_argument("--model", help="Hugging Face model directory or hub id")
-    source.add_argument(
-        "--predictions", help="JSON lines with db_id, question, lang, gold, predicted"
+    add = parser.add_argument
+    add("--adapter", help="adapter folder for --model")
+    add("--encoder", default=str(ASSETS / "encoder"), help="contrastive encoder (%(default)s)")
+    add("--lang", help="languages: a comma list, or all (the run's or file's; otherwise all)")
+    add("--data", help="dataset root (the run's; otherwise the embedded one)")
+    add(
+        "--split",
+        choices=["train", "dev"],
+        help="questions to answer (dev); a predictions file must answer each of them if this is "
+        "given, and may hold any questions if not",
     )
-    parser.add_argument("--adapter", help="adapter folder for --model")
-    parser.add_argument(
-        "--encoder",
-        default=str(ASSETS / "encoder"),
-        help="contrastive encoder directory (%(default)s)",
+    add(
+        "--test-suite",
+        action="store_true",
+        help="also measure TS, on variants of the databases that are built and kept on first use",
     )
-    parser.add_argument("--lang", help="languages: a comma list, or all (the run's; otherwise all)")
-    parser.add_argument("--data", help="dataset root (the run's; otherwise the embedded one)")
-    parser.add_argument("--split", default="dev", choices=["train", "dev"])
-    parser.add_argument("--limit", type=int, default=0, help="questions a language, 0 for all")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=0, help="longest answer (the run's; otherwise 96)"
-    )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument(
-        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"]
-    )
-    parser.add_argument("--json", help="write the report here")
-    parser.add_argument(
-        "--save-predictions", help="write the predictions here, as --predictions reads them"
-    )
+    add("--limit", type=int, default=0, help="questions a language, 0 for all")
+    add("--max-new-tokens", type=int, default=0, help="longest answer (the run's; otherwise 96)")
+    add("--device", default="auto")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    add("--json", help="write the report here, with examples of errors")
+    add("--csv", help="write every number here, one a line")
+    add("--markdown", help="write the tables here, with examples of errors")
+    add("--save-predictions", help="write the predictions here, as --predictions reads them")
     arguments = parser.parse_args(argv)
     if arguments.adapter and not arguments.model:
         parser.error("--adapter goes with --model")
+    if arguments.save_predictions and arguments.compare:
+        parser.error("--save-predictions goes with one source, not with --compare")
+    if arguments.limit < 0 or arguments.max_new_tokens < 0:
+        parser.error("--limit and --max-new-tokens must be from 0 up")
+    if arguments.compare and len(set(arguments.compare)) == 1:
+        parser.error("--compare needs two different runs or files")
     return arguments
 
 
-def complete(arguments: argparse.Namespace) -> None:
-    """Fills what the command line leaves open, from the run's config.json if there is a run."""
-    saved = {}
-    if arguments.run:
-        path = Path(arguments.run) / "config.json"
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuses what could not be written, before there is anything to lose."""
+    for name in OUTPUTS:
+        path = Path(getattr(arguments, name) or "file")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if path.is_dir() or not os.access(folder, os.W_OK):
+            raise UserError(f"--{name.replace('_', '-')} {path}: cannot be written")
+
+
+def with_run(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Fills what the command line leaves open from the run's config.json, if there is a run."""
+    filled, saved = argparse.Namespace(**vars(arguments)), {}
+    if filled.run:
+        path = Path(filled.run) / "config.json"
         if not path.is_file():
             raise UserError(
-                f"--run {arguments.run}: {path} does not exist; give the folder that train.py wrote"
+                f"--run {filled.run}: {path} does not exist; give the folder that train.py wrote"
             )
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        arguments.model, arguments.adapter = saved["model"], str(Path(arguments.run) / "adapter")
-    arguments.lang = arguments.lang or saved.get("lang", "all")
-    arguments.data = arguments.data or saved.get("data", str(EMBEDDED))
-    arguments.max_new_tokens = arguments.max_new_tokens or saved.get(
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            filled.model, filled.adapter = saved["model"], str(path.parent / "adapter")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: damaged, not what train.py wrote ({error!r})") from error
+    filled.data = filled.data or saved.get("data", str(EMBEDDED))
+    filled.lang = filled.lang or saved.get("lang")
+    filled.max_new_tokens = filled.max_new_tokens or saved.get(
         "max_new_tokens", Config.max_new_tokens
     )
-    if arguments.device == "auto":
-        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return filled
 
 
 def load_questions(arguments: argparse.Namespace) -> tuple[list[Example], Counter]:
@@ -96,106 +119,150 @@ def load_questions(arguments: argparse.Namespace) -> tuple[list[Example], Counte
     line to say so.
     """
     examples, skipped = [], Counter()
-    for lang in chosen_languages(arguments.lang):
-        found, missing = read_dataset(arguments.data, lang, arguments.split)
+    for lang in chosen_languages(arguments.lang or "all"):
+        found, missing = read_dataset(arguments.data, lang, arguments.split or "dev")
         if missing:
             names = ", ".join(f"{db} ({count})" for db, count in sorted(missing.items()))
             print(f"{lang}: skipped {missing.total()} questions whose database is missing: {names}")
         skipped.update(missing)
         examples += found[: arguments.limit or None]
+    if not examples:
+        raise UserError(f"--data {arguments.data}: there is no question to measure on")
     return examples, skipped
 
 
-def read_predictions(path: Path, data: str) -> tuple[list[Example], list[str]]:
-    """Examples and predicted SQL of a predictions file.
+def load_predictions(arguments: argparse.Namespace) -> tuple[list[Example], list[str | None]]:
+    """The lines of a predictions file in the languages asked for, and a line to say so if they are
+    not all of the dataset's questions.
 
     Raises:
-        UserError: the file is missing, a line is no JSON object or lacks a field, or its database
-        is missing.
+        UserError: with --split they must be.
     """
-    if not path.is_file():
-        raise UserError(f"--predictions {path}: no such file")
-    examples, predicted = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    langs = chosen_languages(arguments.lang) if arguments.lang else None
+    path, data = arguments.predictions, arguments.data
+    examples, sqls = read_predictions(path, data, langs, arguments.limit)
+    questions = []
+    for lang in dict.fromkeys(langs or (one.lang for one in examples)):
         try:
-            row = json.loads(line)
-            fields = [row[name] for name in ("question", "lang", "db_id", "gold")]
-            predicted.append(row["predicted"] or "")
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from error
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}, line {number}: needs db_id, question, lang, gold and predicted"
-            ) from error
-        db_path = database_path(data, fields[2])
-        if not db_path.is_file():
-            raise UserError(f"{path}, line {number}: no database {fields[2]!r} at {db_path}")
-        examples.append(Example(*fields, db_path))
-    return examples, predicted
+            found, _ = read_dataset(data, lang, arguments.split or "dev")
+            questions += found[: arguments.limit or None]
+        except UserError:
+            if arguments.split:
+                raise  # and without, the databases are enough
+    missing = without_prediction(examples, questions)
+    if missing and (arguments.split or len(missing) < len(questions)):
+        one, split = missing[0], arguments.split or "dev"
+        message = (
+            f"{path}: {len(missing)} of the {len(questions)} {split} questions of {data} have no "
+            f"line, such as {one.question!r} ({one.lang}, {one.db_id})"
+        )
+        if arguments.split:
+            raise UserError(f"{message}; where a system gives no SQL, predicted is null")
+        print(f"{message}: they are not counted (with --split {split}, this is an error)")
+    return examples, sqls
 
 
-def answer(
-    arguments: argparse.Namespace, policy: Policy, judge: Judge, encoder
-) -> tuple[list[Prediction], Counter]:
-    """Lets the policy answer the questions of --data."""
+def sources(arguments: argparse.Namespace) -> list[argparse.Namespace]:
+    """The arguments for each source: one, or the two of --compare, a folder being a run."""
+    if not arguments.compare:
+        return [arguments]
+    kinds = ["run" if Path(name).is_dir() else "predictions" for name in arguments.compare]
+    return [
+        argparse.Namespace(**{**vars(arguments), kind: name})
+        for kind, name in zip(kinds, arguments.compare)
+    ]
+
+
+def load(
+    arguments: argparse.Namespace,
+) -> tuple[list[Example], list[str | None] | None, Counter]:
+    """The questions of a source, their SQL if it comes from a file, and how many were skipped."""
+    if arguments.predictions:
+        return *load_predictions(arguments), Counter()
     examples, skipped = load_questions(arguments)
+    return examples, None, skipped
+
+
+def measure(
+    arguments: argparse.Namespace,
+    judge: Judge,
+    encoder,
+    examples: list[Example],
+    sqls: list[str | None] | None,
+) -> list[Prediction]:
+    """The judged answers of one source."""
+    suites = load_suites(judge.sandbox, examples) if arguments.test_suite else None
+    if sqls is not None:
+        return score(judge, encoder, examples, sqls, suites)
+    policy = load_policy(arguments.model, arguments.device, arguments.dtype)
     if arguments.adapter:
         load_adapter(policy.model, Path(arguments.adapter))
     with lora_folded(policy.model):
         return evaluate_policy(
-            policy, judge, encoder, examples, arguments.max_new_tokens, "answers"
-        ), skipped
+            policy, judge, encoder, examples, arguments.max_new_tokens, "answers", suites
+        )
 
 
-def average(report: dict) -> dict:
-    """The mean over languages of each metric; its interval is the mean of theirs, which is exact if
-    the languages rise and fall together, as parallel questions tend to, and else too wide."""
-    means = {}
-    for metric in next(iter(report.values())):
-        values = [row[metric] for row in report.values() if row[metric]["n"]]
-        means[metric] = {"value": None, "low": None, "high": None, "n": sum(v["n"] for v in values)}
-        for key in ("value", "low", "high") if values else ():
-            means[metric][key] = sum(value[key] for value in values) / len(values)
-    return means
+def show(reports: dict, difference: dict | None) -> None:
+    for title, rows in report_files.sections(reports, difference).items():
+        print(f"{title}\n\n{report_files.table(rows)}\n")
+    print("shares in percent with 95 % intervals")
+    for note in report_files.notes(reports):
+        print(note)
+
+
+def write_outputs(arguments: argparse.Namespace, report: dict, reports: dict) -> None:
+    """Writes the report in the forms asked for."""
+    texts = {
+        "csv": report_files.csv_text(reports, report.get("difference")),
+        "markdown": report_files.markdown(reports, report.get("difference")),
+    }
+    if arguments.json:
+        write_json(Path(arguments.json), report)
+    for name, text in texts.items():
+        if getattr(arguments, name):
+            write_text(Path(getattr(arguments, name)), text)
+    print(
+        "".join(f"wrote {getattr(arguments, n)}\n" for n in OUTPUTS if getattr(arguments, n)),
+        end="",
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    complete(arguments)
+    check_outputs(arguments)
+    if arguments.device == "auto":
+        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = ContrastiveEncoder.load(arguments.encoder).to(arguments.device)
+    if encoder.calibration is None:
+        raise UserError(f"--encoder {arguments.encoder}: not calibrated; see encoder.train")
+    systems = [with_run(source) for source in sources(arguments)]
+    loaded = [load(system) for system in systems]
+    if arguments.compare:
+        keys = [[(e.lang, e.db_id, e.question, e.gold_sql) for e in one[0]] for one in loaded]
+        check_same_questions(*keys, arguments.compare)  # before a model has answered them
     with Sandbox() as sandbox:
         judge = Judge(sandbox)
-        if arguments.predictions:
-            predictions, skipped = (
-                score(
-                    judge, encoder, *read_predictions(Path(arguments.predictions), arguments.data)
-                ),
-                Counter(),
-            )
-        else:
-            policy = load_policy(arguments.model, arguments.device, arguments.dtype)
-            predictions, skipped = answer(arguments, policy, judge, encoder)
-    if not predictions:
-        raise UserError("there is no question to measure on")
-    report = summarize(predictions)
-    report["average"] = average(report)
-    print(report_table(report))
-    for lang, count in failed_gold(predictions).items():
-        print(f"{lang}: left out {count} questions whose gold query fails")
-    if arguments.json:
-        write_json(
-            Path(arguments.json),
-            {**report, "skipped": skipped, "failed_gold": failed_gold(predictions)},
-        )
-        print(f"wrote {arguments.json}")
+        measured = [
+            measure(system, judge, encoder, examples, sqls)
+            for system, (examples, sqls, _) in zip(systems, loaded)
+        ]
     if arguments.save_predictions:
-        lines = "".join(
-            json.dumps(row, ensure_ascii=False) + "\n" for row in prediction_rows(predictions)
-        )
-        write_file(
-            Path(arguments.save_predictions), lambda path: path.write_text(lines, encoding="utf-8")
-        )
+        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in prediction_rows(measured[0]))
+        write_text(Path(arguments.save_predictions), "".join(rows))
+    if arguments.compare:
+        report = compare(*measured, arguments.compare)
+        reports = dict(zip(arguments.compare, (report["first"], report["second"])))
+    else:
+        report = full_report(measured[0])
+        reports = {arguments.run or arguments.model or arguments.predictions: report}
+    for one, (_, _, skipped) in zip(reports.values(), loaded):
+        one["skipped"] = skipped
+    show(reports, report.get("difference"))
+    write_outputs(arguments, report, reports)
     return 0
 
 

@@ -1,17 +1,20 @@
 """Measures a policy on questions: greedy SQL, run in the sandbox, compared with gold, scored by
-the encoder.
+the encoder. `analysis.py` says more about what comes of it.
 
-    valid      the SQL runs
-    execution  its result equals gold's on the given database (EX)
-    semantic   cosine of question and SQL in the contrastive encoder above the encoder's calibrated
-    threshold
+    valid       the SQL runs
+    execution   its result equals gold's on the given database (EX)
+    test_suite  and on every generated variant of the database (TS), where that is asked for
+    semantic    cosine of question and SQL in the contrastive encoder above the encoder's calibrated
+                threshold
 
 A question whose gold query fails has no answer to compare with: it is left out of every share and
 counted apart.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -20,15 +23,32 @@ from grpo.models import Policy
 from grpo.prompt import PromptBuilder
 from grpo.rewards import Judge
 from grpo.sampler import sample_groups
-from sqlenv import Example, canonical_sql, share
+from sqlenv import (
+    Example,
+    Execution,
+    Sandbox,
+    Suite,
+    canonical_sql,
+    extract_sql,
+    is_ordered,
+    load_suite,
+    results_match,
+    share,
+    suite_matches,
+)
 
-METRICS = ("valid", "execution", "semantic")
+METRICS = ("valid", "execution", "test_suite", "semantic")
+NO_SQL = Execution("no SQL")
 
 
 @dataclass
 class Prediction:
-    """One question with what the policy answered and how it did; ``gold_ok`` says whether gold
-    itself runs.
+    """One question with the SQL that answers it and how that did.
+
+    gold_ok     whether gold itself runs
+    test_suite  None if it was not asked for, as ``semantic`` without an encoder
+    status      of the execution, "no SQL" where there is none to run
+    error       what went wrong in it, in a line
     """
 
     db_id: str
@@ -41,6 +61,8 @@ class Prediction:
     execution: bool
     semantic: bool | None
     status: str
+    error: str | None = None
+    test_suite: bool | None = None
 
 
 def generate(
@@ -69,51 +91,60 @@ def generate(
     return texts
 
 
-def score(judge: Judge, encoder, examples: list[Example], texts: list[str]) -> list[Prediction]:
-    """Judges one completion for each example."""
-    judged = judge.judge(examples, texts)
+def load_suites(sandbox: Sandbox, examples: list[Example]) -> dict[Path, Suite]:
+    """The test suite of every database, for the gold queries asked on it; built if need be."""
+    golds = defaultdict(set)
+    for example in examples:
+        golds[example.db_path].add(example.gold_sql)
+    progress = tqdm(golds.items(), desc="test suites", unit="database")
+    return {path: load_suite(path, queries, sandbox) for path, queries in progress}
+
+
+def score(
+    judge: Judge,
+    encoder,
+    examples: list[Example],
+    sqls: Sequence[str | None],
+    suites: dict[Path, Suite] | None = None,
+) -> list[Prediction]:
+    """Judges the SQL for each example, as it stands; None where there is none."""
     gold = judge.run_gold(examples)
-    semantic: list[bool | None] = [None if encoder is None else False] * len(examples)
+    jobs = {(e.db_path, sql): None for e, sql in zip(examples, sqls) if sql is not None}
+    jobs.update(zip(jobs, judge.sandbox.run_many(jobs)))  # equal queries run once
+    found = [jobs.get((e.db_path, sql)) or NO_SQL for e, sql in zip(examples, sqls)]
+    valid = [i for i, one in enumerate(found) if one.status == "ok"]
+    correct = [
+        i for i in valid if results_match(gold[i], found[i], is_ordered(examples[i].gold_sql))
+    ]
+    semantic = suite_right = None
     if encoder is not None:
-        valid = [i for i, one in enumerate(judged) if one.valid]
         cosines = encoder.similarity(
-            [examples[i].question for i in valid], [canonical_sql(judged[i].sql) for i in valid]
+            [examples[i].question for i in valid], [canonical_sql(sqls[i]) for i in valid]
         )
-        for i, cosine in zip(valid, cosines.tolist()):
-            semantic[i] = cosine >= encoder.calibration.threshold
+        semantic = {
+            i for i, one in zip(valid, cosines.tolist()) if one >= encoder.calibration.threshold
+        }
+    if suites is not None:
+        cases = [(suites[examples[i].db_path], examples[i].gold_sql, sqls[i]) for i in correct]
+        suite_right = {i for i, one in zip(correct, suite_matches(judge.sandbox, cases)) if one}
+    runs, right = set(valid), set(correct)
     return [
         Prediction(
-            e.db_id,
-            e.question,
-            e.lang,
-            e.gold_sql,
-            one.sql,
-            expected.status == "ok",
-            one.valid,
-            one.correct,
-            semantic[i],
-            one.execution.status if one.execution else "no SQL",
+            example.db_id,
+            example.question,
+            example.lang,
+            gold=example.gold_sql,
+            predicted=sqls[i],
+            gold_ok=gold[i].status == "ok",
+            valid=i in runs,
+            execution=i in right,
+            test_suite=None if suite_right is None else i in suite_right,
+            semantic=None if semantic is None else i in semantic,
+            status=found[i].status,
+            error=found[i].error,
         )
-        for i, (e, one, expected) in enumerate(zip(examples, judged, gold))
+        for i, example in enumerate(examples)
     ]
-
-
-def summarize(predictions: list[Prediction]) -> dict:
-    """``{lang: {metric: {"value", "low", "high", "n"}}}``: shares with 95 % bootstrap intervals."""
-    report = {}
-    for lang in dict.fromkeys(one.lang for one in predictions):
-        rows = [one for one in predictions if one.lang == lang and one.gold_ok]
-        report[lang] = {
-            metric: share([getattr(one, metric) for one in rows])
-            for metric in METRICS
-            if not rows or getattr(rows[0], metric) is not None
-        }
-    return report
-
-
-def failed_gold(predictions: list[Prediction]) -> Counter:
-    """How many questions of each language were left out because their gold query does not run."""
-    return Counter(one.lang for one in predictions if not one.gold_ok)
 
 
 @torch.no_grad()
@@ -124,12 +155,36 @@ def evaluate_policy(
     examples: list[Example],
     max_new_tokens: int,
     progress: str = "",
+    suites: dict[Path, Suite] | None = None,
 ) -> list[Prediction]:
     """Answers every example greedily and judges the answers."""
+    judge.run_gold(examples)  # a damaged database shows before the model has worked for an hour
     texts = generate(
         policy, PromptBuilder(policy.tokenizer), examples, max_new_tokens, progress=progress
     )
-    return score(judge, encoder, examples, texts)
+    return score(judge, encoder, examples, [extract_sql(text) for text in texts], suites)
+
+
+def measured(predictions: list[Prediction]) -> list[str]:
+    """The metrics that these predictions have."""
+    return [m for m in METRICS if not predictions or getattr(predictions[0], m) is not None]
+
+
+def summarize(predictions: list[Prediction]) -> dict:
+    """``{lang: {metric: {"value", "low", "high", "n"}}}``: shares with 95 % bootstrap intervals."""
+    report = {}
+    for lang in dict.fromkeys(one.lang for one in predictions):
+        rows = [one for one in predictions if one.lang == lang and one.gold_ok]
+        report[lang] = {
+            metric: share([getattr(one, metric) for one in rows])
+            for metric in measured(predictions)
+        }
+    return report
+
+
+def failed_gold(predictions: list[Prediction]) -> Counter:
+    """How many questions of each language were left out because their gold query does not run."""
+    return Counter(one.lang for one in predictions if not one.gold_ok)
 
 
 def prediction_rows(predictions: list[Prediction]) -> list[dict]:

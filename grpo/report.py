@@ -1,13 +1,17 @@
-"""What a run shows and writes: metrics.jsonl, curves.png and the before/after table."""
+"""What a run and an evaluation show and write: metrics.jsonl, curves.png, tables, CSV, Markdown."""
 
+import csv
+import io
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from grpo.checkpoint import write_file
-from sqlenv.errors import UserError
+from sqlenv import LANGUAGES, UserError
 
+Rows = list[tuple[str, ...]]  # of a table, the first being the heading
 LABELS = {"valid": "valid", "execution": "EX", "test_suite": "TS", "semantic": "semantic"}
 
 
@@ -64,8 +68,16 @@ def cell(value: dict) -> str:
     return f"{100 * value['value']:.1f} ({100 * value['low']:.1f}-{100 * value['high']:.1f})"
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Aligned columns, the first row being the heading."""
+def signed_cell(value: dict) -> str:
+    """A difference of shares with its interval, in percent points: ``+1.2 (-0.6 to +3.1)``."""
+    if value["value"] is None:
+        return "-"
+    value, low, high = (100 * value[key] for key in ("value", "low", "high"))
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def table(rows: Rows) -> str:
+    """Aligned columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows
@@ -73,39 +85,135 @@ def table(rows: list[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def report_table(report: dict) -> str:
-    """``report[lang][metric]`` as a table of shares in percent with 95 % intervals."""
-    metrics = list(next(iter(report.values())))
-    rows = [("lang", "n", *(LABELS[m] for m in metrics))]
-    rows += [
-        (lang, str(values[metrics[0]]["n"]), *(cell(values[m]) for m in metrics))
-        for lang, values in report.items()
-    ]
-    return table(rows)
+def markdown_table(rows: Rows) -> str:
+    lines = ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def sections(reports: dict[str, dict], difference: dict | None = None) -> dict[str, Rows]:
+    """The tables of one ``full_report``, or of two and their difference, by title; shares in
+    percent with 95 % intervals.
+    """
+    if difference:
+        (one, first), (two, second) = reports.items()
+        return {
+            f"A: {one}": share_table(first),
+            f"B: {two}": share_table(second),
+            "B minus A": difference_table(first, second, difference, ("A", "B")),
+        }
+    (report,) = reports.values()
+    found = {"Languages": share_table(report), "Hardness": hardness_table(report)}
+    return {**found, "Errors": error_table(report)} if report["errors"] else found
+
+
+def share_table(report: dict) -> Rows:
+    """Languages and their average by metric, with the gap to English in right answers, EX and TS;
+    a report has it for every metric.
+    """
+    metrics = list(report["average"])
+    gaps = [m for m in metrics if m in ("execution", "test_suite") and report["gap"]]
+    rows = [("lang", "n", *(LABELS[m] for m in metrics), *(f"{LABELS[m]} - en" for m in gaps))]
+    for lang in [*languages(report), "average"]:
+        gap = report["gap"].get(lang)
+        signed = (signed_cell(gap[m]) if gap else "" for m in gaps)
+        rows.append((*share_row(lang, report[lang]), *signed))
+    return rows
+
+
+def hardness_table(report: dict) -> Rows:
+    rows = [("hardness", "n", *(LABELS[metric] for metric in report["average"]))]
+    return rows + [share_row(level, values) for level, values in report["hardness"].items()]
+
+
+def error_table(report: dict) -> Rows:
+    rows = [("error", "n", *languages(report))]
+    for name, found in report["errors"].items():
+        by_lang = (str(found["lang"].get(lang, 0)) for lang in languages(report))
+        rows.append((name, str(found["n"]), *by_lang))
+    return rows
+
+
+def languages(report: dict) -> list[str]:
+    return [key for key in report if key in LANGUAGES]
+
+
+def share_row(name: str, values: dict) -> tuple[str, ...]:
+    return name, str(next(iter(values.values()))["n"]), *(cell(one) for one in values.values())
+
+
+def difference_table(first: dict, second: dict, difference: dict, names: tuple[str, str]) -> Rows:
+    """The paired difference of each language and metric, beside what it is the difference of."""
+    rows = [("lang", "metric", "n", *names, "difference")]
+    for lang, metrics in difference.items():
+        for metric, value in metrics.items():
+            shares = cell(first[lang][metric]), cell(second[lang][metric])
+            rows.append((lang, LABELS[metric], str(value["n"]), *shares, signed_cell(value)))
+    return rows
 
 
 def before_after_table(summary: dict) -> str:
     """Before, after and the paired difference of each language and metric."""
-    rows = [("lang", "metric", "n", "before", "after", "difference")]
-    for lang, metrics in summary["before"].items():
-        for metric, before in metrics.items():
-            difference = summary["difference"][lang][metric]
-            signed = "-"
-            if difference["value"] is not None:
-                signed = "{value:+.1f} ({low:+.1f} to {high:+.1f})".format(
-                    **{key: 100 * difference[key] for key in ("value", "low", "high")}
-                )
-            rows.append(
-                (
-                    lang,
-                    LABELS[metric],
-                    str(before["n"]),
-                    cell(before),
-                    cell(summary["after"][lang][metric]),
-                    signed,
-                )
-            )
-    return table(rows)
+    parts = (summary[key] for key in ("before", "after", "difference"))
+    return table(difference_table(*parts, ("before", "after")))
+
+
+def notes(reports: dict[str, dict]) -> Iterator[str]:
+    """What the shares leave out."""
+    for name, report in reports.items():
+        for lang, count in report["failed_gold"].items():
+            yield f"{name}: {lang}: left out {count} questions whose gold query fails"
+
+
+def markdown(reports: dict[str, dict], difference: dict | None = None) -> str:
+    """The tables and notes, and examples of errors."""
+    parts = [
+        f"## {title}\n\n{markdown_table(rows)}"
+        for title, rows in sections(reports, difference).items()
+    ]
+    parts += notes(reports)
+    for name, report in reports.items():
+        lines = "\n".join(f"    {line}" for line in example_lines(report))
+        parts += [f"## Examples of errors: {name}\n\n{lines}"] if lines else []
+    return "\n\n".join(parts) + "\n"
+
+
+def example_lines(report: dict) -> Iterator[str]:
+    for name, found in report["errors"].items():
+        for one in found["examples"]:
+            yield f"{name}: {one['question']} ({one['lang']}, {one['db_id']})"
+            yield f"    gold       {' '.join(one['gold'].split())}"
+            if one["predicted"] is not None:
+                yield f"    predicted  {' '.join(one['predicted'].split())}"
+            if one["error"]:
+                yield f"    error      {one['error']}"
+
+
+def csv_text(reports: dict[str, dict], difference: dict | None = None) -> str:
+    """Everything that is counted, one number a line, under the reports' names."""
+    rows = []
+    for name, report in reports.items():
+        sections = {
+            "language": {key: report[key] for key in [*languages(report), "average"]},
+            "gap to en": report["gap"],
+            "hardness": report["hardness"],
+        }
+        rows += [(name, *row) for key, part in sections.items() for row in csv_rows(key, part)]
+        for key, found in report["errors"].items():
+            rows += [(name, "error", lang, key, n, "", "", "") for lang, n in found["lang"].items()]
+        for lang, n in report["failed_gold"].items():
+            rows.append((name, "failed gold", lang, "questions", n, "", "", ""))
+    rows += [("difference", *row) for row in csv_rows("language", difference or {})]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("report", "section", "name", "metric", "value", "low", "high", "n"))
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def csv_rows(section: str, part: dict) -> Iterator[tuple]:
+    for name, metrics in part.items():
+        for metric, value in metrics.items():
+            yield section, name, metric, *(value[key] for key in ("value", "low", "high", "n"))
 
 
 def plot_curves(path: Path, metrics: list[dict]) -> None:

@@ -2,6 +2,8 @@
 
 A bootstrap resamples the n questions with replacement. For outcomes that are yes or no, the
 number of yeses in a resample is a binomial draw, so nothing needs to be resampled one by one.
+Where languages are put together or compared, a question and its translations are not independent:
+`resampled_means` draws them together, as clusters.
 """
 
 from collections.abc import Sequence
@@ -45,8 +47,41 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool], seed: int =
     return summary((gained - lost) / n, (counts[:, 0] - counts[:, 1]) / n, n)
 
 
+def resampled_means(
+    values: np.ndarray, groups: Sequence, clusters: Sequence, seed: int = 0
+) -> dict[object, np.ndarray]:
+    """Return {group: (RESAMPLES, M)}: the means of each group, resampling whole clusters.
+
+    What is drawn together for all groups can be averaged over them or subtracted from one another,
+    resample by resample, and `summary` gives the interval.
+
+    values    (n, M), of n questions in M metrics
+    groups    n, such as each question's language
+    clusters  n; questions of one cluster are drawn together, such as translations of each other
+    """
+    group_of, cluster_of = (
+        {name: i for i, name in enumerate(dict.fromkeys(names))} for names in (groups, clusters)
+    )
+    count = len(cluster_of)
+    # For each cluster and group the sum of the values and, last, their number.
+    sums = np.zeros((count, len(group_of), values.shape[1] + 1))
+    places = [cluster_of[one] for one in clusters], [group_of[one] for one in groups]
+    np.add.at(sums, places, np.column_stack([values, np.ones(len(values))]))
+    generator, even = np.random.default_rng(seed), np.full(count, 1 / count)
+    drawn = np.concatenate(
+        [
+            generator.multinomial(count, even, size) @ sums.reshape(count, -1)
+            for size in [RESAMPLES // 20] * 20  # a part at a time, for the memory's sake
+        ]
+    ).reshape(RESAMPLES, *sums.shape[1:])
+    with np.errstate(invalid="ignore"):  # a small group may be missing from a resample: NaN
+        means = drawn[..., :-1] / drawn[..., -1:]
+    return {name: means[:, i] for name, i in group_of.items()}
+
+
 def summary(value: float | None, resampled: np.ndarray | None, n: int) -> dict:
+    """Return {"value", "low", "high", "n"}, the interval being that of the resampled values."""
     if resampled is None:
         return {"value": None, "low": None, "high": None, "n": n}
-    low, high = np.percentile(resampled, INTERVAL)
+    low, high = np.nanpercentile(resampled, INTERVAL)
     return {"value": value, "low": float(low), "high": float(high), "n": n}

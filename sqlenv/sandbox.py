@@ -3,7 +3,8 @@
 A time limit on SQL is only sound if the process that runs it can be killed: SQLite's progress
 handler is not called inside a long function or sort, and Python cannot stop a thread. So queries
 run in worker processes (`worker.py`) that are reused from query to query, watched from here, and
-killed and replaced where one does not answer in time. A worker that dies costs one query.
+killed and replaced where one does not answer in time. They get queries in chunks; those that a lost
+worker has left unanswered run again one by one, so that a worker that dies costs one query at most.
 POSIX only (Linux, macOS, WSL).
 
     with Sandbox() as sandbox:
@@ -11,6 +12,7 @@ POSIX only (Linux, macOS, WSL).
 """
 
 import functools
+import logging
 import marshal
 import os
 import selectors
@@ -22,7 +24,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 from urllib.parse import quote
 
 from sqlenv.errors import UserError
@@ -31,7 +33,10 @@ from sqlenv.worker import HEADER
 MAX_SQL = 100_000  # bytes of UTF-8 in a query
 GRACE = 0.5  # seconds that a worker has to stop a query itself before it is killed
 START = 60.0  # seconds that a worker has to start, on a machine under load
+CHUNK = 32  # queries in one message to a worker
 WORKER = Path(__file__).with_name("worker.py")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +62,23 @@ class Execution:
     reads: frozenset[tuple[str, str]] = frozenset()
 
 
+class Job(NamedTuple):
+    """A query on its way: its place in the results, and the database as path, and as uri, stamp."""
+
+    index: int
+    path: str
+    database: tuple[str, tuple[int, int, int]]
+    sql: str
+    alone: bool = False  # after a worker was lost with several: to see with which
+
+
 class Sandbox:
     """A pool of worker processes that run queries, each read-only and within limits.
 
     workers    processes; they start when first needed
     timeout    seconds per query
-    max_rows, max_bytes   of a result (a cell counts 8 bytes plus its text); no single value
-               inside a query may be longer than max_bytes either
+    max_rows, max_bytes   of a result, as sent to this process; no single value inside a query
+               may be longer than max_bytes either
     memory_mb  what SQLite may allocate in a worker, in MiB
 
     Use it as a context manager, or call `close()`. Threads may share one.
@@ -96,13 +111,15 @@ class Sandbox:
         comes if it is not a readable SQLite database.
         """
         queries = [(os.fspath(path), sql) for path, sql in queries]
-        stamps = {path: _stamp(path) for path in {path for path, _ in queries}}
-        results: list[Execution | None] = [None] * len(queries)
-        jobs = deque()
-        for index, (path, sql) in enumerate(queries):
-            results[index] = _refuse(sql)
-            if results[index] is None:
-                jobs.append((index, path, marshal.dumps((_uri(path), stamps[path], sql))))
+        databases = {path: (_uri(path), _stamp(path)) for path in {path for path, _ in queries}}
+        results = [_refuse(sql) for _, sql in queries]
+        jobs = [
+            Job(index, path, databases[path], sql)
+            for index, (path, sql) in enumerate(queries)
+            if results[index] is None
+        ]
+        # One database after the other, since opening one takes longer than most queries.
+        jobs = deque(sorted(jobs, key=lambda job: job.path))
         with self._lock:
             try:
                 self._drain(jobs, results)
@@ -123,44 +140,65 @@ class Sandbox:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def _drain(self, jobs: deque, results: list) -> None:
+    def _drain(self, jobs: deque[Job], results: list) -> None:
         """Hand out the jobs and collect the results until none is left."""
-        busy: dict[int, tuple] = {}  # worker's slot -> (index, path, when it started)
-        while jobs or busy:
+        while True:
             for slot in range(len(self._workers)):
-                if jobs and slot not in busy:
-                    index, path, frame = jobs.popleft()
-                    self._worker(slot).send(frame)
-                    busy[slot] = index, path, time.monotonic()
-            earliest = min(start for _, _, start in busy.values())
-            wait = earliest + self.timeout + GRACE - time.monotonic()
-            answered = self._selector.select(max(wait, 0))
-            for key, _ in answered:
-                slot = key.data
-                if message := self._workers[slot].receive():
-                    index, path, start = busy.pop(slot)
-                    results[index] = self._result(slot, path, message, start)
-            self._expire(busy, {key.data for key, _ in answered}, results)
+                if jobs and slot not in self._busy():
+                    self._worker(slot).give(self._chunk(jobs))
+            busy = self._busy()
+            if not busy:
+                return
+            since = min(self._workers[slot].since for slot in busy)
+            wait = since + self.timeout + GRACE - time.monotonic()
+            for key, _ in self._selector.select(max(wait, 0)):
+                self._collect(key.data, jobs, results)
+            self._expire(jobs, results)
 
-    def _result(self, slot: int, path: str, message: tuple, start: float) -> Execution:
-        status, columns, rows, error, seconds, reads = message
-        if status == "unreadable":
-            raise UserError(f"{path}: cannot be read as a SQLite database ({error})")
-        if status == "died":
-            code = self._stop([slot])
-            error = f"the worker process ended with code {code} while it ran this query"
-            return Execution("error", error=error, seconds=time.monotonic() - start)
-        return Execution(status, columns, rows, error, seconds, frozenset(reads))
+    def _chunk(self, jobs: deque[Job]) -> list[Job]:
+        """Take jobs for one worker; few at the end, so that all workers end at the same time."""
+        size = 1 + len(jobs) // (2 * len(self._workers))
+        chunk = [jobs.popleft()]
+        while len(chunk) < min(size, CHUNK) and not (chunk[0].alone or jobs[0].alone):
+            chunk.append(jobs.popleft())
+        return chunk
 
-    def _expire(self, busy: dict, answered: set[int], results: list) -> None:
-        """Kill the workers whose time is up, except those in the middle of their answer."""
+    def _busy(self) -> list[int]:
+        return [slot for slot, worker in enumerate(self._workers) if worker and worker.jobs]
+
+    def _collect(self, slot: int, jobs: deque[Job], results: list) -> None:
+        """Take in what a worker has answered."""
+        worker = self._workers[slot]
+        answers = worker.receive()
+        if answers is None:
+            self._lose(slot, "error", "the worker process ended with code {code}", jobs, results)
+            return
+        for status, columns, rows, error, seconds, reads, ends_chunk in answers:
+            job = worker.jobs.popleft()
+            if status == "unreadable":
+                raise UserError(f"{job.path}: cannot be read as a SQLite database ({error})")
+            results[job.index] = Execution(status, columns, rows, error, seconds, reads)
+            if ends_chunk:  # before its time, if a query took long: others may be idle
+                jobs.extendleft(reversed(worker.jobs))
+                worker.jobs.clear()
+
+    def _expire(self, jobs: deque[Job], results: list) -> None:
+        """Kill the workers whose time is up; one in the middle of its answer has more."""
         now = time.monotonic()
-        for slot, (index, _, start) in list(busy.items()):
-            if slot not in answered and now >= start + self.timeout + GRACE:
-                self._stop([slot])
-                del busy[slot]
+        for slot in self._busy():
+            if now >= self._workers[slot].since + self.timeout + GRACE:
                 error = f"killed: no result within {self.timeout:g} s"
-                results[index] = Execution("timeout", error=error, seconds=now - start)
+                self._lose(slot, "timeout", error, jobs, results)
+
+    def _lose(self, slot: int, status: str, error: str, jobs: deque[Job], results: list) -> None:
+        """Stop a worker that is lost, and with it the query it ran, if that is known."""
+        worker = self._workers[slot]
+        error = error.format(code=self._stop([slot]))
+        if len(worker.jobs) == 1:
+            seconds = time.monotonic() - worker.since
+            results[worker.jobs[0].index] = Execution(status, error=error, seconds=seconds)
+        else:
+            jobs.extendleft(job._replace(alone=True) for job in reversed(worker.jobs))
 
     def _worker(self, slot: int) -> "Worker":
         """The worker in a slot, started if there is none or it died while idle."""
@@ -184,7 +222,7 @@ class Sandbox:
 
 
 class Worker:
-    """The parent's end of one worker process."""
+    """The parent's end of one worker process, and the queries that it has still to answer."""
 
     def __init__(self, settings: tuple):
         # A session of its own, so that Ctrl-C in the terminal reaches the parent alone.
@@ -196,18 +234,31 @@ class Worker:
             start_new_session=True,
         )
         self.buffer = bytearray()
-        self.send(marshal.dumps(settings))
-        if self._first_answer() != "ready":
+        self.jobs: deque[Job] = deque()
+        self.since = 0.0  # when it was given its jobs or last sent something
+        self.send(settings)
+        missing = self._first_answer()
+        if missing is None:
             code = self.kill()
             raise RuntimeError(f"the sandbox's worker process did not start (exit code {code})")
+        _warn_of(tuple(missing))
 
-    def _first_answer(self):
+    def _first_answer(self) -> list[str] | None:
+        """The limits that this system lacks; None where the process does not start."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
-            return self.receive() if selector.select(START) else None
+            answers = self.receive() if selector.select(START) else None
+        return answers[0] if answers else None
 
-    def send(self, data: bytes) -> None:
-        """Write one frame. The worker is idle, that is reading, so this cannot block for long."""
+    def give(self, jobs: list[Job]) -> None:
+        """Send jobs to a worker that has none."""
+        self.jobs.extend(jobs)
+        self.since = time.monotonic()
+        self.send([(job.database, job.sql) for job in jobs])
+
+    def send(self, message) -> None:
+        """Write one message. The worker is idle and reads it whole, so this does not block."""
+        data = marshal.dumps(message)
         frame = memoryview(HEADER.pack(len(data)) + data)
         try:
             while frame:
@@ -215,20 +266,22 @@ class Worker:
         except BrokenPipeError:
             pass  # it died this moment: `receive` finds its end of the pipe closed and says so
 
-    def receive(self):
-        """Read what there is; return the message once it is whole, None before."""
-        chunk = os.read(self.process.stdout.fileno(), 1 << 16)
+    def receive(self) -> list | None:
+        """Read what there is; return the messages that are whole, None if the process ended."""
+        chunk = os.read(self.process.stdout.fileno(), 1 << 18)
         if not chunk:
-            return "died", (), [], None, 0.0, []
+            return None
+        self.since = time.monotonic()
         self.buffer += chunk
-        if len(self.buffer) < HEADER.size:
-            return None
-        (length,) = HEADER.unpack_from(self.buffer)
-        if len(self.buffer) < HEADER.size + length:
-            return None
-        message = marshal.loads(memoryview(self.buffer)[HEADER.size :])
-        self.buffer = bytearray()
-        return message
+        messages, start = [], 0
+        while len(self.buffer) >= start + HEADER.size:
+            end = start + HEADER.size + HEADER.unpack_from(self.buffer, start)[0]
+            if len(self.buffer) < end:
+                break
+            messages.append(marshal.loads(self.buffer[start + HEADER.size : end]))
+            start = end
+        del self.buffer[:start]
+        return messages
 
     def kill(self) -> int:
         """End the process, which has nothing to lose, and return its exit code."""
@@ -236,6 +289,13 @@ class Worker:
         self.process.stdin.close()
         self.process.stdout.close()
         return self.process.wait()
+
+
+@functools.cache
+def _warn_of(missing: tuple[str, ...]) -> None:
+    """Say once which limits the workers have to do without."""
+    if missing:
+        logger.warning("sandbox: this system does not limit %s", "; ".join(missing))
 
 
 def _refuse(sql: str) -> Execution | None:

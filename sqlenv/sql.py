@@ -4,6 +4,7 @@ All three need only to tell words from strings and comments, which the tokenizer
 pass over any text, of any length, valid or not. It is no parser: SQLite decides what is SQL.
 """
 
+import itertools
 import re
 import string
 from collections.abc import Iterator
@@ -21,22 +22,38 @@ _OTHER = """
     asc by cross desc end filter full glob inner left like natural offset outer over partition
     recursive right with"""
 KEYWORDS = RESERVED | frozenset(_OTHER.split())
-STATEMENT = re.compile(
-    r"(?:alter|analyze|attach|begin|commit|create|delete|detach|drop|end|explain|insert|pragma"
-    r"|reindex|release|replace|rollback|savepoint|select|update|vacuum|values|with)\b",
-    re.IGNORECASE,
-)
-# "with" is an English word too, so it must look like the start of a common table expression.
-QUERY = re.compile(
-    r"\b(?:select\b|with\s+(?:recursive\s+)?[\w\"`\[\]]+\s*(?:\([^()]*\)\s*)?as\s*"
-    r"(?:(?:not\s+)?materialized\s*)?\()",
-    re.IGNORECASE,
-)
+# The first words of statements are English words, too ("with", "explain"), so each pattern asks for
+# what makes it SQL. A space stands for comments as well: see `leading_statement`.
+_NAME = r"""(?:\w+|"[^"]{0,200}"|`[^`]{0,200}`|\[[^]]{0,200}\])"""
+_QUERY = rf"""\b(?:select\b|with\b\s*(?:recursive\b\s*)?{_NAME}\s*(?:\([^()]*\)\s*)?\bas\s*
+    (?:(?:not\s+)?materialized\s*)?\()"""
+_CHANGE = rf"""\b(?:
+      (?:alter|create|drop) (?:\s+or\s+replace)?
+      (?:\s+(?:temp|temporary|unique|virtual|materialized))* \s+(?:index|table|trigger|view)\b
+    | insert (?:\s+or\s+\w+)? \s+into\b | (?:replace|vacuum)\s+into\b
+    | delete\s+from\b\s*{_NAME} (?:\s*\.\s*{_NAME})? (?=\s*(?:[;`]|\Z|(?:
+      as|indexed|limit|not|order|returning|where)\b))
+    | update\b (?:\s+or\s+\w+)? \s*{_NAME} (?:\s*\.\s*{_NAME})? (?:\s*as\s*{_NAME})?
+      \s*\bset\b (?=\s*(?:\(|{_NAME}\s*=))
+    | explain\s+query\s+plan\b
+    )| \bexplain\s+(?={_QUERY})"""
+# These only where a statement is expected; in capitals, the word alone will do.
+_COMMAND = rf"""(?:values\s*\( | pragma\s+\w+\s*(?:[;=(.]|\Z) | attach\s*(?:database\s*)?["']
+    | (?:analyze|begin|commit|detach|end|reindex|release|rollback|savepoint|use|vacuum)\b
+      (?:\s*{_NAME}){{0,2}}\s*(?:;|\Z)
+    | (?-i:ALTER|ANALYZE|ATTACH|BEGIN|CALL|COMMIT|COPY|CREATE|DECLARE|DELETE|DETACH|DROP|END|EXEC
+      |EXECUTE|EXPLAIN|GRANT|INSERT|LOCK|MERGE|PRAGMA|REINDEX|RELEASE|REPLACE|REVOKE|ROLLBACK
+      |SAVEPOINT|SET|SHOW|TRUNCATE|UPDATE|USE|VACUUM|VALUES)\b)"""
+_FLAGS = re.IGNORECASE | re.VERBOSE
+STATEMENT = re.compile(f"{_QUERY}|{_CHANGE}|{_COMMAND}", _FLAGS)
+STATEMENT_IN_PROSE = re.compile(f"{_QUERY}|{_CHANGE}", _FLAGS)
 ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 SIGN_FOLLOWS = ("(", ",", "=", "==", "<", "<=", ">", ">=", "<>", "!=", "||", "*", "/", "%")
 FENCE = re.compile(r"```[ \t]*(?:sqlite|sql|postgresql|mysql)?[ \t]*\n?", re.IGNORECASE)
 MARKER = re.compile(r"\bsql(?:ite)?(?:\s+query)?\W{0,3}?[:：]", re.IGNORECASE)
-IGNORED = re.compile(r"(?>\s|--[^\n]*|/\*.*?\*/)*+", re.DOTALL)
+COMMENT = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
+SPACE = re.compile(r"[\s;]*")
+MAX_FENCES = 20  # looked at in one completion
 
 # Unterminated strings and comments reach to the end of the text.
 TOKEN = re.compile(
@@ -60,56 +77,69 @@ def tokenize(sql: str, start: int = 0) -> Iterator[re.Match]:
 
 
 def extract_sql(completion: str) -> str | None:
-    """Return the query in a completion, or None if nothing in it looks like one.
+    """Return the SQL statement in a completion, or None if nothing in it looks like one.
 
     Looked for in this order: at the very start; in the first fenced block that starts with a
-    query; after the first "SQL:"; at the first SELECT or WITH … AS ( anywhere. From there it
-    reaches to the first `;`, the next ```, a blank line (outside a fenced block) or the end,
-    whichever comes first, none of them counted inside strings and comments.
+    statement; after the first "SQL:"; anywhere, at the first SELECT, WITH … AS (, INSERT INTO or
+    the like. It reaches to the first `;`, the next ```, a blank line (outside a fenced block) or
+    the end, whichever comes first, none of them counted inside strings and comments.
 
-    What stands between is left as it is, so prose in it fails as a syntax error. If a further
-    statement follows the `;`, it stays too, so that the sandbox refuses the two:
+    What stands between is left as it is, so prose in it fails as a syntax error. A statement that
+    is no query is returned whole, and if another statement follows directly, the two stay
+    together, so that the sandbox refuses them; no query is picked out of such a text:
 
     >>> extract_sql("Sure! SELECT name FROM singer; It lists the names.")
     'SELECT name FROM singer'
+    >>> extract_sql("Sure! CREATE TABLE t AS SELECT name FROM singer")
+    'CREATE TABLE t AS SELECT name FROM singer'
     >>> extract_sql("SELECT 1; DROP TABLE singer")
     'SELECT 1; DROP TABLE singer'
     """
-    start, fenced = find_query(completion)
+    start, fenced = find_statement(completion)
     if start is None:
         return None
-    end, semicolon = len(completion), None
+    end, first_end, rest = len(completion), None, None
     for token in tokenize(completion, start):
         kind, text = token.lastgroup, token.group()
-        blank_line = kind == "space" and text.count("\n") > 1 and not fenced
-        if kind == "fence" or blank_line:
+        if kind == "fence":
             end = token.start()
             break
-        if text == ";" and semicolon is None:
-            semicolon = token.start()
-    if semicolon is not None:
-        rest = IGNORED.match(completion, semicolon + 1, end).end()
-        if not STATEMENT.match(completion, rest, end):
-            end = semicolon
+        blank_line = kind == "space" and text.count("\n") > 1 and not fenced
+        if first_end is None and (text == ";" or blank_line):
+            first_end, rest = token.span()
+    if first_end is not None and leading_statement(completion[rest:end]) is None:
+        end = first_end
     return completion[start:end].strip()
 
 
-def find_query(completion: str) -> tuple[int | None, bool]:
-    """Return where the query starts (None: nowhere) and whether it stands in a fenced block."""
-    start = IGNORED.match(completion).end()
-    if QUERY.match(completion, start):
-        return start, False
-    for fence in FENCE.finditer(completion):
-        start = IGNORED.match(completion, fence.end()).end()
-        if QUERY.match(completion, start):
-            return start, True
-    marker = MARKER.search(completion)
-    if marker:
-        start = IGNORED.match(completion, marker.end()).end()
-        if QUERY.match(completion, start):
-            return start, False
-    query = QUERY.search(completion)
-    return (query.start() if query else None), False
+def find_statement(completion: str) -> tuple[int | None, bool]:
+    """Return where the SQL starts (None: nowhere) and whether it stands in a fenced block."""
+    fences = itertools.islice(FENCE.finditer(completion), MAX_FENCES)
+    places = [(0, False)] + [(fence.end(), True) for fence in fences]
+    places += [(marker.end(), False) for marker in [MARKER.search(completion)] if marker]
+    for place, fenced in places:
+        offset = leading_statement(completion[place:])
+        if offset is not None:
+            return place + offset, fenced
+    found = [STATEMENT_IN_PROSE.search(form) for form in (completion, blank_comments(completion))]
+    return min((match.start() for match in found if match), default=None), False
+
+
+def leading_statement(text: str) -> int | None:
+    """Return where in a text a statement starts, with nothing but comments before it, or None.
+
+    Looks at the text as it is, too, since what seems a comment may be a quoted name or a dash.
+    """
+    for form in (text, blank_comments(text)):
+        start = SPACE.match(form).end()
+        if STATEMENT.match(form, start):
+            return start
+    return None
+
+
+def blank_comments(text: str) -> str:
+    """The text, as long as before, with spaces for comments."""
+    return COMMENT.sub(lambda comment: " " * len(comment.group()), text)
 
 
 def is_ordered(sql: str) -> bool:

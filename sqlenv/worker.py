@@ -1,11 +1,14 @@
 """The process that runs untrusted SQL and can be killed; `sandbox.py` starts it as a script.
 
 It imports the standard library only (so it starts in some 20 ms) and speaks marshal frames with a
-length in front over stdin and stdout: first its settings, then one database and query after the
-other. Inside it, several fences stand one behind the other: the file is opened read-only and
-immutable, SQLite's limits are pinned, an authorizer lets through nothing but reading, a progress
-handler stops a long query, and the operating system bounds memory, CPU time and written files.
+length in front over stdin and stdout: first its settings, then chunks of queries. Inside it,
+several fences stand one behind the other: the file is opened read-only and immutable, SQLite's
+limits are pinned, an authorizer lets through nothing but reading, a progress handler stops a long
+query, and the operating system bounds memory, CPU time and written files.
 The parent kills the process if all of that fails to stop a query in time.
+
+A query can be refused that SQLite itself would run: virtual tables cannot be read, nor views that
+call a date function or printf (these are wrapped here, and untrusted schemas may not use such).
 """
 
 import functools
@@ -20,9 +23,14 @@ import time
 from collections import OrderedDict
 
 HEADER = struct.Struct("<I")  # the length of the frame that follows
-OPEN_DATABASES = 16  # connections kept, least recently used out first
+OPEN_DATABASES = 64  # connections kept, least recently used out first
+FETCH = 32  # rows between two looks at their size
+HOLD = 0.002  # seconds that answers are held back, to be sent together
+SLICE = 0.05  # seconds of work after which the rest of a chunk of queries is given back
+MAX_ERROR = 300  # characters of an error's text
 PROGRESS_OPS = 1000  # SQLite's virtual-machine steps between two looks at the clock
 
+PRAGMAS = ("query_only=ON", "trusted_schema=OFF", "temp_store=MEMORY", "cache_size=-500")
 LIMITS = {
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 30,  # real gold queries need more than 20
     sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 100,
@@ -45,8 +53,8 @@ FUNCTIONS = frozenset(ALLOWED.split())
 DATE_FUNCTIONS = ("date", "datetime", "julianday", "strftime", "time", "unixepoch")
 # Arguments by which a date function would read the clock or the time zone of this machine.
 CLOCK = frozenset({"now", "subsec", "subsecond", "localtime", "utc"})
-# Width and precision in a printf format.
-WIDTHS = re.compile(r"%[-+ 0,#!]*(\d+|\*)?(?:\.(\d+|\*))?")
+# In a printf format: width and precision (a star takes the next argument) and the conversion.
+CONVERSION = re.compile(r"%[-+ 0,#!]*([0-9]+|\*)?(?:\.([0-9]+|\*)?)?l*(.)", re.DOTALL)
 
 # Statements that are refused whatever follows. The authorizer stops all that could do harm; this
 # list makes the answer uniform where it has nothing to say (EXPLAIN; REINDEX without an index).
@@ -67,19 +75,20 @@ class Database:
 
     def __init__(self, uri, functions, max_bytes, max_sql):
         self.reads, self.denied, self.deadline = set(), None, math.inf
+        self.functions = functions
         # A cached statement would skip the authorizer.
         self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
         self.connection.text_factory = decode
-        for pragma in ("query_only=ON", "trusted_schema=OFF", "temp_store=MEMORY"):
+        for pragma in PRAGMAS:
             self.connection.execute(f"PRAGMA {pragma}")
-        names = self.connection.execute("SELECT name FROM sqlite_master WHERE type != 'index'")
-        self.tables = {name.lower() for (name,) in names}
+        names = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
+        self.tables = {name.lower() for (name,) in self.connection.execute(names)}
         for limit, value in LIMITS.items():
             self.connection.setlimit(limit, value)
         self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max_bytes)
         self.connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, max_sql)
         for name in DATE_FUNCTIONS:
-            wrapper = functools.partial(self.date_function, functions, name)
+            wrapper = functools.partial(self.date_function, name)
             self.connection.create_function(name, -1, wrapper, deterministic=True)
         for name in ("printf", "format"):
             wrapper = functools.partial(print_function, functions, max_bytes)
@@ -99,14 +108,16 @@ class Database:
         return sqlite3.SQLITE_DENY
 
     def may_read(self, table, column):
-        if table in self.tables and not table.startswith("sqlite_"):
+        if table.startswith("sqlite_"):
+            return False
+        if table in self.tables:
             self.reads.add((table, column))
             return True
-        # A table expression (WITH) is asked about when none of its columns is used, as in count(*).
-        # Table-valued functions are refused before, when SQLite has them declare their columns.
-        return column == "" and not table.startswith(("sqlite_", "pragma_"))
+        # A table expression (WITH) is asked about where none of its columns is used, as in
+        # count(*); so is a table that SQLite has without its being created, such as json_each.
+        return column == "" and not is_built_in(self.functions, table)
 
-    def date_function(self, functions, name, *arguments):
+    def date_function(self, name, *arguments):
         """SQLite's own date function, refused where its result depends on the clock."""
         times = arguments[1:] if name == "strftime" else arguments
         texts = [decode(a) if isinstance(a, bytes) else str(a) for a in arguments]
@@ -114,55 +125,86 @@ class Database:
         if not times or any(t.split("\0")[0].strip().lower() in CLOCK for t in texts):
             self.denied = f"{name}() of the current time"
             raise PermissionError(self.denied)
-        return call(functions, name, arguments)
+        return call(self.functions, name, arguments)
+
+
+@functools.lru_cache(maxsize=1000)
+def is_built_in(functions, table):
+    """Whether an empty database has this table, too."""
+    try:
+        functions.execute(f'SELECT 1 FROM "{table.replace(chr(34), chr(34) * 2)}" LIMIT 0')
+    except sqlite3.OperationalError as error:
+        return not str(error).startswith("no such table")
+    return True
 
 
 def call(functions, name, arguments):
+    """SQLite's own function of that name."""
     marks = ",".join("?" * len(arguments))
-    return functions.execute(f"SELECT {name}({marks})", arguments).fetchone()[0]
+    try:
+        return functions.execute(f"SELECT {name}({marks})", arguments).fetchone()[0]
+    except sqlite3.DataError as error:
+        raise OverflowError(f"{name}: text too long") from error  # makes it SQLITE_TOOBIG again
 
 
-def as_integer(functions, value):
-    return functions.execute("SELECT coalesce(CAST(? AS INTEGER), 0)", [value]).fetchone()[0]
+def as_digits(functions, value):
+    query = "SELECT CAST(coalesce(CAST(? AS INTEGER), 0) AS TEXT)"
+    return functions.execute(query, [value]).fetchone()[0]
 
 
 def print_function(functions, max_bytes, *arguments):
     """SQLite's printf, with an error where the text is too long: SQLite itself spends seconds on
-    a width of 9e8 and then gives NULL."""
+    a width of 9e8 and then gives NULL, as it does for an empty text."""
     if not arguments or arguments[0] is None:
         return None
-    form = decode(arguments[0]) if isinstance(arguments[0], bytes) else str(arguments[0])
-    widths = {width for pair in WIDTHS.findall(form) for width in pair if width}
-    if "*" in widths:  # taken from an argument
-        widths = widths - {"*"} | {as_integer(functions, a) for a in arguments[1:]}
-    text = None
-    if all(abs(int(width)) <= max_bytes for width in widths):
-        text = call(functions, "printf", arguments)
-    if text is None:
+    form, *values = arguments
+    form = decode(form) if isinstance(form, bytes) else str(form)
+    # Ten digits are more than any limit, and 5000 of them more than int() takes.
+    digits = (width.lstrip("-0")[:10] or 0 for width in widths(functions, form, values))
+    if any(int(width) > max_bytes for width in digits):
         raise OverflowError("printf: text too long")  # sqlite3 makes SQLITE_TOOBIG of it
+    text = call(functions, "printf", (form, *values))
+    if text is None and call(functions, "printf", ("x" + form, *values)) is None:
+        raise OverflowError("printf: text too long")
     return text
+
+
+def widths(functions, form, values):
+    """The widths and precisions, as digits, with which printf would write these values."""
+    values = iter(values)
+    for match in CONVERSION.finditer(form):
+        *numbers, conversion = match.groups()
+        for number in filter(None, numbers):
+            yield number if number != "*" else as_digits(functions, next(values, None))
+        if conversion not in "%n":
+            next(values, None)
 
 
 def execute(database, sql, max_rows, max_bytes):
     """Run one query; return (status, columns, rows, error)."""
     if STATEMENT.match(sql):
         return "denied", (), [], "only SELECT is allowed"
-    cursor, rows, size = database.connection.cursor(), [], 0
+    cursor = database.connection.cursor()
     try:
         # `SELECT 1;;` counts as several statements for Python, so trailing semicolons go.
         cursor.execute(sql.rstrip("; \t\r\n\f"))
         if cursor.description is None:
             return "error", (), [], "there is no statement in the text"
-        for row in cursor:
-            rows.append(row)
-            size += 8 * len(row) + sum(len(c) for c in row if isinstance(c, (str, bytes)))
-            if len(rows) > max_rows or size > max_bytes:
-                limit = f"{max_rows} rows or {max_bytes} bytes"
-                return "too_large", (), [], f"the result has more than {limit}"
-        return "ok", tuple(column[0] for column in cursor.description), rows, None
+        columns, rows = tuple(column[0] for column in cursor.description), []
+        size = len(marshal.dumps(columns))
+        while size <= max_bytes and (part := cursor.fetchmany(FETCH)):
+            size += len(marshal.dumps(part))
+            rows += part
+            if len(rows) > max_rows:
+                break
+        if size > max_bytes or len(rows) > max_rows:
+            limit = f"{max_rows} rows or {max_bytes} bytes"
+            return "too_large", (), [], f"the result has more than {limit}"
+        return "ok", columns, rows, None
     except (sqlite3.Error, sqlite3.Warning, UnicodeError) as error:
         denied = f" ({database.denied})" if database.denied else ""
-        return classify(error, database.denied), (), [], f"{error}{denied}"
+        line = " ".join(f"{error}{denied}".split())  # it may quote the query
+        return classify(error, database.denied), (), [], line[:MAX_ERROR]
     finally:
         cursor.close()
 
@@ -187,9 +229,7 @@ class Server:
         self.databases = OrderedDict()
         self.functions = sqlite3.connect(":memory:", isolation_level=None)
         self.functions.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, self.max_bytes)
-        # For the whole process, and on every operating system.
-        self.functions.execute(f"PRAGMA hard_heap_limit={memory_mb << 20}")
-        limit_process(memory_mb)
+        self.missing = limit_heap(self.functions, memory_mb) + limit_process(memory_mb)
 
     def database(self, uri, stamp):
         """The connection for a file as it was at `stamp`; a file replaced since is opened anew."""
@@ -201,44 +241,79 @@ class Server:
         self.databases.move_to_end(key)
         return self.databases[key]
 
-    def answer(self, uri, stamp, sql):
+    def answer(self, database, sql):
         """Return (status, columns, rows, error, seconds, reads) for one query."""
         start = time.monotonic()
-        limit_cpu(self.timeout)
         try:
-            database = self.database(uri, stamp)
+            database = self.database(*database)
         except sqlite3.Error as error:
-            return "unreadable", (), [], str(error), 0.0, []
+            return "unreadable", (), [], str(error), 0.0, frozenset()
         database.reads, database.denied = set(), None
         database.deadline = start + self.timeout
         try:
             result = execute(database, sql, self.max_rows, self.max_bytes)
         except MemoryError:
             result = "too_large", (), [], "the query needs more memory than it is given"
-        return *result, time.monotonic() - start, sorted(database.reads)
+        return *result, time.monotonic() - start, frozenset(database.reads)
+
+    def serve(self, chunk, pipe):
+        """Answer queries in order, and with each say whether it is the last of the chunk."""
+        limit_cpu(self.timeout + SLICE)
+        start = flushed = time.monotonic()
+        for number, query in enumerate(chunk, 1):
+            answer = self.answer(*query)
+            now = time.monotonic()
+            last = number == len(chunk) or now > start + SLICE
+            send(pipe, (*answer, last))
+            if last or now > flushed + HOLD:
+                pipe.flush()
+                flushed = now
+            if last:
+                break
+
+
+def limit_heap(connection, memory_mb):
+    """Limit what SQLite allocates in this process; return [what it is, if that has no effect]."""
+    limit = connection.execute(f"PRAGMA hard_heap_limit={memory_mb << 20}").fetchone()
+    option = "SELECT sqlite_compileoption_used('DEFAULT_MEMSTATUS=0')"
+    counted = connection.execute(option).fetchone() == (0,)
+    return [] if limit and counted else ["SQLite's memory (hard_heap_limit)"]
 
 
 def limit_process(memory_mb):
-    """Take from this process, for good, more memory than it needs and the writing of files."""
-    lower(resource.RLIMIT_FSIZE, 0)
-    lower(resource.RLIMIT_CORE, 0)
-    if sys.platform == "linux":  # elsewhere the address space also counts what all processes share
-        lower(resource.RLIMIT_AS, (memory_mb + 256) << 20)
+    """Take from this process, for good, more memory than it needs and the writing of files.
+
+    Returns what the operating system does not limit.
+    """
+    limits = {
+        "written files (RLIMIT_FSIZE)": ("RLIMIT_FSIZE", 0),
+        "core dumps (RLIMIT_CORE)": ("RLIMIT_CORE", 0),
+        "a worker's memory (RLIMIT_AS)": ("RLIMIT_AS", (memory_mb + 256) << 20),
+    }
+    return [what for what, limit in limits.items() if not lower(*limit)]
 
 
-def lower(limit, value):
-    hard = resource.getrlimit(limit)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(limit, (value, value))
+def lower(name, value):
+    """Lower a limit; return False where the system does not have it."""
+    if name == "RLIMIT_AS" and sys.platform == "darwin":  # there it is a name for another limit
+        return False
+    try:
+        limit = getattr(resource, name)
+        hard = resource.getrlimit(limit)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (value, value))
+    except (AttributeError, ValueError, OSError):
+        return False
+    return True
 
 
-def limit_cpu(timeout):
-    """Let the process use the CPU for one more query. The count is over its life, so it moves on.
+def limit_cpu(seconds):
+    """Let the process use the CPU so much longer. The count is over its life, so it moves on.
 
     The parent's kill comes earlier; this one ends a worker whose parent is no longer there.
     """
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    soft = math.ceil(time.process_time() + timeout) + 2
+    soft = math.ceil(time.process_time() + seconds) + 2
     if hard == resource.RLIM_INFINITY or soft < hard:
         resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
@@ -252,15 +327,15 @@ def receive(pipe):
 def send(pipe, message):
     data = marshal.dumps(message)
     pipe.write(HEADER.pack(len(data)) + data)
-    pipe.flush()
 
 
 def main():
     pipe_in, pipe_out = sys.stdin.buffer, sys.stdout.buffer
     server = Server(receive(pipe_in))
-    send(pipe_out, "ready")
-    while (query := receive(pipe_in)) is not None:
-        send(pipe_out, server.answer(*query))
+    send(pipe_out, server.missing)
+    pipe_out.flush()
+    while (chunk := receive(pipe_in)) is not None:
+        server.serve(chunk, pipe_out)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from sqlenv import paired_difference, share
+from sqlenv.metrics import RESAMPLES, resampled_means, summary
 
 
 def test_share_of_a_half_has_the_binomial_interval():
@@ -58,3 +60,33 @@ def test_what_both_find_hard_does_not_widen_the_interval():
 def test_pairs_must_be_pairs():
     with pytest.raises(ValueError, match="2 outcomes before, but 1 after"):
         paired_difference([True, False], [True])
+
+
+def test_resampled_means_of_single_questions_are_those_of_share():
+    outcomes = [i % 5 == 0 for i in range(200)]
+    drawn = resampled_means(np.array(outcomes, float)[:, None], ["en"] * 200, range(200))["en"]
+    assert drawn.shape == (RESAMPLES, 1)
+    interval, alone = summary(0.2, drawn[:, 0], 200), share(outcomes)
+    # 1.96 * sqrt(0.2 * 0.8 / 200) = 0.0554
+    assert interval["low"] == pytest.approx(0.2 - 0.0554, abs=0.01)
+    assert interval["low"] == pytest.approx(alone["low"], abs=0.006)
+    assert interval["high"] == pytest.approx(alone["high"], abs=0.006)
+
+
+def test_clusters_are_drawn_as_a_whole():
+    """Two clusters, all right and all wrong: a resample has 0, 1 or 2 of the right one, with
+    chances 1/4, 1/2, 1/4. Both groups see the same draw, whatever their sizes.
+    """
+    values = np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]] * 3)
+    drawn = resampled_means(values, ["a", "a", "b"] * 2, [0, 0, 0, 1, 1, 1])
+    shares, counts = np.unique(drawn["a"][:, 0], return_counts=True)
+    assert shares.tolist() == [0, 0.5, 1]
+    assert (counts / RESAMPLES).tolist() == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+    assert (drawn["a"] == drawn["b"]).all()
+    assert (drawn["a"].sum(axis=1) == 1).all()  # the second metric is the first's opposite
+
+
+def test_a_group_may_be_missing_from_a_resample():
+    drawn = resampled_means(np.ones((2, 1)), ["a", "b"], [0, 1])
+    assert 0.2 < np.isnan(drawn["a"]).mean() < 0.3  # a quarter of the draws take b twice
+    assert summary(1.0, drawn["a"][:, 0], 1) == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 1}

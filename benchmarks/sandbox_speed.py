@@ -1,0 +1,86 @@
+"""What the sandbox costs: a dataset's gold queries in it, and in plain sqlite3 in this process.
+
+    python -m benchmarks.sandbox_speed --data ROOT [--lang en] [--split dev] [--workers 2]
+
+Both run the same queries in alternating rounds, with databases open and workers started. Plain
+sqlite3 has one thread, no limits, and fetches all rows. Goal: the sandbox takes at most twice as
+long (with two workers, on two idle cores).
+"""
+
+import argparse
+import sqlite3
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from sqlenv import EMBEDDED, Sandbox, UserError, load_dataset
+
+
+def open_databases(paths: set[Path]) -> dict[Path, sqlite3.Connection]:
+    connections = {}
+    for path in paths:
+        connections[path] = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        connections[path].text_factory = lambda text: str(text, "utf-8", "replace")
+    return connections
+
+
+def run_plain(connections: dict, queries: list[tuple[Path, str]]) -> list[list[tuple] | None]:
+    """The rows of each query, None where it fails."""
+    results = []
+    for path, sql in queries:
+        try:
+            results.append(connections[path].execute(sql).fetchall())
+        except sqlite3.Error:
+            results.append(None)
+    return results
+
+
+def runnable(connections: dict, sandbox: Sandbox, queries: list) -> list[tuple[Path, str]]:
+    """Those queries that run; they must give the same rows in the sandbox."""
+    plain, sandboxed = run_plain(connections, queries), sandbox.run_many(queries)
+    for (path, sql), rows, execution in zip(queries, plain, sandboxed):
+        if rows is not None and rows != execution.rows:
+            raise RuntimeError(f"{path.name}: {sql}: not the same rows ({execution.status})")
+    return [query for query, rows in zip(queries, plain) if rows is not None]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default=EMBEDDED, help="dataset root (default: the embedded one)")
+    parser.add_argument("--lang", default="en")
+    parser.add_argument("--split", default="dev")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    examples = load_dataset(arguments.data, arguments.lang, arguments.split)
+    queries = [(example.db_path, example.gold_sql) for example in examples]
+    connections = open_databases({path for path, _ in queries})
+    times = {"plain": [], "sandbox": []}
+    with Sandbox(workers=arguments.workers, timeout=30) as sandbox:
+        queries = runnable(connections, sandbox, queries)
+        runs = {
+            "plain": lambda: run_plain(connections, queries),
+            "sandbox": lambda: sandbox.run_many(queries),
+        }
+        for _ in range(arguments.rounds):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - start)
+    print(f"{len(queries)} queries, {arguments.workers} workers, {arguments.rounds} rounds")
+    for name, seconds in times.items():
+        each = statistics.median(seconds) / len(queries) * 1e6
+        print(f"{name:8} median {statistics.median(seconds) * 1e3:7.1f} ms, {each:5.1f} µs a query")
+    ratios = sorted(ours / plain for plain, ours in zip(times["plain"], times["sandbox"]))
+    ratio = statistics.median(ratios)
+    print(f"ratio    median {ratio:.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f})")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

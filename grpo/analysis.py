@@ -1,0 +1,196 @@
+"""What predictions say: shares with intervals, by language and across languages, by hardness and by
+kind of error; and how two systems compare on the same questions.
+
+Across languages a question and its translations are not independent. They share their gold query,
+so the bootstrap draws all questions of a gold query together.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from grpo.evaluation import Prediction, failed_gold, measured, summarize
+from sqlenv import UserError, canonical_sql, paired_difference
+from sqlenv.hardness import LEVELS, hardness
+from sqlenv.metrics import resampled_means, summary
+
+EXAMPLES = 3  # shown of each class of errors
+# Classes of errors that the sandbox calls "error", by what SQLite says.
+MESSAGES = {
+    "syntax": ("syntax error", "incomplete input", "unrecognized token", "one statement"),
+    "missing column": ("no such column",),
+    "missing table": ("no such table",),
+}
+ERROR_CLASSES = (
+    "no SQL",
+    *MESSAGES,
+    "other error",
+    "denied",
+    "timeout",
+    "too large",
+    "wrong result",
+    "wrong on a variant",
+)
+
+
+def full_report(predictions: list[Prediction]) -> dict:
+    """``summarize``, and what there is to say across languages.
+
+    report[lang][metric], report["average"][metric]   {"value", "low", "high", "n"}
+    report["gap"][lang][metric]                       the same, of lang minus English
+    report["hardness"][level][metric]                 the same, all languages together
+    report["errors"][class]     {"n", "lang": {lang: n}, "examples": up to three predictions}
+    report["failed_gold"]       {lang: n}, questions left out of all of these
+    """
+    judged, metrics = [one for one in predictions if one.gold_ok], measured(predictions)
+    values = [[getattr(one, metric) for metric in metrics] for one in judged]
+    by_lang = grouped(values, [one.lang for one in judged], judged)
+    by_level = grouped(values, [hardness(one.gold) for one in judged], judged)
+    english = by_lang.get("en")
+    gaps = {lang: one.minus(english) for lang, one in by_lang.items() if english and lang != "en"}
+    report = summarize(predictions)
+    return {
+        **report,
+        "average": average(report, by_lang),
+        "gap": {lang: gap.intervals(metrics) for lang, gap in gaps.items()},
+        "hardness": {level: by_level.get(level, NOTHING).intervals(metrics) for level in LEVELS},
+        "errors": errors(judged),
+        "failed_gold": failed_gold(predictions),
+    }
+
+
+@dataclass(frozen=True)
+class Means:
+    """The means of M metrics over n questions, (M,), and of resamples of them, (RESAMPLES, M)."""
+
+    value: np.ndarray | None
+    resampled: np.ndarray | None
+    n: int
+
+    def minus(self, other: "Means") -> "Means":
+        return Means(self.value - other.value, self.resampled - other.resampled, self.n)
+
+    def intervals(self, metrics: list[str]) -> dict:
+        """``{metric: {"value", "low", "high", "n"}}``"""
+        if not self.n:
+            return {metric: summary(None, None, 0) for metric in metrics}
+        return {
+            metric: summary(float(self.value[i]), self.resampled[:, i], self.n)
+            for i, metric in enumerate(metrics)
+        }
+
+
+NOTHING = Means(None, None, 0)
+
+
+def grouped(values: list[list], groups: list[str], judged: list[Prediction]) -> dict[str, Means]:
+    """The means of each group of questions, of (n, M) values; resampled by gold query."""
+    if not judged:
+        return {}
+    values = np.array(values, float)
+    clusters = [(one.db_id, canonical_sql(one.gold)) for one in judged]
+    return {
+        group: Means(values[rows].mean(axis=0), resampled, int(rows.sum()))
+        for group, resampled in resampled_means(values, groups, clusters).items()
+        for rows in [np.array(groups) == group]
+    }
+
+
+def average(report: dict, by_lang: dict[str, Means]) -> dict:
+    """The mean over languages, in which each counts alike; ``report`` has their intervals."""
+    if len(report) == 1:
+        return dict(next(iter(report.values())))
+    metrics, means = list(next(iter(report.values()))), list(by_lang.values())
+    if not means:
+        return NOTHING.intervals(metrics)
+    value = np.mean([one.value for one in means], axis=0)
+    resampled = np.mean([one.resampled for one in means], axis=0)
+    return Means(value, resampled, sum(one.n for one in means)).intervals(metrics)
+
+
+def error_class(one: Prediction) -> str | None:
+    """What is wrong with a prediction, one of ERROR_CLASSES; None if nothing is."""
+    if one.valid:
+        if one.execution and one.test_suite is not False:
+            return None
+        return "wrong on a variant" if one.execution else "wrong result"
+    if one.status != "error":
+        return one.status.replace("_", " ")
+    for name, parts in MESSAGES.items():
+        if any(part in (one.error or "") for part in parts):
+            return name
+    return "other error"
+
+
+def errors(judged: list[Prediction]) -> dict:
+    """How often each class of errors occurs, in all and by language, with examples."""
+    found: dict[str, list[Prediction]] = {name: [] for name in ERROR_CLASSES}
+    for one in judged:
+        name = error_class(one)
+        if name:
+            found[name].append(one)
+    return {
+        name: {
+            "n": len(ones),
+            "lang": Counter(one.lang for one in ones),
+            "examples": [asdict(one) for one in ones[:EXAMPLES]],
+        }
+        for name, ones in found.items()
+        if ones
+    }
+
+
+def compare(first: list[Prediction], second: list[Prediction], names: Sequence[str]) -> dict:
+    """Two systems on the same questions: {"first", "second": their reports, "difference":
+    {lang or "average": {metric: second minus first, paired over the questions}}}.
+
+    Raises:
+        UserError: they do not cover the same questions, or not with the same gold.
+    """
+    pairs = [(a, b) for a, b in paired(first, second, names) if a.gold_ok]
+    metrics = [metric for metric in measured(first) if metric in measured(second)]
+    difference = {}
+    for lang in dict.fromkeys(one.lang for one in first):
+        difference[lang] = {
+            metric: paired_difference(
+                [getattr(a, metric) for a, _ in pairs if a.lang == lang],
+                [getattr(b, metric) for _, b in pairs if b.lang == lang],
+            )
+            for metric in metrics
+        }
+    gains = [[getattr(b, metric) - getattr(a, metric) for metric in metrics] for a, b in pairs]
+    by_lang = grouped(gains, [a.lang for a, _ in pairs], [a for a, _ in pairs])
+    difference["average"] = average(difference, by_lang)
+    return {"first": full_report(first), "second": full_report(second), "difference": difference}
+
+
+def paired(
+    first: list[Prediction], second: list[Prediction], names: Sequence[str]
+) -> list[tuple[Prediction, Prediction]]:
+    """The predictions of both for each question."""
+    sides = [{}, {}]
+    for side, predictions in zip(sides, (first, second)):
+        for one in predictions:
+            side.setdefault((one.lang, one.db_id, one.question, one.gold), []).append(one)
+    check_same_questions(*([k for k, v in side.items() for _ in v] for side in sides), names)
+    return [pair for key, found in sides[0].items() for pair in zip(found, sides[1][key])]
+
+
+def check_same_questions(first: list[tuple], second: list[tuple], names: Sequence[str]) -> None:
+    """Two lists of (lang, db_id, question, gold).
+
+    Raises:
+        UserError: a question is not in both as often, or has different golds; says of how many.
+    """
+    for length, what in ((3, "do not cover the same questions"), (4, "have different gold")):
+        keys = [Counter(key[:length] for key in side) for side in (first, second)]
+        only = keys[0] - keys[1], keys[1] - keys[0]
+        if any(only):
+            lang, db_id, question, *_ = next(iter(only[0] or only[1]))
+            raise UserError(
+                f"{names[0]} and {names[1]} {what}: {only[0].total()} of the first's {len(first)} "
+                f"are not in the second, {only[1].total()} of the second's {len(second)} are not "
+                f"in the first, such as {question!r} ({lang}, {db_id})"
+            )

@@ -1,0 +1,345 @@
+"""The structure of a query: as much of SQL's grammar as near misses, rewrites and test data need.
+
+`parse` finds every SELECT of a text, nested ones too, with the spans of its clauses and the tables
+in its FROM; from there one gets at its conditions, its column references and its literals. All
+positions are indices of tokens, and `Query.edited` turns changes of tokens into new text, so that
+nothing is ever replaced inside a string or a name. It is lenient: what it cannot make out, it
+leaves out. SQLite decides what is SQL.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from sqlenv.schema import Column, Schema, Table
+from sqlenv.sql import ASCII_LOWER, KEYWORDS, tokenize
+
+CLAUSES = {"from": 1, "where": 1, "group": 2, "having": 1, "order": 2, "limit": 1}
+SET_OPERATORS = ("union", "intersect", "except")
+JOIN_WORDS = frozenset("natural left right full outer inner cross join".split())
+COMPARISONS = frozenset(("=", "==", "!=", "<>", "<", "<=", ">", ">="))
+AGGREGATES = ("count", "sum", "avg", "min", "max")
+VALUE_FOLLOWS = COMPARISONS | {"like", "glob", "between", "and", "(", ","}
+
+
+class Token(NamedTuple):
+    kind: str  # keyword, name, quoted, string, number or mark
+    text: str  # lower case (A to Z) for keywords and names, as written for the others
+    start: int
+    end: int
+
+
+class Edit(NamedTuple):
+    """Tokens first to last (exclusive) are replaced by a text."""
+
+    first: int
+    last: int
+    text: str
+
+
+@dataclass
+class Source:
+    """One table or subquery of a FROM; tokens `first` to `last` with its join words and ON."""
+
+    first: int
+    item: int  # where the table's name or the subquery's parenthesis stands
+    last: int
+    table: str | None  # lower case; None for a subquery
+    alias: str  # lower case; the table's name where no alias is given
+    on: range  # the condition; empty without one
+
+
+@dataclass(eq=False)
+class Select:
+    """One SELECT, tokens `start` to `end`; clauses span what follows their keyword.
+
+    `parent` is the SELECT around it; `opener` the token before its parenthesis ("in", "exists",
+    "=", …; "" at the top); `compound` says whether UNION, INTERSECT or EXCEPT stands beside it.
+    """
+
+    start: int
+    parent: "Select | None"
+    opener: str
+    end: int = 0
+    compound: bool = False
+    clauses: dict[str, range] = field(default_factory=dict)
+    sources: list[Source] = field(default_factory=list)
+
+    def clause(self, name: str) -> range:
+        return self.clauses.get(name, range(0))
+
+    def conditions(self) -> Iterator[range]:
+        """The spans of WHERE, HAVING and each ON."""
+        yield from (self.clauses[name] for name in ("where", "having") if name in self.clauses)
+        yield from (source.on for source in self.sources if source.on)
+
+
+class Reference(NamedTuple):
+    """A column as it is named in a query: tokens `first` to `last` (exclusive)."""
+
+    first: int
+    last: int
+    qualifier: str | None
+    column: str  # lower case
+    select: Select
+
+
+@dataclass
+class Query:
+    sql: str
+    tokens: list[Token]
+    closing: dict[int, int]  # parenthesis that opens -> the one that closes
+    selects: list[Select]  # in the order of their SELECT
+    owners: list[Select | None]  # for each token the innermost SELECT that it stands in
+    set_operators: list[range]  # UNION, UNION ALL, INTERSECT, EXCEPT
+
+    def text(self, first: int, last: int) -> str:
+        """Tokens first to last (exclusive) as they are written."""
+        tokens = self.tokens[first:last]
+        return self.sql[tokens[0].start : tokens[-1].end] if tokens else ""
+
+    def edited(self, edits: Iterable[Edit]) -> str:
+        """The query with tokens replaced; the spans must not overlap."""
+        sql = self.sql
+        for first, last, text in sorted(edits, reverse=True):
+            behind = first >= len(self.tokens)
+            start = self.tokens[-1].end if behind else self.tokens[first].start
+            end = self.tokens[:last][-1].end if last > first else start
+            sql = sql[:start] + text + sql[end:]
+        return sql.strip()
+
+    def references(self, select: Select) -> Iterator[Reference]:
+        """Names in a SELECT's own expressions that may be columns, not those in subqueries."""
+        sources = select.clause("from")
+        conditions = {i for source in select.sources for i in source.on}
+        for i in range(select.start + 1, select.end):
+            token = self.tokens[i]
+            before, after = self.tokens[i - 1].text, self.next_text(i)
+            is_name = token.kind in ("name", "quoted") or before == "."
+            if self.owners[i] is not select or not is_name or after in (".", "("):
+                continue
+            if before == "as" or (i in sources and i not in conditions):
+                continue
+            qualified = before == "."
+            qualifier = name_of(self.tokens[i - 2]) if qualified else None
+            yield Reference(i - 2 if qualified else i, i + 1, qualifier, name_of(token), select)
+
+    def resolve(self, reference: Reference, schema: Schema) -> tuple[Source, Table, Column] | None:
+        """What a reference names; None if the schema has no such column in reach."""
+        select = reference.select
+        while select is not None:
+            for source in select.sources:
+                if reference.qualifier in (None, source.alias):
+                    found = find_column(schema, source.table, reference.column)
+                    if found:
+                        return source, *found
+            select = select.parent
+        return None
+
+    def literals(self, span: range, select: Select, schema: Schema | None = None) -> Iterator[int]:
+        """Tokens in a span that are values, not those in subqueries.
+
+        SQLite reads "France" in double quotes as a value where no column has that name; without a
+        schema it counts as a value where one is to be expected.
+        """
+        columns = {
+            reference.last - 1
+            for reference in self.references(select)
+            if schema and self.resolve(reference, schema)
+        }
+        for i in span:
+            token = self.tokens[i]
+            if self.owners[i] is not select:
+                continue
+            if token.kind in ("string", "number"):
+                yield i
+            elif token.kind == "quoted" and token.text[0] == '"' and i not in columns:
+                named = self.next_text(i) == "." or self.tokens[i - 1].text in (".", "as")
+                if not named and (schema or self.tokens[i - 1].text in VALUE_FOLLOWS):
+                    yield i
+
+    def next_text(self, index: int) -> str:
+        return self.tokens[index + 1].text if index + 1 < len(self.tokens) else ""
+
+    def aggregates(self) -> Iterator[tuple[int, str]]:
+        """Where the aggregate functions stand, and their names."""
+        for i, token in enumerate(self.tokens):
+            if token.text in AGGREGATES and i + 1 in self.closing:
+                arguments = range(i + 2, self.closing[i + 1])
+                if arguments and len(self.items(arguments)) == 1:  # min(a, b) is no aggregate
+                    yield i, token.text
+
+    def split(self, span: range) -> tuple[list[range], list[int]]:
+        """The parts of a condition between its ANDs and ORs, and where those stand."""
+        parts, connectors, start, i = [], [], span.start, span.start
+        between = case = 0
+        while i < span.stop:
+            text = self.tokens[i].text if self.tokens[i].kind in ("keyword", "mark") else ""
+            case += (text == "case") - (text == "end")
+            between += text == "between"
+            if text == "and" and between:
+                between -= 1
+            elif text in ("and", "or") and not case:
+                parts.append(range(start, i))
+                connectors.append(i)
+                start = i + 1
+            i = self.closing.get(i, i) + 1
+        return [*parts, range(start, span.stop)], connectors
+
+    def group(self, span: range) -> range | None:
+        """What is inside the parentheses around a whole condition, or behind its NOT; or None."""
+        start = span.start + (bool(span) and self.tokens[span.start].text == "not")
+        grouped = self.closing.get(start) == span.stop - 1 and self.next_text(start) != "select"
+        return range(start + 1, span.stop - 1) if grouped else None
+
+    def levels(self, span: range) -> Iterator[tuple[list[range], list[int]]]:
+        """`split` of a condition, then of each group in parentheses within it."""
+        parts, connectors = self.split(span)
+        yield parts, connectors
+        for part in parts:
+            inner = self.group(part)
+            if inner:
+                yield from self.levels(inner)
+
+    def leaves(self, span: range) -> Iterator[range]:
+        """The conditions that contain no further AND or OR."""
+        for parts, _ in self.levels(span):
+            yield from (part for part in parts if part and self.group(part) is None)
+
+    def items(self, span: range) -> list[range]:
+        """The parts of a list between its commas."""
+        items, start, i = [], span.start, span.start
+        while i < span.stop:
+            if self.tokens[i].text == ",":
+                items.append(range(start, i))
+                start = i + 1
+            i = self.closing.get(i, i) + 1
+        return [*items, range(start, span.stop)]
+
+
+def parse(sql: str) -> Query:
+    """Return the structure of a query; of text that is no query, as much as looks like one."""
+    tokens = read_tokens(sql)
+    closing = match_parentheses(tokens)
+    query = Query(sql, tokens, closing, [], [], [])
+    frames: list[list] = [[None, ""]]  # for each open parenthesis its SELECT and what opened it
+    for i, token in enumerate(tokens):
+        around = next((frame[0] for frame in reversed(frames) if frame[0]), None)
+        query.owners.append(around)
+        current = frames[-1][0]
+        if i in closing:
+            frames.append([None, tokens[i - 1].text if i else ""])
+        elif token.text == ")" and token.kind == "mark" and len(frames) > 1:
+            finish(frames.pop()[0], i)
+        elif token.kind == "keyword" and token.text == "select":
+            outer = next((frame[0] for frame in reversed(frames[:-1]) if frame[0]), None)
+            select = Select(i, outer, frames[-1][1])
+            select.compound = bool(query.set_operators) and i == query.set_operators[-1].stop
+            select.clauses["select"] = range(i + 1, i + 1)
+            frames[-1][0] = query.owners[i] = select
+            query.selects.append(select)
+        elif current and token.kind == "keyword":
+            if token.text in SET_OPERATORS:
+                finish(current, i)
+                current.compound, frames[-1][0] = True, None
+                both = i + 1 < len(tokens) and tokens[i + 1].text == "all"
+                query.set_operators.append(range(i, i + 1 + both))
+            elif token.text in CLAUSES and not is_distinct_from(tokens, i):
+                close_clause(current, i)
+                start = i + CLAUSES[token.text]
+                current.clauses[token.text] = range(start, start)
+    for select, _ in frames:
+        finish(select, len(tokens))
+    for select in query.selects:
+        select.sources = list(read_sources(query, select.clause("from")))
+    return query
+
+
+def read_tokens(sql: str) -> list[Token]:
+    tokens = []
+    for found in tokenize(sql):
+        kind, text = found.lastgroup, found.group()
+        if kind in ("space", "comment"):
+            continue
+        if kind == "word":
+            text = text.translate(ASCII_LOWER)
+            # What stands behind a dot is a name, whatever it is called.
+            is_keyword = text in KEYWORDS and not (tokens and tokens[-1].text == ".")
+            kind = "keyword" if is_keyword else "name"
+        tokens.append(Token(kind, text, found.start(), found.end()))
+    while tokens and tokens[-1].text == ";":
+        tokens.pop()
+    return tokens
+
+
+def match_parentheses(tokens: list[Token]) -> dict[int, int]:
+    closing, opened = {}, []
+    for i, token in enumerate(tokens):
+        if token.kind == "mark" and token.text == "(":
+            opened.append(i)
+        elif token.kind == "mark" and token.text == ")" and opened:
+            closing[opened.pop()] = i
+    return closing
+
+
+def is_distinct_from(tokens: list[Token], i: int) -> bool:
+    """Whether a FROM is that of IS [NOT] DISTINCT FROM."""
+    words = [token.text for token in tokens[max(i - 2, 0) : i]]
+    return tokens[i].text == "from" and words in (["is", "distinct"], ["not", "distinct"])
+
+
+def close_clause(select: Select, end: int) -> None:
+    name, span = list(select.clauses.items())[-1]
+    select.clauses[name] = range(min(span.start, end), end)
+
+
+def finish(select: Select | None, end: int) -> None:
+    if select:
+        close_clause(select, end)
+        select.end = end
+
+
+def read_sources(query: Query, span: range) -> Iterator[Source]:
+    """The tables of a FROM, from left to right."""
+    tokens, i = query.tokens, span.start
+    while i < span.stop:
+        first = i
+        while i < span.stop and (tokens[i].text in JOIN_WORDS or tokens[i].text == ","):
+            i += 1
+        if i == span.stop:
+            return
+        item, table = i, None
+        i = query.closing.get(i, i)
+        if i == item:
+            if query.next_text(i) == "." and i + 2 < span.stop:  # main.singer
+                i += 2
+            table = name_of(tokens[i])
+        i += 1
+        alias = table or ""
+        i += i < span.stop and tokens[i].text == "as"
+        if i < span.stop and tokens[i].kind in ("name", "quoted", "string"):
+            alias, i = name_of(tokens[i]), i + 1
+        start = i
+        while i < span.stop and tokens[i].text not in JOIN_WORDS and tokens[i].text != ",":
+            i = query.closing.get(i, i) + 1
+        has_on = start < i and tokens[start].text == "on"
+        yield Source(first, item, i, table, alias, range(start + 1, i) if has_on else range(0))
+
+
+def name_of(token: Token) -> str:
+    """The name that a token stands for, without quotes and in lower case."""
+    text = token.text
+    if token.kind in ("quoted", "string") and len(text) > 1:
+        quote = text[0]
+        text = text[1:-1] if quote == "[" else text[1:-1].replace(quote * 2, quote)
+    return text.translate(ASCII_LOWER)
+
+
+def find_table(schema: Schema, name: str | None) -> Table | None:
+    return next((t for t in schema.tables if t.name.translate(ASCII_LOWER) == name), None)
+
+
+def find_column(schema: Schema, table: str | None, column: str) -> tuple[Table, Column] | None:
+    found = find_table(schema, table)
+    columns = found.columns if found else ()
+    return next(((found, c) for c in columns if c.name.translate(ASCII_LOWER) == column), None)

@@ -1,0 +1,105 @@
+"""Predictions files: anyone's SQL for questions with gold, to be scored.
+
+JSON lines, each an object with the texts `db_id`, `question`, `lang`, `gold` and `predicted`, the
+last of which may be null or empty where a system gave no SQL. Further fields are ignored. SQL is
+taken as it stands: what is no SQL is an error, and nothing is looked for inside it.
+"""
+
+import json
+import re
+from collections import Counter
+from os import PathLike
+from pathlib import Path
+
+from sqlenv.dataset import LANGUAGES, Example, database_path
+from sqlenv.errors import UserError
+
+FIELDS = ("db_id", "question", "lang", "gold", "predicted")
+
+
+def read_predictions(
+    path: str | PathLike, data: str | PathLike, langs: list[str] | None = None, limit: int = 0
+) -> tuple[list[Example], list[str | None]]:
+    """Return the questions and, for each, the predicted SQL; databases are those of `data`.
+
+    langs, limit   only these languages, and of each only so many questions; 0 for all
+
+    Raises UserError, naming file and line, if a line is not what it should be or its database is
+    not there, and if the file is missing, not UTF-8 or has no line in these languages.
+    """
+    path, databases, rows = Path(path), {}, []
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            row = _row(where, line)
+            if row["db_id"] not in databases:
+                databases[row["db_id"]] = _database(where, data, row["db_id"])
+            rows.append(row)
+    langs = langs or list(dict.fromkeys(row["lang"] for row in rows))
+    rows = [
+        row
+        for lang in langs
+        for row in [row for row in rows if row["lang"] == lang][: limit or None]
+    ]
+    if not rows:
+        raise UserError(f"{path}: there is no prediction{f' in {langs}' if langs else ''}")
+    fields = ("question", "lang", "db_id", "gold")
+    examples = [Example(*(row[f] for f in fields), databases[row["db_id"]]) for row in rows]
+    return examples, [row["predicted"] or None for row in rows]
+
+
+def without_prediction(examples: list[Example], questions: list[Example]) -> list[Example]:
+    """Return those questions of a dataset that `examples` do not cover, each as often as it is
+    missing; matched by db_id, question and language."""
+    given = Counter((one.db_id, one.question, one.lang) for one in examples)
+    missing = []
+    for one in questions:
+        key = one.db_id, one.question, one.lang
+        if not given[key]:
+            missing.append(one)
+        given[key] -= given[key] > 0
+    return missing
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read this predictions file ({error.strerror})") from error
+    try:
+        return data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from error
+
+
+def _database(where: str, data: str | PathLike, db_id: str) -> Path:
+    try:
+        path = database_path(data, db_id)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    if not path.is_file():
+        raise UserError(f"{where}: no database {db_id!r} at {path}")
+    return path
+
+
+def _row(where: str, line: str) -> dict[str, str | None]:
+    """The object on a line. Raises UserError if it is none, or a field is missing or no text."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({getattr(error, 'msg', error)})") from error
+    for field in FIELDS:
+        if not isinstance(row, dict) or field not in row:
+            raise UserError(f"{where}: no {field!r}; an object needs {', '.join(FIELDS)}")
+        value, optional = row[field], field == "predicted"
+        if not isinstance(value, str) and not (value is None and optional):
+            raise UserError(f"{where}: {field!r} is not a text")
+        if not optional and not value.strip():
+            raise UserError(f"{where}: {field!r} is empty")
+        if re.search("[\ud800-\udfff]", value or ""):
+            raise UserError(f"{where}: {field!r} is not valid Unicode (half of a surrogate pair)")
+    if row["lang"] not in LANGUAGES:
+        languages = ", ".join(LANGUAGES)
+        raise UserError(f"{where}: unknown language {row['lang']!r}: choose from {languages}")
+    return row

@@ -1,0 +1,435 @@
+"""evaluate.py and what it sums up: shares, averages, gaps, hardness, errors and comparisons against
+numbers counted by hand, and bad input of every kind.
+"""
+
+import csv
+import json
+import sqlite3
+from collections import Counter
+
+import pytest
+
+import evaluate
+from grpo.analysis import compare, error_class, full_report
+from grpo.checkpoint import save_adapter
+from grpo.config import ASSETS
+from grpo.evaluation import Prediction, score
+from grpo.lora import add_lora
+from grpo.models import load_policy
+from grpo.rewards import Judge
+from sqlenv import Sandbox, UserError, load_dataset
+from sqlenv.predictions import read_predictions
+from tests.test_dataset import multispider
+
+GOLD = "SELECT name FROM singer WHERE age > 30"
+ORDERED = "SELECT name FROM singer ORDER BY age LIMIT 1"
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A dataset of one database with singers of 20, 40 and 50, and two English dev questions."""
+    folder = tmp_path / "root" / "dataset"
+    database = folder / "spider" / "database" / "pop" / "pop.sqlite"
+    database.parent.mkdir(parents=True)
+    connection = sqlite3.connect(database)
+    connection.executescript(
+        """
+        CREATE TABLE singer (id INTEGER PRIMARY KEY, name TEXT, age INTEGER);
+        INSERT INTO singer VALUES (1, 'Ann', 20), (2, 'Bob', 40), (3, CAST(X'61FF' AS TEXT), 50);
+        """
+    )
+    connection.close()
+    questions = [
+        {"db_id": "pop", "question": "Who is over 30?", "query": GOLD},
+        {"db_id": "pop", "question": "Who is the youngest?", "query": ORDERED},
+    ]
+    published = folder / "multispider" / "with_English_value"
+    published.mkdir(parents=True)
+    (published / "dev_en.json").write_text(json.dumps(questions))
+    return folder.parent
+
+
+def line(predicted, question="Who is over 30?", gold=GOLD, lang="en", **changed):
+    row = {"db_id": "pop", "question": question, "lang": lang, "gold": gold}
+    return row | {"predicted": predicted} | changed
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    return path
+
+
+def run(root, path, *more):
+    return evaluate.main(["--predictions", str(path), "--data", str(root), *map(str, more)])
+
+
+def prediction(right, lang="en", question="?", gold=GOLD, **changed):
+    fields = {"predicted": "SELECT 1", "gold_ok": True, "valid": True, "semantic": None}
+    fields |= {"status": "ok", "execution": right} | changed
+    return Prediction("pop", question, lang, gold, **fields)
+
+
+ANSWERS = [  # predicted, class of error
+    (GOLD, None),
+    ("SELECT name FROM singer WHERE age >= 40\n\n -- in paragraphs", None),
+    (None, "no SQL"),
+    ("", "no SQL"),
+    ("SELECT name FORM singer", "syntax"),
+    ("SELECT name FROM singer WHERE", "syntax"),
+    ("SELECT name FROM singer; SELECT 1", "syntax"),
+    (f"Sure! {GOLD}", "syntax"),
+    ("SELECT nome FROM singer", "missing column"),
+    ("SELECT name FROM singers", "missing table"),
+    ("SELECT max(name, 1) OVER () FROM singer", "other error"),
+    ("DELETE FROM singer", "denied"),
+    (
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n",
+        "timeout",
+    ),
+    (f"SELECT '{'x' * 100_000}'", "too large"),
+    ("SELECT name FROM singer", "wrong result"),
+    ("SELECT age FROM singer", "wrong result"),
+    ("SELECT id FROM singer", "wrong result"),
+    ("SELECT 1", "wrong result"),
+]
+
+
+def test_every_class_of_errors_in_every_output(root, tmp_path, capsys):
+    """2 of 18 are right; 6 run: 2 right and 4 wrong ones. Each level of hardness has its n."""
+    path = write(tmp_path / "p.jsonl", [line(sql) for sql, _ in ANSWERS])
+    outputs = {name: tmp_path / f"out.{name}" for name in ("json", "csv", "markdown")}
+    saved = tmp_path / "saved.jsonl"
+    options = [word for name, file in outputs.items() for word in (f"--{name}", file)]
+    assert run(root, path, *options, "--save-predictions", saved) == 0
+    report = json.loads(outputs["json"].read_text())
+    assert report["en"]["execution"]["value"] == pytest.approx(2 / 18)
+    assert report["en"]["valid"]["value"] == pytest.approx(6 / 18)
+    assert report["average"] == report["en"] and report["gap"] == {}
+    assert {level: one["valid"]["n"] for level, one in report["hardness"].items()} == {
+        "easy": 18,
+        "medium": 0,
+        "hard": 0,
+        "extra": 0,
+    }
+    wanted = Counter(name for _, name in ANSWERS if name)
+    assert {name: found["n"] for name, found in report["errors"].items()} == wanted
+    wrong = report["errors"]["wrong result"]
+    assert wrong["lang"] == {"en": 4} and len(wrong["examples"]) == 3
+    assert wrong["examples"][0]["predicted"] == "SELECT name FROM singer"
+    assert "no such table" in report["errors"]["missing table"]["examples"][0]["error"]
+
+    rows = list(csv.DictReader(outputs["csv"].open(newline="")))
+    (share,) = [r for r in rows if (r["section"], r["metric"]) == ("language", "execution")][:1]
+    assert (share["name"], float(share["value"]), share["n"]) == ("en", 2 / 18, "18")
+    assert {r["metric"]: int(r["value"]) for r in rows if r["section"] == "error"} == wanted
+    text = outputs["markdown"].read_text()
+    assert "| en | 18 | 33.3 (" in text and "    missing column: Who is over 30? (en, pop)" in text
+    shown = capsys.readouterr().out
+    assert "11.1 (" in shown and "wrong result" in shown
+
+    assert run(root, saved, "--json", outputs["json"]) == 0
+    assert json.loads(outputs["json"].read_text())["en"] == report["en"]
+
+
+def test_gold_that_fails_is_left_out_and_counted(root, tmp_path, capsys):
+    broken = line("SELECT 1", gold="SELECT gone FROM singer", lang="vi")
+    path = write(tmp_path / "p.jsonl", [line(GOLD), broken, line(GOLD, lang="vi")])
+    assert run(root, path, "--json", tmp_path / "out.json") == 0
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["vi"]["execution"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 1}
+    assert report["failed_gold"] == {"vi": 1}
+    assert "vi: left out 1 questions whose gold query fails" in capsys.readouterr().out
+    path = write(tmp_path / "p.jsonl", [broken])
+    assert run(root, path, "--json", tmp_path / "out.json") == 0
+    nothing = {"value": None, "low": None, "high": None, "n": 0}
+    assert json.loads((tmp_path / "out.json").read_text())["average"]["execution"] == nothing
+
+
+def test_average_and_gap_by_hand():
+    """en has 3 of 4, vi 1 of 2, de 1 of 1: the average is 3/4, gaps are -1/4 and +1/4."""
+    right = {"en": [1, 1, 1, 0], "vi": [1, 0], "de": [1]}
+    report = full_report(
+        [
+            prediction(bool(one), lang, gold=f"SELECT {i}")
+            for lang, ones in right.items()
+            for i, one in enumerate(ones)
+        ]
+    )
+    assert report["average"]["execution"]["value"] == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
+    assert report["average"]["execution"]["n"] == 7
+    gap = {lang: values["execution"]["value"] for lang, values in report["gap"].items()}
+    assert gap == {"vi": -0.25, "de": 0.25}
+    assert report["gap"]["vi"]["execution"]["n"] == 2
+
+
+def test_translations_are_drawn_together():
+    """Two languages that are right on the same 30 of 60 questions: their average is as uncertain as
+    one of them, 1.96 * sqrt(1/4 / 60) = 0.127 to either side, and their gap is certainly 0. Drawn
+    apart, it would be 0.089 to either side, and the gap anything from -0.18 to 0.18.
+    """
+    same = [
+        prediction(i % 2 == 0, lang, gold=f"SELECT {i}") for lang in ("en", "vi") for i in range(60)
+    ]
+    report = full_report(same)
+    average = report["average"]["execution"]
+    assert average["high"] - average["low"] == pytest.approx(2 * 0.127, abs=0.02)
+    assert report["gap"]["vi"]["execution"] == {"value": 0, "low": 0, "high": 0, "n": 60}
+
+
+def test_hardness_breakdown_puts_languages_together():
+    golds = [GOLD, ORDERED, "SELECT 1 UNION SELECT 2"]
+    report = full_report(
+        [prediction(gold != ORDERED, lang, gold=gold) for lang in ("en", "vi") for gold in golds]
+    )
+    levels = {
+        level: (one["execution"]["value"], one["execution"]["n"])
+        for level, one in report["hardness"].items()
+    }
+    assert levels == {"easy": (1, 2), "medium": (0, 2), "hard": (1, 2), "extra": (None, 0)}
+
+
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [
+        ('near "FORM": syntax error', "syntax"),
+        ('unrecognized token: "#"', "syntax"),
+        ("incomplete input", "syntax"),
+        ("no such column: T1.nome", "missing column"),
+        ("no such table: singers", "missing table"),
+        ("ambiguous column name: id", "other error"),
+        ("misuse of aggregate: count()", "other error"),
+    ],
+)
+def test_error_classes_of_messages(message, name):
+    assert error_class(prediction(False, valid=False, status="error", error=message)) == name
+
+
+def test_right_on_the_given_database_alone():
+    assert error_class(prediction(True, test_suite=True)) is None
+    assert error_class(prediction(True, test_suite=False)) == "wrong on a variant"
+    assert error_class(prediction(False, test_suite=False)) == "wrong result"
+
+
+def test_test_suite_accuracy_of_a_near_miss(root, tmp_path, monkeypatch):
+    """Nobody is 30 in the given database, so `>=` for `>` is right by EX; a variant tells."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    lines = [line(GOLD), line(GOLD.replace(">", ">=")), line("SELECT 1"), line(None)]
+    path = write(tmp_path / "p.jsonl", lines)
+    assert run(root, path, "--test-suite", "--json", tmp_path / "out.json") == 0
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["en"]["execution"]["value"] == 0.5
+    assert report["en"]["test_suite"]["value"] == 0.25
+    assert report["errors"]["wrong on a variant"]["n"] == 1
+
+
+# Two systems
+
+
+def test_compare_by_hand(root, tmp_path, capsys):
+    """Of four questions A gets 0 and 1 right, B 1, 2 and 3, in another order: 2 gained, 1 lost."""
+    asked = [line(GOLD, question=f"Who is {i}?", lang="en" if i < 2 else "vi") for i in range(4)]
+    files = []
+    for name, right in (("a", {0, 1}), ("b", {1, 2, 3})):
+        lines = [
+            row | {} if i in right else row | {"predicted": "SELECT 1"}
+            for i, row in enumerate(asked)
+        ]
+        files.append(write(tmp_path / f"{name}.jsonl", lines[:: 1 if name == "a" else -1]))
+    out = [f"--{name}={tmp_path / name}" for name in ("json", "csv", "markdown")]
+    command = ["--compare", *map(str, files), "--data", str(root), *out]
+    assert evaluate.main(command) == 0
+    report = json.loads((tmp_path / "json").read_text())
+    values = {lang: one["execution"]["value"] for lang, one in report["difference"].items()}
+    assert values == {"en": -0.5, "vi": 1.0, "average": 0.25}
+    assert report["first"]["average"]["execution"]["value"] == 0.5
+    assert report["second"]["average"]["execution"]["value"] == 0.75
+    assert report["difference"]["average"]["execution"]["n"] == 4
+    assert "difference,language,average,execution,0.25," in (tmp_path / "csv").read_text()
+    assert "| average | EX | 4 |" in (tmp_path / "markdown").read_text()
+    assert "+100.0 (+100.0 to +100.0)" in capsys.readouterr().out
+
+
+def test_compare_is_paired():
+    """Both right on the same half of 100 questions, B on 10 more: only these are uncertain.
+
+    1.96 * sqrt((0.1 - 0.1 ** 2) / 100) = 0.059 to either side; unpaired it would be 0.138.
+    """
+    a = [prediction(i < 50, question=str(i), gold=f"SELECT {i}") for i in range(100)]
+    b = [prediction(i < 60, question=str(i), gold=f"SELECT {i}") for i in range(100)]
+    difference = compare(a, b, "AB")["difference"]["en"]["execution"]
+    assert difference["value"] == pytest.approx(0.1)
+    assert difference["high"] - difference["low"] == pytest.approx(2 * 0.059, abs=0.02)
+
+
+def test_compare_matches_a_question_that_repeats():
+    golds = ["SELECT 1", "SELECT 1", "SELECT 2"]
+    a = [prediction(right, gold=gold) for right, gold in zip((True, True, False), golds)]
+    assert compare(a, a[::-1], "AB")["difference"]["en"]["execution"]["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            [line("x", "Who?")],
+            ["1 of the first's 2", "1 of the second's 2", "'Who is the youngest?'"],
+        ),
+        ([], ["1 of the first's 2", "0 of the second's 1", "'Who is the youngest?' (en, pop)"]),
+        (
+            [line("x", "Who is the youngest?", GOLD)],
+            ["have different gold", "'Who is the youngest"],
+        ),
+    ],
+)
+def test_compare_refuses_other_questions(root, tmp_path, capsys, changed, words):
+    first = [line(GOLD), line("SELECT 1", "Who is the youngest?", ORDERED)]
+    a = write(tmp_path / "a.jsonl", first)
+    b = write(tmp_path / "b.jsonl", [first[0], *changed])
+    assert evaluate.main(["--compare", str(a), str(b), "--data", str(root)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in error for word in [*words, str(a), str(b)]), error
+
+
+def test_a_run_against_its_own_predictions(tmp_path, capsys):
+    run = tmp_path / "run"
+    policy = load_policy(str(ASSETS / "policy"), "cpu", "float32")
+    add_lora(policy.model, 2, 4)
+    save_adapter(policy.model, run / "adapter", str(ASSETS / "policy"))
+    (run / "config.json").write_text(json.dumps({"model": str(ASSETS / "policy"), "lang": "vi"}))
+    saved, out = tmp_path / "saved.jsonl", tmp_path / "out.json"
+    options = ["--limit", "3", "--device", "cpu"]
+    assert evaluate.main(["--run", str(run), "--save-predictions", str(saved), *options]) == 0
+    assert len(saved.read_text().splitlines()) == 3
+    assert evaluate.main(["--compare", str(run), str(saved), "--json", str(out), *options]) == 0
+    report = json.loads(out.read_text())
+    assert report["first"]["vi"] == report["second"]["vi"]
+    assert report["difference"]["vi"]["execution"] == {"value": 0, "low": 0, "high": 0, "n": 3}
+
+
+def test_compare_raises_what_the_command_line_says():
+    with pytest.raises(UserError, match="do not cover the same questions"):
+        compare([prediction(True)], [prediction(True, question="other")], "AB")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"\n{", ["line 2", "not JSON"]),
+        (b"\n[1]", ["line 2", "no 'db_id'", "question"]),
+        (b"[" * 100_000, ["line 1", "not JSON"]),
+        (b'{"db_id": "pop"}', ["line 1", "no 'question'"]),
+        (json.dumps(line(GOLD, gold=3)).encode(), ["line 1", "'gold' is not a text"]),
+        (json.dumps(line(GOLD, gold=" ")).encode(), ["line 1", "'gold' is empty"]),
+        (json.dumps(line(["x"])).encode(), ["line 1", "'predicted' is not a text"]),
+        (json.dumps(line("\ud800")).encode(), ["line 1", "'predicted' is not valid Unicode"]),
+        (json.dumps(line(GOLD, lang="xx")).encode(), ["line 1", "unknown language 'xx'"]),
+        (json.dumps(line(GOLD, db_id="rock")).encode(), ["line 1", "no database 'rock'"]),
+        (json.dumps(line(GOLD, db_id="../pop")).encode(), ["line 1", "not a plain name"]),
+        (b'{"db_id": "pop"\xff}\n', ["line 1", "not UTF-8"]),
+        (b"\n\n" + json.dumps(line(GOLD)).encode() + b"\n\xc3\x28", ["line 4", "not UTF-8"]),
+        (b"\n", ["there is no prediction"]),
+    ],
+)
+def test_bad_predictions_are_named_by_line(root, tmp_path, capsys, text, words):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(text)
+    assert run(root, path) == 2
+    (error,) = [row for row in capsys.readouterr().err.splitlines() if row.startswith("error: ")]
+    assert all(word in error for word in [*words, str(path)]), error
+
+
+def test_fewer_lines_than_the_dataset_has(root, tmp_path, capsys):
+    path = write(tmp_path / "p.jsonl", [line(GOLD)])
+    assert run(root, path) == 0
+    assert "1 of the 2 dev questions" in capsys.readouterr().out
+    assert run(root, path, "--split", "dev") == 2
+    error = capsys.readouterr().err
+    assert "1 of the 2 dev questions" in error and "'Who is the youngest?' (en, pop)" in error
+    write(path, [line(GOLD), line(None, "Who is the youngest?", ORDERED)])
+    assert run(root, path, "--split", "dev") == 0
+    assert "have no line" not in capsys.readouterr().out
+
+
+def test_languages_and_limit_of_a_predictions_file(root, tmp_path, capsys):
+    lines = [line(GOLD), line("SELECT 1"), line(GOLD, lang="vi"), line("SELECT 1", lang="vi")]
+    path = write(tmp_path / "p.jsonl", lines)
+    assert run(root, path, "--lang", "vi", "--limit", 1, "--json", tmp_path / "out.json") == 0
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert "en" not in report and report["vi"]["execution"]["value"] == 1
+    assert run(root, path, "--lang", "de") == 2
+    assert "there is no prediction in ['de']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"no database at all" * 100])
+def test_corrupt_database(root, tmp_path, capsys, content):
+    database = root / "dataset" / "spider" / "database" / "pop" / "pop.sqlite"
+    database.write_bytes(content)
+    code = run(root, write(tmp_path / "p.jsonl", [line(GOLD)]))
+    captured = capsys.readouterr()
+    if content:
+        assert code == 2 and f"{database}: cannot be read as a SQLite database" in captured.err
+    else:  # an empty file is a database without tables: gold fails, and that is said
+        assert code == 0 and "left out 1 questions" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--predictions", "nowhere.jsonl"], ["nowhere.jsonl", "cannot read"]),
+        (["--run", "nowhere"], ["--run nowhere", "config.json does not exist"]),
+        (["--compare", "nowhere", "else"], ["nowhere", "cannot read"]),
+        (["--model", "m", "--lang", "xx"], ["unknown language"]),
+        (["--model", "m", "--data", "nowhere"], ["nowhere"]),
+        (["--model", "m", "--json", "."], ["--json .", "cannot be written"]),
+        (["--model", "m", "--encoder", "nowhere"], ["nowhere"]),
+    ],
+)
+def test_bad_arguments(arguments, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and all(word in error for word in words), error
+
+
+@pytest.mark.parametrize("config", ["{", "[]", '{"lang": "vi"}', "\ud800"])
+def test_damaged_run(config, tmp_path, capsys):
+    (tmp_path / "config.json").write_bytes(config.encode("utf-8", "surrogatepass"))
+    assert evaluate.main(["--run", str(tmp_path)]) == 2
+    assert f"{tmp_path / 'config.json'}: damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--compare", "a", "a"],
+        ["--predictions", "a", "--limit", "-1"],
+        ["--compare", "a", "b", "--save-predictions", "c"],
+        ["--predictions", "a", "--adapter", "b"],
+        [],
+    ],
+)
+def test_options_that_do_not_go_together(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main(arguments)
+    assert caught.value.code == 2
+
+
+# Real data
+
+
+@pytest.mark.parametrize(("folder", "lang", "n"), [("dev3", "vi", 972), ("sample7", "ja", None)])
+def test_gold_is_right_by_its_own_measure(folder, lang, n, tmp_path):
+    root = multispider() / folder
+    examples = load_dataset(root, lang, "dev")
+    path = tmp_path / "gold.jsonl"
+    rows = [line(e.gold_sql, e.question, e.gold_sql, lang, db_id=e.db_id) for e in examples]
+    write(path, rows)
+    with Sandbox(timeout=20) as sandbox:
+        predictions = score(Judge(sandbox), None, *read_predictions(path, root))
+    report = full_report(predictions)
+    assert report[lang]["execution"]["value"] == report[lang]["valid"]["value"] == 1
+    assert report[lang]["execution"]["n"] == (n or len(examples))
+    assert report["failed_gold"] == report["errors"] == {}

@@ -1,0 +1,339 @@
+"""Near misses and equivalent rewrites of SQL, and the reading of a query's structure beneath."""
+
+import sqlite3
+from collections import Counter
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sqlenv import (
+    EMBEDDED,
+    Column,
+    ForeignKey,
+    Schema,
+    Table,
+    canonical_sql,
+    equivalent_rewrites,
+    load_dataset,
+    load_schema,
+    near_misses,
+)
+from sqlenv.clauses import parse
+from sqlenv.mutants import KINDS
+from sqlenv.rewrites import KINDS as REWRITE_KINDS
+from tests.test_dataset import multispider
+
+
+def table(name, columns, *foreign_keys):
+    return Table(name, tuple(Column(*column) for column in columns), foreign_keys)
+
+
+SCHEMA = Schema(
+    (
+        table("singer", [("id", "INT", True), ("name", "TEXT", False), ("age", "INT", False),
+                         ("Birth Place", "TEXT", False)]),
+        table("concert", [("cid", "INT", True), ("singer_id", "INT", False),
+                          ("name", "TEXT", False), ("day", "DATE", False)],
+              ForeignKey("singer_id", "singer", "id")),
+        table("fan", [("id", "INT", True), ("name", "TEXT", False), ("age", "INT", False)]),
+    )
+)  # fmt: skip
+
+# query: every near miss of these kinds, as canonical SQL
+EXPECTED = {
+    ("SELECT name FROM singer WHERE age > 20", "comparison"): [
+        "SELECT name FROM singer WHERE age >= 20",
+        "SELECT name FROM singer WHERE age < 20",
+    ],
+    ("SELECT name FROM singer WHERE age > 20", "distinct"): [
+        "SELECT DISTINCT name FROM singer WHERE age > 20",
+    ],
+    ("SELECT id, name FROM singer", "distinct"): [],  # no row repeats
+    ("SELECT name FROM singer WHERE age > 20", "literal"): [
+        "SELECT name FROM singer WHERE age > 21",
+        "SELECT name FROM singer WHERE age > 19",
+    ],
+    ("SELECT name FROM singer WHERE age > 20", "condition"): ["SELECT name FROM singer"],
+    ("SELECT name FROM singer WHERE age > 20", "column"): [
+        'SELECT "Birth Place" FROM singer WHERE age > 20',
+        "SELECT name FROM singer WHERE id > 20",
+    ],
+    ("SELECT name FROM singer WHERE age > 20", "table"): ["SELECT name FROM fan WHERE age > 20"],
+    ("SELECT count(*) FROM fan", "table"): [
+        "SELECT count(*) FROM singer",
+        "SELECT count(*) FROM concert",
+    ],
+    ("SELECT singer.name FROM singer WHERE singer.age = 1", "table"): [
+        "SELECT fan.name FROM fan WHERE fan.age = 1",
+    ],
+    ("SELECT DISTINCT name FROM fan LIMIT 2", "distinct"): ["SELECT name FROM fan LIMIT 2"],
+    ("SELECT count(DISTINCT age), count(name), count(*) FROM fan", "distinct"): [
+        "SELECT count(age), count(name), count(*) FROM fan",
+        "SELECT count(DISTINCT age), count(DISTINCT name), count(*) FROM fan",
+    ],
+    ("SELECT name FROM fan WHERE id IN (SELECT DISTINCT id FROM singer)", "distinct"): [
+        "SELECT DISTINCT name FROM fan WHERE id IN (SELECT DISTINCT id FROM singer)",
+    ],
+    ("SELECT name FROM fan UNION SELECT DISTINCT name FROM singer", "distinct"): [],
+    ("SELECT avg(age) FROM fan", "aggregate"): [
+        f"SELECT {name}(age) FROM fan" for name in ("count", "sum", "min", "max")
+    ],
+    ("SELECT max(name), max(1, 2) FROM fan", "aggregate"): [  # texts have no sum
+        f"SELECT {name}(name), max(1, 2) FROM fan" for name in ("count", "min")
+    ],
+    ("SELECT name FROM fan WHERE name LIKE '%ab%' OR age = -1.5", "literal"): [
+        "SELECT name FROM fan WHERE name LIKE '%ab' OR age = -1.5",
+        "SELECT name FROM fan WHERE name LIKE 'ab%' OR age = -1.5",
+        "SELECT name FROM fan WHERE name LIKE '%ab%' OR age = -2.5",
+    ],
+    # "x y" is no column, so SQLite takes it for a text; "age" is one
+    ("SELECT id FROM fan WHERE name = \"x y\" AND id = \"age\" AND name != 'it''s'", "literal"): [
+        "SELECT id FROM fan WHERE name = \"x \" AND id = \"age\" AND name != 'it''s'",
+        "SELECT id FROM fan WHERE name = \"x y\" AND id = \"age\" AND name != 'it''sx'",
+    ],
+    ("SELECT id FROM fan ORDER BY age, name DESC LIMIT 3", "sort"): [
+        "SELECT id FROM fan ORDER BY age DESC, name DESC LIMIT 3",
+        "SELECT id FROM fan ORDER BY age, name ASC LIMIT 3",
+        "SELECT id FROM fan LIMIT 3",
+    ],
+    ("SELECT id FROM fan WHERE id IN (SELECT id FROM singer ORDER BY age)", "sort"): [],
+    ("SELECT id FROM fan ORDER BY age LIMIT 3", "limit"): [
+        "SELECT id FROM fan ORDER BY age LIMIT 4",
+        "SELECT id FROM fan ORDER BY age LIMIT 2",
+        "SELECT id FROM fan ORDER BY age",
+    ],
+    ("SELECT id FROM fan WHERE age = (SELECT age FROM fan ORDER BY id LIMIT 1)", "limit"): [],
+    ("SELECT id FROM fan WHERE age BETWEEN 1 AND 5 AND id = 2 OR id = 3", "and_or"): [
+        "SELECT id FROM fan WHERE age BETWEEN 1 AND 5 OR id = 2 OR id = 3",
+        "SELECT id FROM fan WHERE age BETWEEN 1 AND 5 AND id = 2 AND id = 3",
+    ],
+    ("SELECT id FROM fan WHERE (id = 1 OR id = 2) AND age IN (3)", "condition"): [
+        "SELECT id FROM fan",
+        "SELECT id FROM fan WHERE age IN (3)",
+        "SELECT id FROM fan WHERE (id = 1 OR id = 2)",
+        "SELECT id FROM fan WHERE (id = 2) AND age IN (3)",
+        "SELECT id FROM fan WHERE (id = 1) AND age IN (3)",
+    ],
+    ("SELECT name FROM fan WHERE age > 3 GROUP BY name HAVING count(*) > 1", "having"): [
+        "SELECT name FROM fan GROUP BY name HAVING age > 3 AND count(*) > 1",
+    ],
+    ("SELECT name FROM fan GROUP BY name HAVING name > 'a' ORDER BY 1", "having"): [
+        "SELECT name FROM fan WHERE name > 'a' GROUP BY name ORDER BY 1",
+    ],
+    ("SELECT id FROM fan UNION ALL SELECT id FROM singer", "set_operation"): [
+        "SELECT id FROM fan UNION SELECT id FROM singer",
+        "SELECT id FROM fan",
+    ],
+    ("SELECT id FROM fan EXCEPT SELECT id FROM singer ORDER BY 1", "set_operation"): [
+        "SELECT id FROM fan UNION SELECT id FROM singer ORDER BY 1",
+        "SELECT id FROM fan INTERSECT SELECT id FROM singer ORDER BY 1",
+    ],
+    ("SELECT id FROM fan WHERE name IS NULL AND id NOT IN (SELECT id FROM singer)", "negation"): [
+        "SELECT id FROM fan WHERE name IS NOT NULL AND id NOT IN (SELECT id FROM singer)",
+        "SELECT id FROM fan WHERE name IS NULL AND id IN (SELECT id FROM singer)",
+    ],
+    # singer is only looked up, so neither LEFT JOIN nor leaving it out would matter
+    ("SELECT c.day FROM concert AS c JOIN singer AS s ON c.singer_id = s.id", "join"): [
+        "SELECT c.day FROM concert AS c JOIN singer AS s ON c.singer_id != s.id",
+        "SELECT c.day FROM concert AS c JOIN singer AS s",
+        "SELECT c.day FROM concert AS c JOIN singer AS s ON c.cid = s.id",
+        "SELECT c.day FROM concert AS c JOIN singer AS s ON c.singer_id = s.age",
+    ],
+    ("SELECT s.name FROM singer s JOIN concert c ON c.singer_id = s.id", "join"): [
+        "SELECT s.name FROM singer s LEFT JOIN concert c ON c.singer_id = s.id",
+        "SELECT s.name FROM singer s JOIN concert c ON c.singer_id != s.id",
+        "SELECT s.name FROM singer s JOIN concert c",
+        "SELECT s.name FROM singer s",
+        "SELECT s.name FROM singer s JOIN concert c ON c.cid = s.id",
+        "SELECT s.name FROM singer s JOIN concert c ON c.singer_id = s.age",
+    ],
+    ("SELECT c.cid FROM singer s LEFT JOIN concert c ON c.singer_id = s.id", "join"): [
+        "SELECT c.cid FROM singer s JOIN concert c ON c.singer_id = s.id",
+        "SELECT c.cid FROM singer s LEFT JOIN concert c ON c.singer_id != s.id",
+        "SELECT c.cid FROM singer s LEFT JOIN concert c",
+        "SELECT c.cid FROM singer s LEFT JOIN concert c ON c.cid = s.id",
+        "SELECT c.cid FROM singer s LEFT JOIN concert c ON c.singer_id = s.age",
+    ],
+}
+
+
+def of_kind(sql, kind, schema=SCHEMA):
+    return [canonical_sql(miss.sql) for miss in near_misses(sql, schema) if miss.kind == kind]
+
+
+@pytest.mark.parametrize("sql, kind", EXPECTED)
+def test_near_misses_of_a_kind(sql, kind):
+    expected = [canonical_sql(sql) for sql in EXPECTED[sql, kind]]
+    assert sorted(of_kind(sql, kind)) == sorted(expected)
+
+
+def test_every_kind_is_expected_somewhere():
+    assert {kind for _, kind in EXPECTED} == set(KINDS)
+
+
+def test_without_a_schema():
+    """No other columns or tables; a join goes only where all columns say whose they are."""
+    kinds = {miss.kind for miss in near_misses("SELECT name FROM singer WHERE age > 20")}
+    assert kinds == {"comparison", "distinct", "literal", "condition"}
+    qualified = "SELECT a.x FROM a JOIN b ON a.x = b.x"
+    assert "SELECT a.x FROM a" in of_kind(qualified, "join", None)
+    unqualified = "SELECT y FROM a JOIN b ON a.x = b.x"
+    assert not any(sql.endswith("FROM a") for sql in of_kind(unqualified, "join", None))
+
+
+def test_strings_names_and_comments_are_not_touched():
+    """What looks like SQL inside them stays as it is, and so does the way the rest is written."""
+    sql = (
+        "select  [a > b], 'x >= y AND DISTINCT' -- max(c) > 1\n"
+        "FROM \"order by\" WHERE `limit 1` = 'not in (1)' /* OR d < 2 */"
+    )
+    found = near_misses(sql)
+    assert {miss.kind for miss in found} == {"comparison", "distinct", "literal", "condition"}
+    for miss in found:
+        assert "[a > b], 'x >= y AND DISTINCT' -- max(c) > 1" in miss.sql
+        assert '"order by"' in miss.sql
+        assert miss.sql.endswith("/* OR d < 2 */")
+
+
+def test_near_misses_are_different_and_always_the_same():
+    for sql, _ in EXPECTED:
+        found = near_misses(sql, SCHEMA)
+        canonical = [canonical_sql(miss.sql) for miss in found] + [canonical_sql(sql)]
+        assert len(set(canonical)) == len(canonical)
+        assert found == near_misses(sql, SCHEMA)
+        assert {miss.kind for miss in found} <= KINDS.keys()
+
+
+REWRITTEN = {
+    "SELECT a, b FROM t WHERE a > 1 AND b <= 2": [
+        "SELECT a, b FROM t WHERE (a > 1) AND (b <= 2)",
+        "SELECT a, b FROM t WHERE 1 < a AND 2 >= b",
+        "SELECT a, b FROM t WHERE NOT (a <= 1) AND NOT (b > 2)",
+        "SELECT a, b FROM t WHERE b <= 2 AND a > 1",
+        "SELECT b, a FROM t WHERE a > 1 AND b <= 2",
+    ],
+    "SELECT a FROM t WHERE b BETWEEN 1 AND 5": [
+        "SELECT a FROM t WHERE (b BETWEEN 1 AND 5)",
+        "SELECT a FROM t WHERE (b >= 1 AND b <= 5)",
+    ],
+    "SELECT count(*) FROM t WHERE b >= 1 AND b <= 5": [
+        "SELECT count(*) FROM t WHERE (b >= 1) AND (b <= 5)",
+        "SELECT count(*) FROM t WHERE 1 <= b AND 5 >= b",
+        "SELECT count(*) FROM t WHERE NOT (b < 1) AND NOT (b > 5)",
+        "SELECT count(*) FROM t WHERE b <= 5 AND b >= 1",
+        "SELECT count(*) FROM t WHERE b BETWEEN 1 AND 5",
+        "SELECT count(1) FROM t WHERE b >= 1 AND b <= 5",
+    ],
+    "SELECT a FROM t WHERE b = 'x' OR b = 'y' ORDER BY a LIMIT 2": [
+        "SELECT a FROM t WHERE (b = 'x') OR (b = 'y') ORDER BY a LIMIT 2",
+        "SELECT a FROM t WHERE 'x' = b OR 'y' = b ORDER BY a LIMIT 2",
+        "SELECT a FROM t WHERE NOT (b != 'x') OR NOT (b != 'y') ORDER BY a LIMIT 2",
+        "SELECT a FROM t WHERE b = 'y' OR b = 'x' ORDER BY a LIMIT 2",
+        "SELECT a FROM t WHERE b IN ('x', 'y') ORDER BY a LIMIT 2",
+        "SELECT a FROM t WHERE b = 'x' OR b = 'y' ORDER BY a ASC LIMIT 2 OFFSET 0",
+    ],
+    "SELECT x.a FROM t AS x JOIN u AS y ON x.a = y.a": [
+        "SELECT x.a FROM t AS x JOIN u AS y ON (x.a = y.a)",
+        "SELECT x.a FROM t AS x JOIN u AS y ON y.a = x.a",
+        "SELECT r1_t.a FROM t AS r1_t JOIN u AS r2_u ON r1_t.a = r2_u.a",
+        "SELECT x.a FROM u AS y JOIN t AS x ON x.a = y.a",
+        "SELECT x.a FROM t AS x JOIN u AS y WHERE x.a = y.a",
+        "SELECT x.a FROM t AS x INNER JOIN u AS y ON x.a = y.a",
+    ],
+    "SELECT a FROM t INTERSECT SELECT b FROM u;": ["SELECT b FROM u INTERSECT SELECT a FROM t"],
+    "SELECT a FROM t EXCEPT SELECT b FROM u": [],
+}
+
+
+@pytest.mark.parametrize("sql", REWRITTEN)
+def test_equivalent_rewrites(sql):
+    found = [canonical_sql(rewrite.sql) for rewrite in equivalent_rewrites(sql)]
+    assert found == [canonical_sql(sql) for sql in REWRITTEN[sql]]
+
+
+def questions(dataset, split):
+    return dict.fromkeys((e.db_path, e.gold_sql) for e in load_dataset(dataset, "en", split))
+
+
+def assert_all_run(pairs) -> Counter:
+    """Near misses and rewrites of gold that runs run, too; how many there are of each kind."""
+    connections, counts = {}, Counter()
+    for path, gold in pairs:
+        if path not in connections:
+            connections[path] = sqlite3.connect(path)
+        try:
+            connections[path].execute("EXPLAIN " + gold)
+        except sqlite3.Error:
+            continue
+        for made in [*near_misses(gold, load_schema(path)), *equivalent_rewrites(gold)]:
+            try:
+                connections[path].execute("EXPLAIN " + made.sql)
+            except sqlite3.Error as error:
+                raise AssertionError(f"{made.kind}: {made.sql}") from error
+            counts[made.kind] += 1
+    return counts
+
+
+def test_all_that_is_made_of_the_embedded_questions_runs():
+    counts = assert_all_run(questions(EMBEDDED, "dev"))
+    assert counts["comparison"] > 50 and counts["joins swapped"] > 20
+
+
+def test_all_that_is_made_of_real_questions_runs():
+    """Each kind but one occurs: no gold query of Spider dev writes >= and <= for BETWEEN."""
+    counts = assert_all_run(questions(multispider() / "dev3", "dev"))
+    assert counts.keys() == (KINDS | REWRITE_KINDS).keys() - {"BETWEEN for comparisons"}
+    assert sum(counts[kind] for kind in KINDS) > 6000
+
+
+def test_the_structure_of_a_query():
+    sql = """WITH c AS (SELECT a FROM t WHERE x IS NOT DISTINCT FROM 3)
+    SELECT DISTINCT m.a, count(*) FROM main.t AS m LEFT JOIN (SELECT b FROM u LIMIT 2) v
+      ON m.a = v.b AND v.b IN (1, 2), w
+    WHERE (a = 1 OR CASE WHEN b AND c THEN 1 END) AND d BETWEEN 1 AND (SELECT max(e) FROM [f g])
+    GROUP BY m.a HAVING count(*) > 1 UNION ALL SELECT 1, row_number() OVER (ORDER BY h) FROM i
+    ORDER BY 1 LIMIT 3"""
+    query = parse(sql)
+    cte, main, derived, scalar, last = query.selects
+    text = {
+        name: query.text(span.start, span.stop).split("\n")[0]
+        for name, span in main.clauses.items()
+    }
+    assert text["select"] == "DISTINCT m.a, count(*)"
+    assert text["group"] == "m.a"
+    assert text["having"] == "count(*) > 1"
+    assert query.text(last.clause("order").start, last.clause("order").stop) == "1"
+    assert list(cte.clauses) == ["select", "from", "where"]
+    assert [(s.table, s.alias) for s in main.sources] == [("t", "m"), (None, "v"), ("w", "w")]
+    assert [(s.table, s.alias) for s in scalar.sources] == [("f g", "f g")]
+    assert (scalar.parent, derived.opener, main.compound, last.compound, cte.compound) == (
+        main, "join", True, True, False
+    )  # fmt: skip
+    leaves = [query.text(leaf.start, leaf.stop) for leaf in query.leaves(main.clause("where"))]
+    assert leaves == [
+        "d BETWEEN 1 AND (SELECT max(e) FROM [f g])",
+        "a = 1",
+        "CASE WHEN b AND c THEN 1 END",
+    ]
+    names = {(r.qualifier, r.column) for r in query.references(main)}
+    assert names == {("m", "a"), ("v", "b"), (None, "a"), (None, "b"), (None, "c"), (None, "d")}
+
+
+FRAGMENTS = st.sampled_from(
+    "SELECT select FROM from WHERE JOIN ON AS AND OR NOT IN ( ) ( ) , . ; * = > <> 'a' \"b\" [c"
+    " `d` 1 2.5 a b t.a GROUP BY ORDER BY HAVING LIMIT UNION ALL EXCEPT BETWEEN CASE END DISTINCT"
+    " count( max( LIKE IS NULL WITH -- /* */ '".split(" ")
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.one_of(st.text(max_size=60), st.lists(FRAGMENTS, max_size=25).map(" ".join)))
+@example("")
+@example(")" * 50)
+@example("SELECT " * 50)
+@example("SELECT (" * 500)
+def test_no_text_makes_them_fail(text):
+    """Whatever the text, they end, and what they make is not the text itself."""
+    for made in [*near_misses(text, SCHEMA), *near_misses(text), *equivalent_rewrites(text)]:
+        assert canonical_sql(made.sql) != canonical_sql(text)
