@@ -6,10 +6,13 @@ python train.py --lang en,de --model DIR --data ROOT --steps 200
 
 import argparse
 import json
+import logging
+import math
 import random
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 
@@ -29,40 +32,54 @@ from sqlenv import LANGUAGES, Example, Sandbox, UserError, load_dataset, paired_
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[Config, argparse.Namespace]:
-    """The options are the fields of ``Config``, plus where to write and whether to resume."""
+    """The options are the fields of ``Config``, plus where to write and whether to resume. A
+    recipe's settings come before the defaults, and after what is given beside it.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for f in fields(Config):
-        if f.name != "reward":
-            parser.add_argument(
-                "--" + f.name.replace("_", "-"),
-                type=type(f.default),
-                default=f.default,
-                help=f"{f.metadata['help']} (%(default)s)",
-                choices=f.metadata.get("choices"),
-            )
+        if f.name == "reward":
+            continue
+        kind = (
+            {"action": "store_true"}
+            if isinstance(f.default, bool)
+            else {"type": type(f.default), "choices": f.metadata.get("choices")}
+        )
+        parser.add_argument(
+            "--" + f.name.replace("_", "-"),
+            default=argparse.SUPPRESS,
+            help=f"{f.metadata['help']} ({f.default or 'off'})",
+            **kind,
+        )
     parser.add_argument(
         "--reward",
         action="append",
         default=[],
         metavar="NAME=WEIGHT",
-        help="weight of execution, syntax, schema or semantic; repeatable; 0 drops the reward",
+        help="weight of execution, syntax, schema, semantic, overlong or FILE.py:FUNCTION; "
+        "repeatable; 0 drops the reward",
     )
     parser.add_argument("--output", help="folder of the run (a fresh runs/<lang>-<n>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
     arguments = parser.parse_args(argv)
-    config = Config(
-        **{f.name: getattr(arguments, f.name) for f in fields(Config) if f.name != "reward"}
-    )
-    for text in arguments.reward:
-        name, _, weight = text.partition("=")
-        try:
-            config.reward[name] = float(weight)
-        except ValueError:
-            raise UserError(f"--reward {text}: must be NAME=WEIGHT, such as semantic=0.2") from None
+    given = {f.name: getattr(arguments, f.name) for f in fields(Config) if f.name in arguments}
+    given["reward"] = parse_rewards(arguments.reward)
+    config = Config.with_recipe(**given)
     check_numbers(config)
     return config, arguments
+
+
+def parse_rewards(texts: list[str]) -> dict[str, float]:
+    """``["semantic=0.2"]`` -> ``{"semantic": 0.2}``."""
+    rewards = {}
+    for text in texts:
+        name, _, weight = text.rpartition("=")
+        try:
+            rewards[name] = float(weight)
+        except ValueError:
+            raise UserError(f"--reward {text}: must be NAME=WEIGHT, such as semantic=0.2") from None
+    return rewards
 
 
 def check_numbers(config: Config) -> None:
@@ -75,9 +92,17 @@ def check_numbers(config: Config) -> None:
         "micro_batch",
         "lora_rank",
         "save_every",
+        "updates_per_batch",
+        "overlong_buffer",
     ):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    for name in ("beta", "epsilon_low", "epsilon_high", "dynamic_sampling", "steps", "dev_limit"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} must be a number from 0 up")
+    for name in ("lr", "reward_timeout", "max_grad_norm"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} must be a number above 0")
     if config.temperature <= 0:
         raise UserError("--temperature must be above 0; greedy groups have nothing to compare")
     if config.group_size == 1:
@@ -157,11 +182,14 @@ def train_loop(trainer: Trainer, folder: Path, config: Config) -> bool:
     """
     interrupt = Interrupt()
     metrics_path, state_path = folder / "metrics.jsonl", folder / "checkpoint" / "state.pt"
+    board = report.open_tensorboard(folder, trainer.step) if config.tensorboard else None
     bar = tqdm(total=trainer.total_steps, initial=trainer.step, desc="GRPO", unit="step")
     with bar:
         while trainer.step < trainer.total_steps:
             metrics = trainer.train_step()
             report.append_metrics(metrics_path, metrics)
+            if board:
+                report.add_to_tensorboard(board, metrics)
             shown = {"reward": "reward", "EX": "reward/execution", "KL": "kl"}
             bar.set_postfix(
                 {label: f"{metrics[name]:.3f}" for label, name in shown.items() if name in metrics},
@@ -240,9 +268,11 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
     folder = output_folder(arguments, config)
     policy = load_policy(config.model, config.device, config.dtype)
     encoder = ContrastiveEncoder.load(config.encoder).to(config.device)
-    with Sandbox() as sandbox:
-        judge = Judge(sandbox)
-        rewards = Rewards(judge, encoder, config.reward)
+    with ExitStack() as stack:
+        judge = Judge(stack.enter_context(Sandbox()))
+        limits = config.max_new_tokens, config.overlong_buffer, config.reward_timeout
+        rewards = Rewards(judge, encoder, config.reward, *limits)
+        stack.callback(rewards.close)
         train, dev = load_questions(config, judge)
         add_lora(policy.model, config.lora_rank, config.lora_alpha, config.seed)
         trainer = Trainer(policy, rewards, train, config)
@@ -281,6 +311,7 @@ def resume_command(folder: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         return run(*parse_arguments(argv))
     except UserError as error:

@@ -5,6 +5,7 @@ from it.
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from grpo.recipes import RECIPES
 from grpo.rewards import WEIGHTS
 from sqlenv import EMBEDDED
 
@@ -20,6 +21,9 @@ def option(default, text: str, **more):
 class Config:
     """Everything that a run depends on; saved as config.json."""
 
+    recipe: str = option(
+        "", "settings of a published recipe; options given beside it win", choices=list(RECIPES)
+    )
     lang: str = option("vi", "languages: one of en de es fr ja vi zh, a comma list, or all")
     model: str = option(str(ASSETS / "policy"), "policy: a Hugging Face model directory or hub id")
     encoder: str = option(str(ASSETS / "encoder"), "contrastive encoder directory")
@@ -46,13 +50,27 @@ class Config:
     loss: str = option(
         "token", "what the loss is a mean over", choices=["token", "sequence", "constant"]
     )
+    ratio: str = option(
+        "token", "importance ratio of the loss", choices=["token", "sequence", "cispo"]
+    )
     advantage: str = option(
         "centered", "advantages", choices=["centered", "group", "rloo", "per_reward"]
     )
     epsilon_low: float = option(0.2, "the ratio is clipped below 1 - this")
     epsilon_high: float = option(0.2, "the ratio is clipped above 1 + this")
+    updates_per_batch: int = option(1, "optimizer updates on each batch of samples")
+    dynamic_sampling: int = option(
+        0, "times that groups without signal are replaced by groups of further prompts"
+    )
+    mask_truncated: bool = option(
+        False, "leave completions that hit --max-new-tokens out of the loss (not of the baseline)"
+    )
+    overlong_buffer: int = option(
+        16, "tokens before --max-new-tokens over which the reward `overlong` falls to -1"
+    )
     lora_rank: int = option(32, "LoRA rank r")
     lora_alpha: float = option(64.0, "LoRA alpha; the update is scaled by alpha / r")
+    reward_timeout: float = option(10.0, "seconds a custom reward may take for a batch")
     reward: dict = field(default_factory=lambda: dict(WEIGHTS))
     seed: int = option(0, "of data order, LoRA weights and sampling")
     device: str = option("auto", "cpu, cuda, ...; auto takes a GPU where there is one")
@@ -60,6 +78,18 @@ class Config:
         "auto", "of the frozen weights", choices=["auto", "float32", "bfloat16", "float16"]
     )
     save_every: int = option(20, "steps between checkpoints")
+    tensorboard: bool = option(False, "write the metrics for TensorBoard, too (if installed)")
+
+    @classmethod
+    def with_recipe(cls, recipe: str = "", reward: dict | None = None, **given) -> "Config":
+        """The recipe's settings, with those given in their place; rewards are merged by name.
+
+        >>> Config.with_recipe("dapo", beta=0.1).beta, Config.with_recipe("dapo").epsilon_high
+        (0.1, 0.28)
+        """
+        preset = dict(RECIPES[recipe]) if recipe else {}
+        weights = WEIGHTS | preset.pop("reward", {}) | (reward or {})
+        return cls(**preset | given, recipe=recipe, reward=weights)
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -61,6 +61,28 @@ def token_kl(logprobs: Tensor, reference: Tensor, kind: str, ratio: Tensor) -> T
     raise ValueError(f"unknown KL estimator {kind!r}: k1, k2, k3 or k3iw")
 
 
+def importance_ratio(
+    logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, kind: str = "token"
+) -> Tensor:
+    """pi / pi_old. All tensors (P, G, T), or (P, G, 1) for ``sequence``.
+
+    ``token`` and ``cispo`` take it token by token; ``sequence`` is the geometric mean over a
+    completion, exp(mean_t (logp - logp_old)), one number for all of its tokens (GSPO, arXiv
+    2507.18071, eq. 7): a reward is given to a whole completion, so the unit that is reweighted
+    and clipped is the completion.
+
+    Raises:
+        ValueError: ``kind`` is unknown.
+    """
+    log_ratio = logprobs - old_logprobs
+    if kind == "sequence":
+        lengths = mask.sum(-1, keepdim=True).clamp(min=1)
+        return ((log_ratio * mask).sum(-1, keepdim=True) / lengths).exp()
+    if kind in ("token", "cispo"):
+        return log_ratio.exp()
+    raise ValueError(f"unknown ratio {kind!r}: token, sequence or cispo")
+
+
 def policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
@@ -69,6 +91,7 @@ def policy_loss(
     reference: Tensor | None = None,
     beta: float = 0.0,
     kl: str = "k3iw",
+    ratio_kind: str = "token",
     epsilon_low: float = 0.2,
     epsilon_high: float = 0.2,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -83,23 +106,36 @@ def policy_loss(
         reference: (P, G, T) under the frozen reference; None where ``beta`` is 0.
         beta: weight of the KL term.
         kl: estimator of the KL term, see ``token_kl``.
+        ratio_kind: ``token`` or ``sequence``, see ``importance_ratio``, clipped on both sides; or
+            ``cispo``: -stopgrad(min(ratio, 1 + epsilon_high)) A log pi (MiniMax-M1, arXiv
+            2506.13585, eq. 4-5), which caps how much a token counts but never drops its gradient.
         epsilon_low, epsilon_high: the ratio is clipped to [1 - low, 1 + high]; a larger high is
-            DAPO's clip-higher.
+            DAPO's clip-higher (arXiv 2503.14476, section 3.1).
 
     Returns:
-        The loss (scalar), and sums over its tokens, without gradient and weighted like the loss:
-        ``kl`` (k3, never below 0), ``clip_low`` and ``clip_high`` (shares of clipped tokens).
+        The loss (scalar), and for each token, without gradient: ``ratio`` (P, G, T), ``clip_low``
+        and ``clip_high`` (P, G, T) bool: whether clipping took its gradient (for cispo: whether
+        its weight was capped), and with a reference ``kl`` (P, G, T), k3, never below 0.
     """
-    ratio = torch.exp(logprobs - old_logprobs)
-    clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
+    mask = weights > 0
+    ratio = importance_ratio(logprobs, old_logprobs, mask, ratio_kind)
     advantage = advantages[..., None]  # (P, G, 1)
-    objective = torch.minimum(ratio * advantage, clipped * advantage)
-    stats = {}
-    if reference is not None:
-        if beta:
-            objective = objective - beta * token_kl(logprobs, reference, kl, ratio)
-        stats["kl"] = (weights * token_kl(logprobs.detach(), reference, "k3", ratio)).sum()
+    if ratio_kind == "cispo":
+        objective = ratio.detach().clamp(max=1 + epsilon_high) * advantage * logprobs
+    else:
+        clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
+        objective = torch.minimum(ratio * advantage, clipped * advantage)
     with torch.no_grad():
-        stats["clip_low"] = (weights * ((ratio < 1 - epsilon_low) & (advantage < 0))).sum()
-        stats["clip_high"] = (weights * ((ratio > 1 + epsilon_high) & (advantage > 0))).sum()
-    return -(weights * objective).sum(), {name: value.detach() for name, value in stats.items()}
+        stats = {"ratio": ratio, "clip_high": ratio > 1 + epsilon_high}
+        if ratio_kind == "cispo":
+            stats["clip_low"] = torch.zeros_like(mask)
+        else:
+            stats["clip_low"] = (ratio < 1 - epsilon_low) & (advantage < 0)
+            stats["clip_high"] = stats["clip_high"] & (advantage > 0)
+    if reference is not None:
+        token_ratio = torch.exp(logprobs - old_logprobs)
+        if beta:
+            objective = objective - beta * token_kl(logprobs, reference, kl, token_ratio)
+        stats["kl"] = token_kl(logprobs, reference, "k3", token_ratio)
+    stats = {name: value.detach().expand_as(logprobs) for name, value in stats.items()}
+    return -(weights * objective).sum(), stats

@@ -1,6 +1,8 @@
 """What a run shows and writes: metrics.jsonl, curves.png and the before/after table."""
 
 import json
+import math
+import re
 from pathlib import Path
 
 from grpo.checkpoint import write_file
@@ -10,10 +12,16 @@ LABELS = {"valid": "valid", "execution": "EX", "test_suite": "TS", "semantic": "
 
 
 def append_metrics(path: Path, metrics: dict) -> None:
-    """Adds a line to metrics.jsonl. A kill can leave half a line, which ``read_metrics`` drops."""
+    """Adds a line to metrics.jsonl; a number that is not finite is written as null. A kill can
+    leave half a line, which ``read_metrics`` drops.
+    """
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in metrics.items()
+    }
     try:
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}; the last checkpoint is kept") from error
 
@@ -30,6 +38,23 @@ def keep_metrics(path: Path, steps: int) -> None:
     """Drops the lines of steps after ``steps``: they are taken again."""
     kept = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= steps]
     write_file(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+
+
+def open_tensorboard(folder: Path, step: int):
+    """A TensorBoard writer for ``folder``; what it has from steps after ``step`` is hidden."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard needs TensorBoard: pip install tensorboard") from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+
+def add_to_tensorboard(writer, metrics: dict) -> None:
+    """One point in each curve."""
+    for name, value in metrics.items():
+        if name != "step" and value is not None:
+            writer.add_scalar(name, value, metrics["step"])
+    writer.flush()
 
 
 def cell(value: dict) -> str:
@@ -94,7 +119,7 @@ def plot_curves(path: Path, metrics: list[dict]) -> None:
 
     panels = [
         ("total reward", ["reward"]),
-        ("reward terms", [key for key in metrics[0] if key.startswith("reward/")]),
+        ("reward terms", [key for key in metrics[0] if re.fullmatch(r"reward/(?!.*_std$).*", key)]),
         ("KL to the reference", ["kl"]),
         ("entropy (nats per token)", ["entropy"]),
     ]
@@ -104,7 +129,7 @@ def plot_curves(path: Path, metrics: list[dict]) -> None:
         for color, key in zip(
             ("C0", "C1", "C2", "C3", "C4", "C5"), [key for key in keys if key in metrics[0]]
         ):
-            values = [row[key] for row in metrics]
+            values = [math.nan if row[key] is None else row[key] for row in metrics]
             window = max(1, len(values) // 12)
             mean = [
                 sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window)

@@ -1,8 +1,9 @@
-"""The four rewards of the paper: execution, syntax, schema match and semantic agreement.
+"""The four rewards of the paper: execution, syntax, schema match and semantic agreement; DAPO's
+length penalty; and rewards of one's own.
 
-All are in [0, 1]. The weights must keep the order that matters: no wrong SQL may ever score above
-a right one, so what the auxiliary terms can add to a wrong answer stays below what execution adds
-to a right one.
+The paper's are in [0, 1], the penalty in [-1, 0]. Their weights must keep the order that matters:
+no wrong SQL may ever score above a right one, so what the auxiliary terms can make up for stays
+below what execution adds to a right one.
 """
 
 import math
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from grpo.custom_reward import CustomReward, is_custom
 from sqlenv import (
     Example,
     Execution,
@@ -23,6 +25,7 @@ from sqlenv import (
 )
 
 WEIGHTS = {"execution": 1.0, "syntax": 0.1, "schema": 0.2, "semantic": 0.3}
+AUXILIARY = ("schema", "semantic", "overlong")  # what a right answer can lack and a wrong one have
 
 
 def check_weights(weights: dict[str, float]) -> None:
@@ -30,20 +33,42 @@ def check_weights(weights: dict[str, float]) -> None:
     reward.
 
     A right answer runs, so it has execution and syntax in full. A wrong one can have at most all
-    the others.
+    the others. What a reward from a file returns is its author's business, and so is its weight.
     """
-    unknown = sorted(set(weights) - set(WEIGHTS))
-    if unknown:
-        raise UserError(f"--reward {unknown[0]}: unknown reward; choose from {', '.join(WEIGHTS)}")
     for name, weight in weights.items():
-        if not (0 <= weight < math.inf):
+        if name not in WEIGHTS and name != "overlong" and not is_custom(name):
+            raise UserError(
+                f"--reward {name}: unknown reward; choose from {', '.join(WEIGHTS)}, overlong, or "
+                "FILE.py:FUNCTION"
+            )
+        if not math.isfinite(weight) or (weight < 0 and not is_custom(name)):
             raise UserError(f"--reward {name}={weight:g}: a weight must be a number from 0 up")
-    auxiliary = weights.get("schema", 0) + weights.get("semantic", 0)
+    present = [name for name in AUXILIARY if weights.get(name)]
+    auxiliary = sum(weights[name] for name in present)
     if weights.get("execution", 0) <= auxiliary:
         raise UserError(
-            f"--reward: schema + semantic ({auxiliary:g}) must weigh less than execution "
-            f"({weights.get('execution', 0):g}), or a wrong query could score above a right one"
+            f"--reward: {' + '.join(present) or 'the others'} ({auxiliary:g}) must weigh less than "
+            f"execution ({weights.get('execution', 0):g}), or a wrong query could score above a "
+            "right one"
         )
+
+
+def overlong_penalty(length: int, longest: int, buffer: int) -> float:
+    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): 0 up to ``longest - buffer``
+    tokens, then falling linearly to -1 at ``longest``, where a completion is cut.
+
+    >>> [overlong_penalty(n, longest=100, buffer=20) for n in (80, 85, 100)]
+    [0.0, -0.25, -1.0]
+    """
+    return -min(1.0, max(0.0, (length - (longest - buffer)) / buffer))
+
+
+def neutral_gaps(terms: Tensor) -> Tensor:
+    """Fills NaN, "not applicable", with the mean of that term over the others of the group, so
+    that it neither helps nor hurts; with 0 where it applies to nobody. (P, G, R) -> (P, G, R).
+    """
+    mean = terms.nanmean(dim=1, keepdim=True).nan_to_num(0.0)  # (P, 1, R)
+    return torch.where(terms.isnan(), mean, terms)
 
 
 def schema_match(predicted: frozenset, gold: frozenset) -> float:
@@ -105,20 +130,88 @@ class Judge:
 
 
 class Rewards:
-    """Scores completions: (P, G, R) reward terms in the order of ``names``."""
+    """Scores completions: (P, G, R) reward terms in the order of ``names``.
 
-    def __init__(self, judge: Judge, encoder, weights: dict[str, float]):
+    Args:
+        weights: by name; those of 0 are left out.
+        longest, buffer: tokens, of the reward ``overlong``.
+        timeout: seconds that a custom reward may take for a batch.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        encoder,
+        weights: dict[str, float],
+        longest: int = 0,
+        buffer: int = 0,
+        timeout: float = 10.0,
+    ):
         check_weights(weights)
-        self.judge, self.encoder = judge, encoder
-        self.names = [name for name, weight in weights.items() if weight]
-        self.weights = torch.tensor([weights[name] for name in self.names])
+        self.judge, self.encoder, self.longest, self.buffer = judge, encoder, longest, buffer
+        self.specs = [name for name, weight in weights.items() if weight]
+        self.custom = {name: CustomReward(name, timeout) for name in self.specs if is_custom(name)}
+        self.names = [spec.rpartition(":")[2] for spec in self.specs]
+        doubled = [name for name in self.names if self.names.count(name) > 1]
+        if doubled:
+            raise UserError(f"--reward: two rewards are called {doubled[0]!r}; rename a function")
+        self.weights = torch.tensor([weights[name] for name in self.specs])
 
-    def __call__(self, examples: list[Example], texts: list[list[str]]) -> Tensor:
-        """P examples, P x G completion texts -> (P, G, R) float32 in [0, 1]."""
-        flat_examples = [example for example, group in zip(examples, texts) for _ in group]
-        judged = self.judge.judge(flat_examples, [text for group in texts for text in group])
-        columns = [getattr(self, f"_{name}")(flat_examples, judged) for name in self.names]
-        return torch.tensor(columns).T.reshape(len(examples), -1, len(self.names))
+    def __call__(
+        self,
+        examples: list[Example],
+        texts: list[list[str]],
+        prompts: list[str] | None = None,
+        lengths: list[list[int]] | None = None,
+    ) -> Tensor:
+        """P examples, P x G completion texts -> (P, G, R) float32.
+
+        Args:
+            prompts: P texts, handed to custom rewards.
+            lengths: P x G numbers of tokens, for ``overlong``.
+        """
+        flat = [example for example, group in zip(examples, texts) for _ in group]
+        judged = self.judge.judge(flat, [text for group in texts for text in group])
+        columns = []
+        for spec in self.specs:
+            if spec in self.custom:
+                columns.append(self._custom(self.custom[spec], examples, texts, prompts, judged))
+            elif spec == "overlong":
+                columns.append(
+                    [
+                        overlong_penalty(n, self.longest, self.buffer)
+                        for group in lengths
+                        for n in group
+                    ]
+                )
+            else:
+                columns.append(getattr(self, f"_{spec}")(flat, judged))
+        terms = torch.tensor(columns, dtype=torch.float32).T
+        return neutral_gaps(terms.reshape(len(examples), -1, len(self.specs)))
+
+    def failures(self) -> dict[str, int]:
+        """``reward_failures/<name>``: calls of a custom reward that failed, in this process."""
+        return {f"reward_failures/{one.name}": one.failures for one in self.custom.values()}
+
+    def close(self) -> None:
+        """Stops the worker processes of custom rewards."""
+        for one in self.custom.values():
+            one.close()
+
+    def _custom(self, reward, examples, texts, prompts, judged) -> list[float]:
+        """One call for the whole batch; every list has P x G entries."""
+        repeated = [(i, e) for i, (e, group) in enumerate(zip(examples, texts)) for _ in group]
+        columns = {
+            name: [getattr(example, name) for _, example in repeated]
+            for name in ("question", "lang", "db_id", "gold_sql")
+        }
+        return reward(
+            prompts=[prompts[i] for i, _ in repeated],
+            completions=[text for group in texts for text in group],
+            db_path=[str(example.db_path) for _, example in repeated],
+            sql=[one.sql for one in judged],
+            **columns,
+        )
 
     def _execution(self, examples, judged) -> list[float]:
         return [float(one.correct) for one in judged]

@@ -1,10 +1,12 @@
-"""The training loop of GRPO: sample groups, reward, compare within the group, take one step.
-Nothing is hidden.
+"""The training loop of GRPO: sample groups, reward, compare within the group, update. Nothing is
+hidden.
 
-One batch of prompts gives one optimizer step (on policy): the policy that sampled is the one that
-is updated, so the old log-probabilities are the new ones without gradient.
+The policy that samples is the one that is updated, so in the first update on a batch the old
+log-probabilities are the new ones without gradient; further updates keep them.
 """
 
+import logging
+import math
 import time
 from contextlib import contextmanager
 
@@ -15,12 +17,19 @@ from grpo.advantages import group_advantages
 from grpo.config import Config
 from grpo.logprobs import completion_logprobs
 from grpo.lora import lora_disabled, lora_folded, lora_parameters
-from grpo.loss import policy_loss, token_weights
+from grpo.loss import policy_loss, token_kl, token_weights
 from grpo.models import Policy
 from grpo.prompt import PromptBuilder
 from grpo.rewards import Rewards
-from grpo.sampler import Samples, sample_groups
+from grpo.rollout import Rollout, collect
+from grpo.sampler import sample_groups
 from sqlenv import Example
+from sqlenv.errors import UserError
+
+log = logging.getLogger("grpo")
+MAX_BAD_UPDATES = 3  # updates in a row with a non-finite loss or gradient that end a run
+SAMPLER_GAP = {torch.float32: 1e-4}  # mean |sampler - trainer| log-prob that is worth a warning
+SAMPLER_GAP_HALF = 1e-2  # the same for bfloat16 and float16
 
 
 class Trainer:
@@ -36,6 +45,9 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.generator = torch.Generator(self.model.device).manual_seed(config.seed)
         self.step = 0
+        self.cursor = 0  # how many questions have been drawn so far
+        self.bad_updates = 0  # in a row
+        self.gap_checked = False
         self.seconds: dict[str, float] = {}
 
     def _lr_factor(self, step: int) -> float:
@@ -44,18 +56,19 @@ class Trainer:
         falling = (self.total_steps - step) / max(1, self.total_steps - self.config.warmup_steps)
         return max(0.0, min(1.0, rising, falling))
 
-    def batch(self, step: int) -> list[Example]:
-        """The examples of a step: each epoch is a fresh permutation, a function of the seed and
-        the epoch alone.
+    def next_examples(self, count: int) -> list[Example]:
+        """The next questions: each epoch is a fresh permutation, a function of the seed and the
+        epoch alone.
         """
-        size, count = self.config.prompts_per_step, len(self.examples)
         picked = []
-        for position in range(step * size, (step + 1) * size):
-            epoch, index = divmod(position, count)
+        for position in range(self.cursor, self.cursor + count):
+            epoch, index = divmod(position, len(self.examples))
             order = torch.randperm(
-                count, generator=torch.Generator().manual_seed(self.config.seed + epoch)
+                len(self.examples),
+                generator=torch.Generator().manual_seed(self.config.seed + epoch),
             )
             picked.append(self.examples[order[index]])
+        self.cursor += count
         return picked
 
     @contextmanager
@@ -64,12 +77,12 @@ class Trainer:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def train_step(self) -> dict:
-        """One optimizer step; returns its metrics."""
-        config, self.seconds = self.config, {}
-        examples = self.batch(self.step)
+    def rollout(self, count: int) -> Rollout:
+        """Samples a group for each of the next ``count`` questions and scores it."""
+        config, tokenizer = self.config, self.policy.tokenizer
+        examples = self.next_examples(count)
         prompts = [self.prompts(example) for example in examples]
-        with self._timed("sample_seconds"), lora_folded(self.model):
+        with self._timed("sample"), lora_folded(self.model):
             samples = sample_groups(
                 self.model,
                 prompts,
@@ -79,108 +92,202 @@ class Trainer:
                 config.temperature,
                 self.generator,
             )
-        texts = [
-            [self.policy.tokenizer.decode(one, skip_special_tokens=True) for one in group]
-            for group in samples.tokens
-        ]
-        with self._timed("reward_seconds"):
-            terms = self.rewards(examples, texts)  # (P, G, R)
-        total = terms @ self.rewards.weights  # (P, G)
+        with self._timed("reward"):
+            texts = [tokenizer.batch_decode(g, skip_special_tokens=True) for g in samples.tokens]
+            lengths = [[len(one) for one in group] for group in samples.tokens]
+            terms = self.rewards(examples, texts, tokenizer.batch_decode(prompts), lengths)
+        return Rollout(
+            examples,
+            prompts,
+            samples.tokens,
+            list(samples.logprobs),
+            samples.finished,
+            terms,
+            terms @ self.rewards.weights,
+        )
+
+    def train_step(self) -> dict:
+        """Samples a batch and updates the policy on it; returns the step's metrics."""
+        config, self.seconds = self.config, {}
+        batch, stats = collect(self.rollout, config.prompts_per_step, config.dynamic_sampling)
         if config.advantage == "per_reward":
-            advantages = group_advantages(terms, "per_reward", self.rewards.weights)
+            advantages = group_advantages(batch.terms, "per_reward", self.rewards.weights)
         else:
-            advantages = group_advantages(total, config.advantage)  # (P, G)
-        with self._timed("train_seconds"):
-            stats = self._update(prompts, samples, advantages.to(self.model.device))
+            advantages = group_advantages(batch.total, config.advantage)  # (P, G)
+        with self._timed("train"):
+            stats |= self._updates(batch, advantages.to(self.model.device))
         self.step += 1
         return {
             "step": self.step,
-            **self._reward_metrics(terms, total),
+            **self._reward_metrics(batch),
             **stats,
-            **self._sample_metrics(samples),
-            **self.seconds,
+            **self._length_metrics(batch, stats["groups_sampled"]),
         }
 
-    def _update(self, prompts: list[list[int]], samples: Samples, advantages: Tensor) -> dict:
-        """Forward and backward over micro-batches of prompts, then one step of AdamW."""
-        config = self.config
-        mask = torch.zeros(
-            samples.logprobs.shape, dtype=torch.bool, device=self.model.device
-        )  # (P, G, T)
-        for p, group in enumerate(samples.tokens):
-            for g, one in enumerate(group):
-                mask[p, g, : len(one)] = True
+    def _updates(self, batch: Rollout, advantages: Tensor) -> dict:
+        """``updates_per_batch`` optimizer steps on one batch; the metrics are means over them."""
+        config, device = self.config, self.model.device
+        mask = batch.token_mask(keep_truncated=not config.mask_truncated).to(device)  # (P, G, T)
         weights = token_weights(mask, config.loss, config.max_new_tokens)  # of the whole step
+        fixed: dict[int, tuple] = {}  # old and reference log-probs of each micro-batch
+        stats: dict[str, float] = {"skipped": 0}
+        for _ in range(config.updates_per_batch):
+            found = self._backward(batch, advantages, weights, token_weights(mask), fixed)
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.max_grad_norm)
+            found["grad_norm"] = norm.item()
+            if math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"]):
+                self.optimizer.step()
+                self.bad_updates = 0
+            else:
+                self._skip()
+                stats["skipped"] += 1
+            self.optimizer.zero_grad(set_to_none=True)
+            for name, value in found.items():
+                if name.endswith("_max"):
+                    stats[name] = max(stats.get(name, 0.0), value)
+                else:
+                    stats[name] = stats.get(name, 0.0) + value / config.updates_per_batch
+        if "kl" not in stats:
+            stats["kl"] = self._first_group_kl(batch)
+        stats["lr"] = self.schedule.get_last_lr()[0]
+        self.schedule.step()
+        self._check_sampler(stats["sampler_gap"])
+        return stats
+
+    def _backward(
+        self,
+        batch: Rollout,
+        advantages: Tensor,
+        weights: Tensor,
+        shares: Tensor,
+        fixed: dict[int, tuple],
+    ) -> dict:
+        """Gradients of one update, micro-batch by micro-batch. ``fixed`` is filled in the first
+        update on a batch: what stays the same in the others. ``shares`` (P, G, T) are the weights
+        of a plain mean over tokens, which is what metrics are taken over.
+        """
+        config = self.config
         stats: dict[str, float] = {"loss": 0.0, "entropy": 0.0, "sampler_gap": 0.0}
-        for start in range(0, len(prompts), config.micro_batch):
+        for start in range(0, len(batch.prompts), config.micro_batch):
             part = slice(start, start + config.micro_batch)
-            batch = prompts[part], samples.tokens[part]
-            reference = None
-            if config.beta:
-                with torch.no_grad(), lora_disabled(self.model):
-                    reference = completion_logprobs(self.model, *batch, config.temperature)
+            inputs = batch.prompts[part], batch.tokens[part]
             logprobs, entropy = completion_logprobs(
-                self.model, *batch, config.temperature, with_entropy=True
+                self.model, *inputs, config.temperature, with_entropy=True
             )
             size = logprobs.shape[-1]  # this part's longest completion
-            share = weights[part, :, :size]
-            loss, sums = policy_loss(
+            weight, share = weights[part, :, :size], shares[part, :, :size]
+            if start not in fixed:
+                fixed[start] = logprobs.detach(), self._reference(*inputs)
+            old, reference = fixed[start]
+            loss, tokens = policy_loss(
                 logprobs,
-                logprobs.detach(),
+                old,
                 advantages[part],
-                share,
+                weight,
                 reference,
                 config.beta,
                 config.kl,
+                config.ratio,
                 config.epsilon_low,
                 config.epsilon_high,
             )
             loss.backward()
-            gap = (
-                (logprobs.detach() - samples.logprobs[part, :, :size])
-                .abs()[mask[part, :, :size]]
-                .max()
-            )
             stats["loss"] += loss.item()
-            for name, value in sums.items():  # kl (if beta), clip_low, clip_high
-                stats[name] = stats.get(name, 0.0) + value.item()
-            stats["entropy"] += (share * entropy).sum().item()
-            stats["sampler_gap"] = max(stats["sampler_gap"], gap.item())
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.max_grad_norm)
-        stats["grad_norm"] = norm.item()
-        stats["lr"] = self.schedule.get_last_lr()[0]
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            tokens["entropy"] = entropy
+            tokens["sampler_gap"] = self._sampler_gap(old, batch.logprobs[part])
+            for name, value in tokens.items():  # means over the tokens of the step
+                stats[name] = stats.get(name, 0.0) + (share * value).sum().item()
+            for name in ("ratio", "sampler_gap"):
+                largest = (tokens[name] * (share > 0)).max().item()
+                stats[f"{name}_max"] = max(stats.get(f"{name}_max", 0.0), largest)
         return stats
 
-    def _reward_metrics(self, terms: Tensor, total: Tensor) -> dict:
-        """Means of the rewards, and the share of groups whose completions all score the same."""
-        means = {
-            f"reward/{name}": terms[..., r].mean().item()
-            for r, name in enumerate(self.rewards.names)
-        }
-        silent = (total.max(1).values - total.min(1).values < 1e-6).float().mean().item()
-        return {
-            "reward": total.mean().item(),
-            "reward_std": total.std(1).mean().item() if total.shape[1] > 1 else 0.0,
-            **means,
-            "groups_without_signal": silent,
-        }
+    def _reference(self, prompts: list[list[int]], tokens: list[list[list[int]]]) -> Tensor | None:
+        """Log-probs of the frozen base, which is the policy with LoRA off; None if beta is 0."""
+        if not self.config.beta:
+            return None
+        with torch.no_grad(), lora_disabled(self.model):
+            return completion_logprobs(self.model, prompts, tokens, self.config.temperature)
 
-    def _sample_metrics(self, samples: Samples) -> dict:
-        lengths = torch.tensor([float(len(one)) for group in samples.tokens for one in group])
-        return {
-            "completion_length": lengths.mean().item(),
-            "truncated": 1 - samples.finished.float().mean().item(),
+    @torch.no_grad()
+    def _first_group_kl(self, batch: Rollout) -> float:
+        """Without a reference pass: k3 over the tokens of the step's first group only, which costs
+        one P-th of the pass. A noisy figure; look at its mean over steps.
+        """
+        inputs = batch.prompts[:1], batch.tokens[:1], self.config.temperature
+        with lora_disabled(self.model):
+            reference = completion_logprobs(self.model, *inputs)
+        logprobs = completion_logprobs(self.model, *inputs)
+        count = sum(len(one) for one in batch.tokens[0])
+        return (token_kl(logprobs, reference, "k3", torch.ones(())).sum() / count).item()
+
+    def _sampler_gap(self, logprobs: Tensor, sampled: list[Tensor]) -> Tensor:
+        """|trainer - sampler| of the sampled tokens' log-probs: how on-policy the samples are."""
+        gap = torch.zeros_like(logprobs)
+        for p, group in enumerate(sampled):
+            size = min(group.shape[-1], gap.shape[-1])
+            gap[p, :, :size] = (logprobs[p, :, :size] - group[:, :size]).abs()
+        return gap
+
+    def _check_sampler(self, gap: float) -> None:
+        """Warns, once, if sampler and trainer disagree on the first batch."""
+        limit = SAMPLER_GAP.get(self.model.dtype, SAMPLER_GAP_HALF)
+        if not self.gap_checked and gap > limit:
+            log.warning(
+                "sampler and trainer differ by %.2g per token in log-probability (expected at most "
+                "%.0e in %s): the samples are not quite on policy; try --dtype float32",
+                gap,
+                limit,
+                str(self.model.dtype).removeprefix("torch."),
+            )
+        self.gap_checked = True
+
+    def _skip(self) -> None:
+        """Counts an update that cannot be made; ends the run at the third in a row."""
+        self.bad_updates += 1
+        log.warning("step %d: the loss or its gradient is not finite; skipped", self.step + 1)
+        if self.bad_updates >= MAX_BAD_UPDATES:
+            raise UserError(
+                f"step {self.step + 1}: the loss or its gradient was not finite in "
+                f"{MAX_BAD_UPDATES} updates in a row; lower --lr or use --dtype float32, and "
+                "start again; the last checkpoint is kept"
+            )
+
+    def _reward_metrics(self, batch: Rollout) -> dict:
+        """Mean and std of the total and of each term. The total's std is the mean over groups of
+        the std within a group; a term's is over the whole batch.
+        """
+        metrics = {
+            "reward": batch.total.mean().item(),
+            "reward_std": batch.total.std(1).mean().item(),
         }
+        for r, name in enumerate(self.rewards.names):
+            metrics[f"reward/{name}"] = batch.terms[..., r].mean().item()
+            metrics[f"reward/{name}_std"] = batch.terms[..., r].std().item()
+        return metrics | self.rewards.failures()
+
+    def _length_metrics(self, batch: Rollout, groups_sampled: int) -> dict:
+        """Completion lengths, and seconds and tokens a second of each phase."""
+        lengths = torch.tensor([float(len(one)) for group in batch.tokens for one in group])
+        metrics = {
+            "completion_length": lengths.mean().item(),
+            "truncated": 1 - batch.finished.float().mean().item(),
+        }
+        trained = lengths.sum().item()
+        sampled = trained * groups_sampled / len(batch.examples)  # discarded groups had to be made
+        for name, tokens in (("sample", sampled), ("reward", sampled), ("train", trained)):
+            metrics[f"{name}_seconds"] = self.seconds[name]
+            metrics[f"{name}_tokens_per_second"] = tokens / self.seconds[name]
+        return metrics
 
     def state_dict(self) -> dict:
-        """LoRA weights, optimizer, schedule, random generator and step: all that the next step
-        depends on.
+        """LoRA weights, optimizer, schedule, random generator, step and place in the data: all
+        that the next step depends on.
         """
         return {
             "step": self.step,
+            "cursor": self.cursor,
+            "bad_updates": self.bad_updates,
             "config": self.config.to_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -198,4 +305,5 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.generator.set_state(state["generator"])
-        self.step = state["step"]
+        for name in ("step", "cursor", "bad_updates"):
+            setattr(self, name, state[name])

@@ -10,12 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grpo.loss import policy_loss, token_kl, token_weights
+from grpo.loss import importance_ratio, policy_loss, token_kl, token_weights
 
 ANY_SPEED = settings(deadline=None)  # a busy machine is no failure
 LN2 = math.log(2)
 KL_KINDS = ("k1", "k2", "k3", "k3iw")
+RATIO_KINDS = ("token", "sequence", "cispo")
 WEIGHT_KINDS = ("token", "sequence", "constant")
+
+
+def summed(stats: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+    """KL and clip shares of a batch: sums over its tokens, weighted like the loss."""
+    return {name: (weights * value).sum() for name, value in stats.items() if name != "ratio"}
 
 
 def loss_and_gradient(logprobs, old, advantages, weights, *args, **settings):
@@ -26,7 +32,11 @@ def loss_and_gradient(logprobs, old, advantages, weights, *args, **settings):
         logprobs, old, torch.tensor(advantages), torch.tensor(weights), *args, **settings
     )
     (gradient,) = torch.autograd.grad(loss, logprobs)
-    return loss.item(), gradient, {name: value.item() for name, value in stats.items()}
+    return (
+        loss.item(),
+        gradient,
+        {name: v.item() for name, v in summed(stats, torch.tensor(weights)).items()},
+    )
 
 
 def one_token(ratio: float, advantage: float, **settings):
@@ -137,10 +147,91 @@ def test_the_two_sides_are_clipped_apart(ratio, advantage, loss, gradient):
     assert found_gradient == pytest.approx(gradient, abs=1e-5)
 
 
-def test_clip_shares_are_weighted_like_the_loss():
-    """Ratios 2 and 1 with weights 0.75 and 0.25, A = 1: three quarters are clipped above."""
-    _, _, stats = loss_and_gradient([[[LN2, 0.0]]], [[[0.0, 0.0]]], [[1.0]], [[[0.75, 0.25]]])
-    assert stats == {"clip_low": 0, "clip_high": 0.75}
+def test_statistics_are_those_of_each_token():
+    """Ratios 2 and 1, A = 1: the first is clipped above."""
+    new, old = torch.tensor([[[LN2, 0.0]]]), torch.zeros(1, 1, 2)
+    _, stats = policy_loss(new, old, torch.ones(1, 1), torch.full((1, 1, 2), 0.5))
+    assert stats["clip_high"].tolist() == [[[True, False]]]
+    assert stats["clip_low"].tolist() == [[[False, False]]]
+    assert torch.allclose(stats["ratio"], torch.tensor([[[2.0, 1.0]]]))
+
+
+# ----------------------------------------------------------------- the ratio of a sequence; CISPO
+
+
+def test_sequence_ratio_by_hand():
+    """GSPO, two tokens with log-ratios ln 4 and 0: s = exp((ln 4 + 0) / 2) = 2 for both tokens.
+
+    Inside a wide clip range, A = 3, weights 1/2: loss = -(1/2 + 1/2) 2 * 3 = -6. By each token's
+    log-prob ds/dlogp = s / 2 = 1, so the gradient is -3 on either, though only one has moved.
+    """
+    new, old = [[[2 * LN2 - 2, -1.0]]], [[[-2.0, -1.0]]]
+    loss, gradient, _ = loss_and_gradient(
+        new, old, [[3.0]], [[[0.5, 0.5]]], ratio_kind="sequence", epsilon_high=5.0
+    )
+    assert loss == pytest.approx(-6, abs=1e-5)
+    assert torch.allclose(gradient, torch.tensor([[[-3.0, -3.0]]]), atol=1e-5)
+
+
+def test_the_sequence_ratio_is_clipped_as_a_whole():
+    """s = 2 as above is outside 1 + 0.2: both tokens lose their gradient, the unmoved one, too.
+    Token by token, only the first would (ratio 4), and the second keeps -A w = -1.5.
+    """
+    arguments = [[[2 * LN2 - 2, -1.0]]], [[[-2.0, -1.0]]], [[3.0]], [[[0.5, 0.5]]]
+    loss, gradient, stats = loss_and_gradient(*arguments, ratio_kind="sequence")
+    assert loss == pytest.approx(-1.2 * 3, abs=1e-5) and gradient.tolist() == [[[0, 0]]]
+    assert stats["clip_high"] == 1
+    _, gradient, stats = loss_and_gradient(*arguments)
+    assert torch.allclose(gradient, torch.tensor([[[0.0, -1.5]]])) and stats["clip_high"] == 0.5
+
+
+def test_the_sequence_ratio_is_a_mean_over_the_sequences_own_tokens():
+    """Padding (weight 0) has no part in it: the first completion has one token, log-ratio ln 2."""
+    new, old = torch.tensor([[[LN2 - 1, 9.0], [-1.0, -1.0]]]), torch.tensor([[[-1.0, 0.0]] * 2])
+    mask = torch.tensor([[[True, False], [True, True]]])
+    ratio = importance_ratio(new, old, mask, "sequence")
+    assert torch.allclose(ratio, torch.tensor([[[2.0], [math.exp(-0.5)]]]))
+
+
+def test_sequence_ratio_on_policy_is_reinforce():
+    """s = 1, and its gradient by each log-prob 1 / length: with sequence weights (1 / length each)
+    the sum over tokens gives -A / length a token, the same as the token ratio's.
+    """
+    arguments = [[[-1.0, -2.0, -3.0]]], None, [[2.0]], [[[1 / 3, 1 / 3, 1 / 3]]]
+    _, gradient, _ = loss_and_gradient(*arguments, ratio_kind="sequence")
+    assert torch.allclose(gradient, torch.full((1, 1, 3), -2 / 3))
+    assert torch.allclose(gradient, loss_and_gradient(*arguments)[1])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "gradient", "high"),
+    [
+        (1.0, 2.0, -2.0, 0),  # on policy: -A, REINFORCE
+        (1.5, 2.0, -3.0, 0),  # below the cap 1 + 1: -ratio A
+        (4.0, 2.0, -4.0, 1),  # capped at 2: -2 A; a clipped ratio would have no gradient here
+        (4.0, -2.0, 4.0, 1),  # the cap does not ask for the sign of A
+        (0.1, -2.0, 0.2, 0),  # no lower bound: clipping would have taken this gradient, too
+    ],
+)
+def test_cispo_by_hand(ratio, advantage, gradient, high):
+    """-stopgrad(min(ratio, 2)) A log pi, with log pi = ln(ratio) - 1."""
+    loss, found, stats = one_token(ratio, advantage, ratio_kind="cispo", epsilon_high=1.0)
+    assert found == pytest.approx(gradient, abs=1e-5)
+    assert loss == pytest.approx(gradient * (math.log(ratio) - 1), abs=1e-4)
+    assert stats == {"clip_low": 0, "clip_high": high}
+
+
+def test_the_kl_keeps_its_token_ratio_whatever_the_ratio_of_the_loss():
+    """k3iw off policy by ln 2 at one of two tokens, A = 0: only the KL is left, and it is the same
+    under each kind of ratio.
+    """
+    reference = torch.tensor([[[-3.0, -1.5]]])
+    arguments = [[[LN2 - 2, -1.0]]], [[[-2.0, -1.0]]], [[0.0]], [[[0.5, 0.5]]], reference, 0.1
+    token, sequence, cispo = (
+        loss_and_gradient(*arguments, ratio_kind=kind) for kind in ("token", "sequence", "cispo")
+    )
+    assert token[0] == pytest.approx(sequence[0]) == pytest.approx(cispo[0]) != 0
+    assert torch.allclose(token[1], sequence[1]) and torch.allclose(token[1], cispo[1])
 
 
 def test_a_step_down_the_gradient_makes_good_completions_likelier():
@@ -355,30 +446,30 @@ def random_step(seed: int, prompts: int):
     return logprobs * mask, old * mask, torch.randn(shape[:2], generator=generator), reference, mask
 
 
-def step_loss(logprobs, old, advantages, reference, weights, kl: str):
+def step_loss(logprobs, old, advantages, reference, weights, kl: str, ratio: str = "token"):
     leaf = logprobs.clone().requires_grad_()
-    loss, stats = policy_loss(leaf, old, advantages, weights, reference, 0.3, kl)
-    return loss.detach(), torch.autograd.grad(loss, leaf)[0], stats
+    loss, stats = policy_loss(leaf, old, advantages, weights, reference, 0.3, kl, ratio)
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0], summed(stats, weights)
 
 
 @ANY_SPEED
 @given(
     st.integers(0, 999), st.integers(1, 6), st.data(), st.sampled_from(WEIGHT_KINDS),
-    st.sampled_from(KL_KINDS),
+    st.sampled_from(KL_KINDS), st.sampled_from(RATIO_KINDS),
 )  # fmt: skip
-def test_micro_batches_change_nothing(seed, prompts, data, kind, kl):
+def test_micro_batches_change_nothing(seed, prompts, data, kind, kl, ratio):
     """Any split of the prompts, each part cut to its own longest completion as the trainer does:
     losses, gradients and statistics add up to those of the whole step.
     """
     *step, mask = random_step(seed, prompts)
     weights = token_weights(mask, kind, 8)
-    whole_loss, whole_gradient, whole_stats = step_loss(*step, weights, kl)
+    whole_loss, whole_gradient, whole_stats = step_loss(*step, weights, kl, ratio)
     cuts = sorted(data.draw(st.sets(st.integers(1, prompts - 1)))) if prompts > 1 else []
     loss, gradient, stats = 0.0, torch.zeros_like(whole_gradient), dict.fromkeys(whole_stats, 0.0)
     for start, end in zip([0, *cuts], [*cuts, prompts]):
         size = mask[start:end].sum(-1).max()
         part = [x[start:end, :, :size] if x.dim() == 3 else x[start:end] for x in (*step, weights)]
-        part_loss, part_gradient, part_stats = step_loss(*part, kl)
+        part_loss, part_gradient, part_stats = step_loss(*part, kl, ratio)
         loss += part_loss
         gradient[start:end, :, :size] = part_gradient
         for name, value in part_stats.items():
@@ -398,15 +489,17 @@ def test_weights_made_for_each_micro_batch_would_not_add_up(kind):
 
 
 @pytest.mark.parametrize("kl", KL_KINDS)
+@pytest.mark.parametrize("ratio", RATIO_KINDS)
 @pytest.mark.parametrize("kind", WEIGHT_KINDS)
-def test_padding_changes_nothing(kind, kl):
+def test_padding_changes_nothing(kind, ratio, kl):
     """Three more columns, with anything in them."""
     *step, mask = random_step(1, 2)
-    loss, gradient, stats = step_loss(*step, token_weights(mask, kind, 8), kl)
+    loss, gradient, stats = step_loss(*step, token_weights(mask, kind, 8), kl, ratio)
     junk = -torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(2))
     wide = [torch.cat([x, junk * (n + 1)], -1) if x.dim() == 3 else x for n, x in enumerate(step)]
     wide_mask = torch.cat([mask, torch.zeros(2, 3, 3, dtype=torch.bool)], -1)
-    wide_loss, wide_gradient, wide_stats = step_loss(*wide, token_weights(wide_mask, kind, 8), kl)
+    wide_weights = token_weights(wide_mask, kind, 8)
+    wide_loss, wide_gradient, wide_stats = step_loss(*wide, wide_weights, kl, ratio)
     assert torch.allclose(wide_loss, loss, atol=1e-6)
     assert torch.allclose(wide_gradient[..., :5], gradient, atol=1e-6)
     assert wide_gradient[..., 5:].eq(0).all()
@@ -415,15 +508,16 @@ def test_padding_changes_nothing(kind, kl):
 
 
 @pytest.mark.parametrize("kl", KL_KINDS)
-def test_masked_tokens_get_no_gradient_and_add_nothing(kl):
+@pytest.mark.parametrize("ratio", RATIO_KINDS)
+def test_masked_tokens_get_no_gradient_and_add_nothing(ratio, kl):
     logprobs, old, advantages, reference, mask = random_step(3, 2)
     assert not mask.all()
     weights = token_weights(mask)
-    loss, gradient, stats = step_loss(logprobs, old, advantages, reference, weights, kl)
+    loss, gradient, stats = step_loss(logprobs, old, advantages, reference, weights, kl, ratio)
     assert gradient[~mask].eq(0).all() and gradient[mask].ne(0).any()
     other = torch.where(mask, logprobs, torch.tensor(-7.0))
     other_loss, other_gradient, other_stats = step_loss(
-        other, old, advantages, reference, weights, kl
+        other, old, advantages, reference, weights, kl, ratio
     )
     assert torch.equal(other_loss, loss) and torch.equal(other_gradient, gradient)
     assert all(torch.equal(other_stats[name], stats[name]) for name in stats)
@@ -434,7 +528,7 @@ def test_statistics_carry_no_gradient():
     _, stats = policy_loss(
         leaf, leaf.detach(), torch.ones(1, 1), torch.ones(1, 1, 1), leaf.detach() - 1, 0.1
     )
-    assert set(stats) == {"kl", "clip_low", "clip_high"}
+    assert set(stats) == {"kl", "clip_low", "clip_high", "ratio"}
     assert not any(value.requires_grad for value in stats.values())
 
 
@@ -447,3 +541,5 @@ def test_unknown_kinds_are_errors_that_list_the_kinds():
     one = torch.ones(1, 1, 1)
     with pytest.raises(ValueError, match="'k4'.*k1, k2, k3 or k3iw"):
         policy_loss(one, one, torch.ones(1, 1), one, one, 0.1, "k4")
+    with pytest.raises(ValueError, match="'word'.*token, sequence or cispo"):
+        policy_loss(one, one, torch.ones(1, 1), one, ratio_kind="word")

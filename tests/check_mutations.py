@@ -1,0 +1,186 @@
+"""Do the tests catch the mistakes that GRPO implementations really have? Makes each mistake, a line
+or two, in a copy of the project, runs the tests, and names the first one that fails.
+
+    python -m tests.check_mutations            all of them (some minutes)
+    python -m tests.check_mutations "KL sign"  those whose name contains the text
+
+Not part of the test run: it is a test of the tests. Exit code 1 if a mistake survives.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# name, file, right text, wrong text, test files that could notice
+MUTATIONS = [
+    (
+        "EOS is never trained (a mask from ids != pad, pad being eos)",
+        "grpo/rollout.py",
+        "[[len(one) for one in group] for group in self.tokens]",
+        "[[len(one) - 1 for one in group] for group in self.tokens]",
+        ["test_trainer", "test_rollout"],
+    ),
+    (
+        "only one of several EOS ids ends a completion",
+        "grpo/sampler.py",
+        "ended = torch.isin(drawn, eos)",
+        "ended = drawn == eos[0]",
+        ["test_packing", "test_prompt", "test_trainer"],
+    ),
+    (
+        "KL sign",
+        "grpo/loss.py",
+        "k3 = torch.expm1(-delta) + delta",
+        "k3 = torch.expm1(delta) - delta",
+        ["test_loss"],
+    ),
+    (
+        "min of the two objectives without the advantage's sign",
+        "grpo/loss.py",
+        "torch.minimum(ratio * advantage, clipped * advantage)",
+        "torch.minimum(ratio, clipped) * advantage",
+        ["test_loss"],
+    ),
+    (
+        "accumulation not scaled: every micro-batch divides by its own tokens",
+        "grpo/trainer.py",
+        "weight, share = weights[part, :, :size], shares[part, :, :size]",
+        "share = shares[part, :, :size]\n"
+        "            weight = token_weights(share > 0, config.loss, config.max_new_tokens)",
+        ["test_trainer"],
+    ),
+    (
+        "prompts ordered AABB, completions ABAB",
+        "grpo/rewards.py",
+        "terms.reshape(len(examples), -1, len(self.specs))",
+        "terms.reshape(-1, len(examples), len(self.specs)).transpose(0, 1)",
+        ["test_rewards", "test_trainer"],
+    ),
+    (
+        "advantages normalised over the batch",
+        "grpo/advantages.py",
+        "rewards - rewards.mean(dim=1, keepdim=True)",
+        "rewards - rewards.mean()",
+        ["test_advantages"],
+    ),
+    (
+        "sampled at one temperature, scored at another",
+        "grpo/logprobs.py",
+        "head(hidden).float() / temperature",
+        "head(hidden).float()",
+        ["test_packing", "test_trainer"],
+    ),
+    (
+        "log-softmax in bfloat16",
+        "grpo/logprobs.py",
+        "head(hidden).float() / temperature",
+        "head(hidden) / temperature",
+        ["test_packing", "test_trainer"],
+    ),
+    (
+        "positions run on from one completion to the next",
+        "grpo/packing.py",
+        "positions[p, at : at + size] = torch.arange(start, start + size)",
+        "positions[p, at : at + size] = torch.arange(at, at + size)",
+        ["test_packing"],
+    ),
+    (
+        "a completion sees the one before it",
+        "grpo/packing.py",
+        "(keys == query_owners[:, :, None]) & (keys != PADDING)",
+        "(keys <= query_owners[:, :, None]) & (keys != PADDING)",
+        ["test_packing"],
+    ),
+    (
+        "LoRA weights in the base's bfloat16",
+        "grpo/lora.py",
+        "torch.zeros(base.out_features, rank, dtype=torch.float32, device=device)",
+        "torch.zeros(base.out_features, rank, dtype=base.weight.dtype, device=device)",
+        ["test_checkpoint", "test_packing"],
+    ),
+    (
+        "LoRA folded into the base itself",
+        "grpo/lora.py",
+        "layer.folded = (layer.base.weight.float() + update).to(layer.base.weight.dtype)",
+        "layer.folded = layer.base.weight.add_(update.to(layer.base.weight.dtype))",
+        ["test_checkpoint", "test_packing", "test_trainer"],
+    ),
+    (
+        "old log-probs taken again in every update",
+        "grpo/trainer.py",
+        "if start not in fixed:",
+        "if True:",
+        ["test_trainer"],
+    ),
+    (
+        "the last micro-batch's loss logged as the step's",
+        "grpo/trainer.py",
+        'stats["loss"] += loss.item()',
+        'stats["loss"] = loss.item()',
+        ["test_trainer"],
+    ),
+    (
+        "resume repeats a batch",
+        "grpo/trainer.py",
+        'for name in ("step", "cursor", "bad_updates"):',
+        'for name in ("step", "bad_updates"):',
+        ["test_trainer"],
+    ),
+    (
+        "dropout live while sampling",
+        "grpo/models.py",
+        "model.to(device).eval()",
+        "model.to(device).train()",
+        ["test_prompt", "test_checkpoint"],
+    ),
+    (
+        "results compared as sets",
+        "sqlenv/results.py",
+        "if Counter(new_rows) == wanted:",
+        "if set(new_rows) == set(wanted):",
+        ["test_results"],
+    ),
+]
+
+
+def first_failure(folder: Path, tests: list[str]) -> str | None:
+    """The first failing test, or None if all pass. A test file that does not import is no catch."""
+    files = [f"tests/{name}.py" for name in tests]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    if done.returncode not in (0, 1):
+        raise SystemExit(done.stdout + done.stderr)
+    found = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+    return found and found[1]
+
+
+def check(name: str, file: str, right: str, wrong: str, tests: list[str]) -> bool:
+    """Makes one mistake in a copy and prints what catches it."""
+    with tempfile.TemporaryDirectory() as folder:
+        ignored = shutil.ignore_patterns(".git", "runs", "__pycache__", "build", "build.lock")
+        copy = shutil.copytree(ROOT, Path(folder) / "copy", ignore=ignored)
+        text = (copy / file).read_text(encoding="utf-8")
+        if text.count(right) != 1:
+            raise SystemExit(f"{name}: {file} has {text.count(right)} times {right!r}")
+        (copy / file).write_text(text.replace(right, wrong), encoding="utf-8")
+        caught = first_failure(copy, tests)
+    print(f"{name}: {'caught by ' + caught if caught else 'SURVIVES'}", flush=True)
+    return caught is not None
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    results = [check(*mutation) for mutation in MUTATIONS if wanted in mutation[0]]
+    print(f"{sum(results)} of {len(results)} mistakes caught")
+    sys.exit(not all(results))
