@@ -17,6 +17,7 @@ from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, lora_disabled, lora_folded, lora_parameters
 from grpo.packing import attention_mask, pack_groups
 from grpo.sampler import sample_groups
+from sqlenv import UserError
 
 SHAPE = dict(
     vocab_size=50,
@@ -195,3 +196,12 @@ def test_fresh_lora_is_the_base_and_stays_float32():
     assert {tensor.dtype for tensor in lora_parameters(model).values()} == {torch.float32}
     assert not any("lm_head" in name or "embed" in name for name in lora_parameters(model))
     assert len(lora_parameters(model)) == 2 * 7 * 2  # 2 layers, 7 linear maps, A and B
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_a_clear_error(temperature):
+    model = make()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3, 3] = float("inf")
+    with pytest.raises(UserError, match="logits are not finite.*--dtype float32"):
+        sample_groups(model, PROMPTS, 2, 4, {1}, temperature)
