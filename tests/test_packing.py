@@ -92,6 +92,17 @@ def test_entropy_is_that_of_the_next_token_distribution():
     )
 
 
+def test_logprobs_of_a_bfloat16_model_are_normalised_in_float32():
+    """All 50 tokens as completions of one prompt: their probabilities sum to 1 to float32's
+    accuracy. After a softmax in bfloat16 (8 bits of mantissa) they would not.
+    """
+    model = make().bfloat16()
+    every = [[[token] for token in range(50)]]
+    logprobs = completion_logprobs(model, [PROMPTS[0]], every)
+    assert logprobs.dtype == torch.float32
+    assert logprobs.exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
 def test_mask_by_hand():
     """Prompt [5, 6], completions [7] and [8, 9]: token 9 (index 4) sees 0, 1 (prompt), 3, 4 (its
     own), not 2.
