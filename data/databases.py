@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-UNSEEN = ("museum", "restaurants")  # databases that only dev questions are about
+UNSEEN = ("museum", "restaurants", "railway", "zoo")  # databases that only dev questions are about
 
 FIRST = """
 Ada Ahmed Aiko Akira Amara Anh Beatriz Bruno Carla Chen Clara Dalia Diego Elena Emil Fatima Felix

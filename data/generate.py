@@ -1,12 +1,13 @@
 """Builds the embedded dataset in the layout that MultiSpider is published in, from the text in
 this folder.
 
-    python -m data.generate                    build data/build/ if it is missing or older than its
-    sources python -m data.generate --show vi 20       print twenty random questions with their SQL
+    python -m data.generate               build data/build/ if missing or older than its sources
+    python -m data.generate --show vi 20  print twenty random questions with their SQL
 
-Every question exists in all seven languages with the same SQL. A SQL text belongs to train or to
-dev, never to both, and neither does a question's text; two databases occur in dev only. The same
-sources give the same files.
+Three splits: ``warmup`` to imitate (grpo.warmup), ``train`` to practise (train.py), ``dev`` to
+measure. Every question exists in all seven languages with the same SQL. A SQL text belongs to one
+split only, and so does a question's text; four databases occur in dev only. The same sources give
+the same files.
 """
 
 import argparse
@@ -27,11 +28,10 @@ from data.shapes import SHAPES, ask
 HERE = Path(__file__).resolve().parent
 BUILD = HERE / "build"
 LANGUAGES = ("en", "de", "es", "fr", "ja", "vi", "zh")
-TRAIN, DEV_SEEN, DEV_UNSEEN = (
-    375,
-    30,
-    40,
-)  # questions for each database: 8 x 375 train, 8 x 30 + 2 x 40 dev
+# Questions for each database: 14 x 430 = 6,020 to imitate, 14 x 215 = 3,010 to practise, and
+# 14 x 48 + 4 x 84 = 1,008 to measure, a third of them on databases never trained on.
+SEEN_PARTS = {"warmup": 430, "train": 215, "dev": 48}
+UNSEEN_PARTS = {"dev": 84}
 MAX_ROWS = 400  # a longer answer is no answer to a person
 
 
@@ -50,12 +50,14 @@ def answerable(question: Question, connection: sqlite3.Connection) -> bool:
     return len(keys) > question.limit and keys[question.limit - 1] != keys[question.limit]
 
 
-def draw_questions(draw: Draw, count: int, lexicons: dict[str, Lexicon]) -> list[dict]:
+def draw_questions(
+    draw: Draw, count: int, lexicons: dict[str, Lexicon], seen: set | None = None
+) -> list[dict]:
     """``count`` entries {"db_id", "query", "shape", lang: question}, all different in SQL and in
-    every language.
+    every language, also from those in ``seen``, which grows.
     """
     weights = [weight for _, weight in SHAPES.values()]
-    entries, seen = [], set()
+    entries, seen = [], set() if seen is None else seen
     for _ in range(count * 200):
         if len(entries) == count:
             return entries
@@ -80,17 +82,19 @@ def draw_questions(draw: Draw, count: int, lexicons: dict[str, Lexicon]) -> list
 def split_questions(
     folder: Path, lexicons: dict[str, Lexicon], seed: int = 0
 ) -> dict[str, list[dict]]:
-    """The entries of both splits; ``folder`` holds the databases."""
-    splits = {"train": [], "dev": []}
+    """The entries of each split; ``folder`` holds the databases."""
+    splits = {split: [] for split in SEEN_PARTS}
+    seen = set()  # over all databases: two of them have a table "animals"
     for db, tables in load_databases().items():
         connection = sqlite3.connect(folder / db / f"{db}.sqlite")
         draw = Draw(db, tables, connection, random.Random(f"{seed} {db}"))
-        train = 0 if db in UNSEEN else TRAIN
-        entries = draw_questions(draw, train + (DEV_UNSEEN if db in UNSEEN else DEV_SEEN), lexicons)
+        parts = UNSEEN_PARTS if db in UNSEEN else SEEN_PARTS
+        entries = draw_questions(draw, sum(parts.values()), lexicons, seen)
         connection.close()
         draw.rng.shuffle(entries)
-        splits["train"] += entries[:train]
-        splits["dev"] += entries[train:]
+        for split, count in parts.items():
+            splits[split] += entries[:count]
+            entries = entries[count:]
     for entries in splits.values():
         random.Random(seed).shuffle(entries)
     return splits

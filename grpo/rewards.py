@@ -60,7 +60,7 @@ def overlong_penalty(length: int, longest: int, buffer: int) -> float:
     >>> [overlong_penalty(n, longest=100, buffer=20) for n in (80, 85, 100)]
     [0.0, -0.25, -1.0]
     """
-    return -min(1.0, max(0.0, (length - (longest - buffer)) / buffer))
+    return max(-1.0, min(0.0, (longest - buffer - length) / buffer))
 
 
 def neutral_gaps(terms: Tensor) -> Tensor:
@@ -150,11 +150,11 @@ class Rewards:
         check_weights(weights)
         self.judge, self.encoder, self.longest, self.buffer = judge, encoder, longest, buffer
         self.specs = [name for name, weight in weights.items() if weight]
-        self.custom = {name: CustomReward(name, timeout) for name in self.specs if is_custom(name)}
         self.names = [spec.rpartition(":")[2] for spec in self.specs]
         doubled = [name for name in self.names if self.names.count(name) > 1]
         if doubled:
             raise UserError(f"--reward: two rewards are called {doubled[0]!r}; rename a function")
+        self.custom = {name: CustomReward(name, timeout) for name in self.specs if is_custom(name)}
         self.weights = torch.tensor([weights[name] for name in self.specs])
 
     def __call__(

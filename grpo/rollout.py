@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from grpo.advantages import group_advantages
 from sqlenv import Example
-
-SIGNAL = 1e-6  # rewards that differ by less than this are equal
 
 
 @dataclass
@@ -23,7 +22,7 @@ class Rollout:
         examples: P questions.
         prompts: P lists of token ids.
         tokens: P x G lists of token ids, EOS included where it was sampled.
-        logprobs: P tensors (G, T) float32, of each token under what it was drawn from; T may differ.
+        logprobs: P tensors (G, T) float32, of each token under what it was drawn from; T differs.
         finished: (P, G) bool, ended with EOS before the limit.
         terms: (P, G, R) float32, the reward terms.
         total: (P, G) float32, their weighted sum.
@@ -38,8 +37,8 @@ class Rollout:
     total: Tensor
 
     def has_signal(self) -> Tensor:
-        """(P,) bool: whether the completions of a group differ in reward."""
-        return self.total.amax(1) - self.total.amin(1) >= SIGNAL
+        """(P,) bool: whether the completions of a group differ in reward, by more than noise."""
+        return (group_advantages(self.total, "centered") != 0).any(1)
 
     def select(self, groups: list[int]) -> "Rollout":
         """The rollout of some of the groups."""

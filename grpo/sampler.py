@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from grpo.packing import PADDING, PROMPT, additive, attention_mask, visible
+from sqlenv.errors import UserError
 
 
 class _Buffer(DynamicLayer):
@@ -90,6 +91,10 @@ def _draw(
     likeliest.
     """
     logprobs = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+    if logprobs.isnan().any():  # multinomial would fail without a word about the cause
+        raise UserError(
+            "the model's logits are not finite: use --dtype float32 or bfloat16, or a lower --lr"
+        )
     if temperature == 0:
         tokens = logprobs.argmax(-1)
     else:
@@ -115,8 +120,11 @@ def sample_groups(
         prompts: P lists of token ids.
         eos_ids: any of these ends a completion and is its last token.
         temperature: of the softmax sampled from, with no top-k and no top-p, so that log-
-            probabilities computed later
-            at the same temperature are those of this very distribution; 0 is greedy decoding.
+            probabilities computed later at the same temperature are those of this very
+            distribution; 0 is greedy decoding.
+
+    Raises:
+        UserError: the model's logits are not finite.
     """
     device, count = model.device, len(prompts)
     cache, owners, logits = _prefill(model, prompts, group_size * max_new_tokens)

@@ -5,6 +5,7 @@ The policy that samples is the one that is updated, so in the first update on a 
 log-probabilities are the new ones without gradient; further updates keep them.
 """
 
+import copy
 import logging
 import math
 import time
@@ -125,30 +126,34 @@ class Trainer:
         }
 
     def _updates(self, batch: Rollout, advantages: Tensor) -> dict:
-        """``updates_per_batch`` optimizer steps on one batch; the metrics are means over them."""
+        """``updates_per_batch`` optimizer steps on one batch; the metrics are means over them.
+
+        One that is not finite is skipped and so are those after it: they would be the same again.
+        """
         config, device = self.config, self.model.device
         mask = batch.token_mask(keep_truncated=not config.mask_truncated).to(device)  # (P, G, T)
         weights = token_weights(mask, config.loss, config.max_new_tokens)  # of the whole step
         fixed: dict[int, tuple] = {}  # old and reference log-probs of each micro-batch
-        stats: dict[str, float] = {"skipped": 0}
-        for _ in range(config.updates_per_batch):
+        updates: list[dict] = []  # the metrics of each
+        made = 0
+        while made == len(updates) < config.updates_per_batch:
             found = self._backward(batch, advantages, weights, token_weights(mask), fixed)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.max_grad_norm)
-            found["grad_norm"] = norm.item()
-            if math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"]):
+            updates.append(found | {"grad_norm": norm.item()})
+            if math.isfinite(found["loss"]) and math.isfinite(norm.item()):
                 self.optimizer.step()
                 self.bad_updates = 0
+                made += 1
             else:
                 self._skip()
-                stats["skipped"] += 1
             self.optimizer.zero_grad(set_to_none=True)
-            for name, value in found.items():
-                if name.endswith("_max"):
-                    stats[name] = max(stats.get(name, 0.0), value)
-                else:
-                    stats[name] = stats.get(name, 0.0) + value / config.updates_per_batch
+        stats: dict[str, float] = {"skipped": config.updates_per_batch - made}
+        for name in updates[0]:
+            values = [one[name] for one in updates]
+            stats[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
         if "kl" not in stats:
-            stats["kl"] = self._first_group_kl(batch)
+            old, _ = fixed[0]
+            stats["kl"] = self._first_group_kl(batch, old[:1])
         stats["lr"] = self.schedule.get_last_lr()[0]
         self.schedule.step()
         self._check_sampler(stats["sampler_gap"])
@@ -210,14 +215,18 @@ class Trainer:
             return completion_logprobs(self.model, prompts, tokens, self.config.temperature)
 
     @torch.no_grad()
-    def _first_group_kl(self, batch: Rollout) -> float:
+    def _first_group_kl(self, batch: Rollout, logprobs: Tensor) -> float:
         """Without a reference pass: k3 over the tokens of the step's first group only, which costs
         one P-th of the pass. A noisy figure; look at its mean over steps.
+
+        Args:
+            logprobs: (1, G, T) of that group, under the policy that sampled.
         """
-        inputs = batch.prompts[:1], batch.tokens[:1], self.config.temperature
         with lora_disabled(self.model):
-            reference = completion_logprobs(self.model, *inputs)
-        logprobs = completion_logprobs(self.model, *inputs)
+            reference = completion_logprobs(
+                self.model, batch.prompts[:1], batch.tokens[:1], self.config.temperature
+            )
+        logprobs = logprobs[..., : reference.shape[-1]]  # the others' may be longer
         count = sum(len(one) for one in batch.tokens[0])
         return (token_kl(logprobs, reference, "k3", torch.ones(())).sum() / count).item()
 
@@ -230,7 +239,9 @@ class Trainer:
         return gap
 
     def _check_sampler(self, gap: float) -> None:
-        """Warns, once, if sampler and trainer disagree on the first batch."""
+        """Warns, once, if sampler and trainer disagree on the first batch that has a token to
+        compare.
+        """
         limit = SAMPLER_GAP.get(self.model.dtype, SAMPLER_GAP_HALF)
         if not self.gap_checked and gap > limit:
             log.warning(
@@ -240,7 +251,7 @@ class Trainer:
                 limit,
                 str(self.model.dtype).removeprefix("torch."),
             )
-        self.gap_checked = True
+        self.gap_checked |= gap > 0
 
     def _skip(self) -> None:
         """Counts an update that cannot be made; ends the run at the third in a row."""
@@ -289,7 +300,7 @@ class Trainer:
             "cursor": self.cursor,
             "bad_updates": self.bad_updates,
             "config": self.config.to_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),  # it would change in place
             "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
             "lora": {
@@ -302,7 +313,7 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in self.parameters.items():
                 tensor.copy_(state["lora"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.schedule.load_state_dict(state["schedule"])
         self.generator.set_state(state["generator"])
         for name in ("step", "cursor", "bad_updates"):

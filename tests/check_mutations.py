@@ -116,7 +116,7 @@ MUTATIONS = [
         "grpo/trainer.py",
         "if start not in fixed:",
         "if True:",
-        ["test_trainer"],
+        ["test_updates"],
     ),
     (
         "the last micro-batch's loss logged as the step's",
@@ -130,7 +130,7 @@ MUTATIONS = [
         "grpo/trainer.py",
         'for name in ("step", "cursor", "bad_updates"):',
         'for name in ("step", "bad_updates"):',
-        ["test_trainer"],
+        ["test_resume"],
     ),
     (
         "dropout live while sampling",

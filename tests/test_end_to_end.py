@@ -38,7 +38,7 @@ SMALL = [
     "--device",
     "cpu",
 ]
-CLOCKS = ("sample_seconds", "reward_seconds", "train_seconds")
+CLOCKS = ("_seconds", "_tokens_per_second")
 
 
 def train_command(folder: Path, *more: str) -> list[str]:
@@ -48,7 +48,7 @@ def train_command(folder: Path, *more: str) -> list[str]:
 def steps_of(folder: Path) -> list[dict]:
     """The metrics without the clocks."""
     return [
-        {name: value for name, value in row.items() if name not in CLOCKS}
+        {name: value for name, value in row.items() if not name.endswith(CLOCKS)}
         for row in read_metrics(folder / "metrics.jsonl")
     ]
 

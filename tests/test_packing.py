@@ -17,6 +17,7 @@ from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, lora_disabled, lora_folded, lora_parameters
 from grpo.packing import attention_mask, pack_groups
 from grpo.sampler import sample_groups
+from sqlenv import UserError
 
 SHAPE = dict(
     vocab_size=50,
@@ -89,6 +90,17 @@ def test_entropy_is_that_of_the_next_token_distribution():
     assert torch.allclose(
         entropy[0, 0, 0], torch.distributions.Categorical(logits=logits).entropy(), atol=1e-5
     )
+
+
+def test_logprobs_of_a_bfloat16_model_are_normalised_in_float32():
+    """All 50 tokens as completions of one prompt: their probabilities sum to 1 to float32's
+    accuracy. After a softmax in bfloat16 (8 bits of mantissa) they would not.
+    """
+    model = make().bfloat16()
+    every = [[[token] for token in range(50)]]
+    logprobs = completion_logprobs(model, [PROMPTS[0]], every)
+    assert logprobs.dtype == torch.float32
+    assert logprobs.exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_mask_by_hand():
@@ -195,3 +207,12 @@ def test_fresh_lora_is_the_base_and_stays_float32():
     assert {tensor.dtype for tensor in lora_parameters(model).values()} == {torch.float32}
     assert not any("lm_head" in name or "embed" in name for name in lora_parameters(model))
     assert len(lora_parameters(model)) == 2 * 7 * 2  # 2 layers, 7 linear maps, A and B
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_a_clear_error(temperature):
+    model = make()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3, 3] = float("inf")
+    with pytest.raises(UserError, match="logits are not finite.*--dtype float32"):
+        sample_groups(model, PROMPTS, 2, 4, {1}, temperature)

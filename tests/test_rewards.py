@@ -1,15 +1,29 @@
-"""The four rewards on real databases and real worker processes: numbers by hand, and the ways in
+"""The rewards on real databases and real worker processes: numbers by hand, and the ways in
 which a policy could be paid for something else than right answers.
 """
 
+import doctest
+import json
 import sqlite3
+import textwrap
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from grpo.rewards import WEIGHTS, Judge, Rewards, check_weights, schema_match
+import train
+from grpo import rewards as rewards_module
+from grpo.advantages import group_advantages
+from grpo.rewards import (
+    WEIGHTS,
+    Judge,
+    Rewards,
+    check_weights,
+    neutral_gaps,
+    overlong_penalty,
+    schema_match,
+)
 from sqlenv import Example, Sandbox, UserError
 
 ANY_SPEED = settings(deadline=None)  # a busy machine is no failure
@@ -494,3 +508,209 @@ def test_the_default_weights_are_allowed():
 def test_refused_weights_are_named(weights, message):
     with pytest.raises(UserError, match=message):
         Rewards(None, None, weights)
+
+
+# ------------------------------------------------------- length, gaps and rewards of one's own
+
+NAN = float("nan")
+GAPS = st.lists(  # (P, G, R) = (3, 5, 2), as a flat list
+    st.one_of(st.just(NAN), st.integers(-80, 80).map(lambda n: n / 8)), min_size=30, max_size=30
+)
+WORDS = """
+    import json
+    from pathlib import Path
+
+    def words(completions, **columns):
+        path = Path(__file__).with_name("calls.jsonl")
+        with path.open("a") as file:
+            file.write(json.dumps({"completions": completions, **columns}) + "\\n")
+        return [len(c.split()) if sql else None for c, sql in zip(completions, columns["sql"])]
+
+    def fails(completions, **columns):
+        raise RuntimeError("no")
+
+    def execution(completions, **columns):
+        return [1] * len(completions)
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A file with three rewards."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    path = folder / "my_rewards.py"
+    path.write_text(textwrap.dedent(WORDS))
+    return path
+
+
+def test_examples_in_docstrings():
+    found = doctest.testmod(rewards_module)
+    assert found.failed == 0 and found.attempted >= 2
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [(0, 0), (79, 0), (80, 0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1), (130, -1)],
+)
+def test_overlong_penalty_by_hand(length, expected):
+    """Cut at 100 with a buffer of 20: free up to 80, then 1/20 for each token, never below -1."""
+    assert overlong_penalty(length, longest=100, buffer=20) == pytest.approx(expected)
+
+
+def test_overlong_penalty_with_a_buffer_longer_than_the_completion():
+    """Cut at 10 with a buffer of 40: the line from -1 at 10 back to 0 at -30 has -0.75 at 0."""
+    found = [overlong_penalty(n, longest=10, buffer=40) for n in (0, 2, 10)]
+    assert found == pytest.approx([-0.75, -0.8, -1])
+
+
+def test_neutral_gaps_by_hand():
+    """Group 1, term 1: 1, 4, gap -> (1 + 4) / 2 = 2.5; term 2 applies to nobody -> 0. Group 2 has
+    no gap in term 1 and keeps it, whatever group 1 has; term 2: 7 alone -> 7 for the others.
+    """
+    terms = torch.tensor([[[1, NAN], [4, NAN], [NAN, NAN]], [[0.0, NAN], [9.0, 7.0], [-9.0, NAN]]])
+    before = terms.clone()
+    assert neutral_gaps(terms).tolist() == [
+        [[1, 0], [4, 0], [2.5, 0]],
+        [[0, 7], [9, 7], [-9, 7]],
+    ]
+    assert torch.equal(terms.isnan(), before.isnan())  # the input is left alone
+
+
+@ANY_SPEED
+@given(GAPS)
+def test_a_term_that_does_not_apply_neither_helps_nor_hurts(flat):
+    """Its completion gets advantage 0 from it, and the others of the group the advantage that they
+    would have among themselves.
+    """
+    terms = torch.tensor(flat).reshape(3, 5, 2)
+    filled = neutral_gaps(terms)
+    gap = terms.isnan()
+    assert not filled.isnan().any() and torch.equal(filled[~gap], terms[~gap])
+    for r in range(2):
+        advantages = group_advantages(filled[..., r], "centered")
+        assert (advantages[gap[..., r]].abs() < 1e-5).all()
+        for p in range(3):
+            there = ~gap[p, :, r]
+            if there.any():
+                alone = group_advantages(terms[p, there, r][None], "centered")[0]
+                torch.testing.assert_close(advantages[p, there], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"execution": 1, "overlong": 0.9},
+        {"execution": 1, "schema": 0.2, "semantic": 0.3, "overlong": 0.4},
+        {"execution": 1, "overlong": 0},
+        {"execution": 1, "a.py:f": 5},  # its author's business
+        {"execution": 1, "a.py:f": -5, "semantic": 0.9},
+    ],
+)
+def test_weights_of_length_and_custom_rewards_that_are_allowed(weights):
+    check_weights(weights)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"execution": 1, "overlong": 1}, "overlong .1. must weigh less than execution .1."),
+        ({**WEIGHTS, "overlong": 0.5}, "schema . semantic . overlong"),  # 0.2 + 0.3 + 0.5 = 1
+        ({"execution": 1, "overlong": -0.1}, "overlong=-0.1.*from 0 up"),
+        ({"execution": 1, "overlong": NAN}, "overlong=nan"),
+        ({"execution": 1, "a.py:f": NAN}, "a.py:f=nan"),
+        ({"execution": 1, "a.py:f": float("-inf")}, "a.py:f=-inf"),
+        ({"a.py:f": 5}, "execution"),  # a custom reward is no execution
+        ({"execution": 1, "a.py": 1}, "unknown reward.*FILE.py:FUNCTION"),
+        ({"execution": 1, "f:a": 1}, "unknown reward"),
+    ],
+)
+def test_weights_of_length_and_custom_rewards_that_are_refused(weights, message):
+    with pytest.raises(UserError, match=message):
+        check_weights(weights)
+
+
+def test_a_wrong_short_answer_stays_below_a_right_one_that_is_cut():
+    """0.2 + 0.3 + 0.4 = 0.9 < 1: right, cut, no columns and no meaning shared: 1 + 0.1 - 0.4 = 0.7;
+    wrong, short and with all of them: 0.1 + 0.2 + 0.3 = 0.6.
+    """
+    weights = {**WEIGHTS, "overlong": 0.4}
+    check_weights(weights)
+    right = total(WEIGHTS, 1, 1) + 0.4 * overlong_penalty(96, 96, 16)
+    wrong = total(WEIGHTS, 0, 1, 1, 1) + 0.4 * overlong_penalty(10, 96, 16)
+    assert (right, wrong) == (pytest.approx(0.7), pytest.approx(0.6))
+
+
+def test_custom_reward_and_length_beside_the_others(sandbox, db, own):
+    """Cut at 10 with a buffer of 4: 6, 8, 10 tokens give 0, -0.5, -1. `words` counts 8 words in
+    GOLD, 2 in "SELECT 1" and does not apply where there is no SQL: there it is the group's mean,
+    (8 + 2) / 2 = 5, or 0 where it applies to nobody.
+    """
+    weights = {"overlong": 0.5, f"{own}:words": -0.25, "semantic": 0, "execution": 1.0}
+    rewards = Rewards(Judge(sandbox), None, weights, longest=10, buffer=4)
+    try:
+        assert rewards.names == ["overlong", "words", "execution"]
+        assert rewards.weights.tolist() == [0.5, -0.25, 1.0]
+        found = rewards(
+            [ask(db), ask(db, "SELECT 1", question="one?")],
+            [[GOLD, "none", "SELECT 1"], ["no", "nothing", "never"]],
+            ["prompt 1", "prompt 2"],
+            [[8, 6, 10], [1, 10, 9]],
+        )
+        assert found.dtype == torch.float32
+        assert found.tolist() == [
+            [[-0.5, 8, 1], [0, 5, 0], [-1, 2, 0]],
+            [[0, 0, 0], [-1, 0, 0], [-0.75, 0, 0]],
+        ]
+        assert rewards.failures() == {"reward_failures/words": 0}
+    finally:
+        rewards.close()
+    (line,) = (own.parent / "calls.jsonl").read_text().splitlines()  # one call for the batch
+    assert json.loads(line) == {
+        "prompts": ["prompt 1"] * 3 + ["prompt 2"] * 3,
+        "completions": [GOLD, "none", "SELECT 1", "no", "nothing", "never"],
+        "question": ["Who is older than 30?"] * 3 + ["one?"] * 3,
+        "lang": ["en"] * 6,
+        "db_id": ["concerts"] * 6,
+        "db_path": [str(db)] * 6,
+        "gold_sql": [GOLD] * 3 + ["SELECT 1"] * 3,
+        "sql": [GOLD, None, "SELECT 1", None, None, None],
+    }
+
+
+def test_a_custom_reward_that_fails_leaves_the_others_alone(sandbox, db, own):
+    rewards = Rewards(Judge(sandbox), None, {"execution": 1.0, f"{own}:fails": 2.0})
+    try:
+        for count in (1, 2):
+            found = rewards([ask(db)], [[GOLD, "SELECT 1"]], ["prompt"])
+            assert found.tolist() == [[[1, 0], [0, 0]]]
+            assert rewards.failures() == {"reward_failures/fails": count}
+    finally:
+        rewards.close()
+    assert rewards.custom[f"{own}:fails"].worker is None
+
+
+def test_rewards_of_one_name_are_refused(own, monkeypatch):
+    """Their metrics would share a name. No process is started before that is checked."""
+
+    def started(*_):
+        raise AssertionError("started a process")
+
+    monkeypatch.setattr(rewards_module, "CustomReward", started)
+    for weights in (
+        {"execution": 1.0, f"{own}:execution": 0.5},
+        {"execution": 1.0, f"{own}:words": 0.5, "other.py:words": 0.5},
+    ):
+        with pytest.raises(UserError, match="two rewards are called '(execution|words)'"):
+            Rewards(None, None, weights)
+    without = {"execution": 1.0, f"{own}:words": 0.0, "other.py:words": 0.0}  # of weight 0: no file
+    assert Rewards(None, None, without).names == ["execution"]
+
+
+def test_a_broken_file_ends_the_command_line_with_code_2(tmp_path, own, capsys):
+    own.write_text("def length(:")
+    arguments = ["--reward", f"{own}:length=0.1", "--output", str(tmp_path / "run")]
+    assert train.main([*arguments, "--device", "cpu"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: --reward {own}:length: SyntaxError")
+    assert not (tmp_path / "run").exists()

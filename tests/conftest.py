@@ -1,0 +1,33 @@
+"""Fixtures of the tests of the training loop."""
+
+import sqlite3
+
+import pytest
+from trainer_kit import DATABASES, QUESTIONS, make_trainer
+
+from grpo.rewards import Judge
+from grpo.rollout import Rollout
+from sqlenv import Example, Sandbox
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory) -> list[Example]:
+    """Five questions on two databases."""
+    folder = tmp_path_factory.mktemp("databases")
+    for name, script in DATABASES.items():
+        connection = sqlite3.connect(folder / f"{name}.sqlite")
+        connection.executescript(script)
+        connection.close()
+    return [Example(q, "en", db, gold, folder / f"{db}.sqlite") for q, db, gold in QUESTIONS]
+
+
+@pytest.fixture(scope="module")
+def judge():
+    with Sandbox(timeout=10) as sandbox:
+        yield Judge(sandbox)
+
+
+@pytest.fixture(scope="module")
+def sampled(examples) -> Rollout:
+    """A batch of the untrained policy: four groups of three."""
+    return make_trainer(examples).rollout(4)

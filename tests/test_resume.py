@@ -1,0 +1,129 @@
+"""A trainer that is stopped and goes on is as if never stopped; recipes."""
+
+import copy
+import math
+from dataclasses import fields
+
+import pytest
+import torch
+from trainer_kit import (
+    RareRewards,
+    WordRewards,
+    lora_of,
+    make_policy,
+    make_trainer,
+    same,
+    without_clocks,
+)
+
+from grpo.checkpoint import load_state, save_state
+from grpo.config import Config
+from grpo.recipes import RECIPES
+from grpo.rewards import WEIGHTS, Rewards
+from grpo.trainer import Trainer
+
+# torch's advice on a step whose only update was skipped
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
+
+# ------------------------------------------------------------------------------------ resume
+
+
+@pytest.mark.parametrize(
+    ("changes", "questions"),
+    [
+        ({}, 5),
+        ({"updates_per_batch": 2}, 5),
+        ({"dynamic_sampling": 2}, 5),
+        ({"recipe": "gspo"}, 5),
+        ({"recipe": "dapo"}, 5),
+        ({"prompts_per_step": 2, "mask_truncated": True}, 3),  # resumes in the middle of an epoch
+    ],
+)
+def test_resumed_is_as_if_never_stopped(examples, tmp_path, changes, questions):
+    """Four steps, and two, a checkpoint and two more in a trainer whose model has other LoRA
+    weights: the same metrics and weights to the last bit, wherever an epoch ends.
+    """
+    rare = RareRewards if "dynamic_sampling" in changes else WordRewards
+
+    def trainer(seed: int = 0) -> Trainer:
+        return make_trainer(examples[:questions], rare(), make_policy(seed), **changes)
+
+    whole, first, second = trainer(), trainer(), trainer(seed=1)
+    expected = [without_clocks(whole.train_step()) for _ in range(4)]
+    found = [without_clocks(first.train_step()) for _ in range(2)]
+    save_state(tmp_path / "state.pt", first.state_dict())
+    torch.manual_seed(123)  # the state of the global generator is of no account
+    second.load_state_dict(load_state(tmp_path / "state.pt"))
+    found += [without_clocks(second.train_step()) for _ in range(2)]
+    assert found == expected
+    assert same(lora_of(second), lora_of(whole))
+    assert same(second.state_dict(), whole.state_dict())
+    if questions == 3:
+        assert first.cursor % 3 and whole.cursor > 6
+
+
+def test_a_state_is_a_snapshot(examples):
+    """Training on does not change it, neither here nor in the trainer that it was loaded into: it
+    can be gone back to again and again.
+    """
+    trainer, other = make_trainer(examples), make_trainer(examples, policy=make_policy(1))
+    trainer.train_step()
+    state = trainer.state_dict()
+    before = copy.deepcopy(state)
+    expected = without_clocks(trainer.train_step()), lora_of(trainer)
+    assert same(state, before)
+    for one in (other, trainer, trainer):
+        one.load_state_dict(state)
+        assert same((without_clocks(one.train_step()), lora_of(one)), expected)
+        assert same(state, before)
+
+
+# ------------------------------------------------------------------------------------ recipes
+
+
+def test_without_a_recipe_it_is_the_defaults():
+    assert Config.with_recipe() == Config() and Config().recipe == ""
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_applied(recipe):
+    """All that it sets, and nothing else."""
+    names = {f.name for f in fields(Config)}
+    preset = RECIPES[recipe]
+    before = copy.deepcopy(RECIPES)
+    assert set(preset) <= names - {"recipe"}
+    config = Config.with_recipe(recipe)
+    assert config.recipe == recipe and config.reward == WEIGHTS | preset.get("reward", {})
+    for name in names - {"recipe", "reward"}:
+        assert getattr(config, name) == preset.get(name, getattr(Config(), name))
+    config.reward["execution"] = 9.0
+    assert before == RECIPES and Config().reward == WEIGHTS  # the presets are not handed out
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_is_given_beside_a_recipe_wins(recipe):
+    preset = RECIPES[recipe]
+    changed = 0
+    for name in set(preset) - {"reward"}:
+        default = getattr(Config(), name)
+        assert getattr(Config.with_recipe(recipe, **{name: default}), name) == default
+        changed += preset[name] != default
+    assert changed  # or the loop above would show nothing
+
+
+def test_rewards_are_merged_by_name():
+    config = Config.with_recipe("dapo", reward={"schema": 0.0, "mine.py:one": 2.0})
+    assert config.reward == WEIGHTS | {"overlong": 0.4, "schema": 0.0, "mine.py:one": 2.0}
+    assert Config.with_recipe("dapo", reward={"overlong": 0.1}).reward["overlong"] == 0.1
+    assert Config.with_recipe(reward={"syntax": 0.2}).reward == WEIGHTS | {"syntax": 0.2}
+
+
+@pytest.mark.parametrize("recipe", ["", *RECIPES])
+def test_every_recipe_trains_with_real_rewards(examples, judge, recipe):
+    """Its rewards are accepted, too; those that need an encoder are left out."""
+    config = Config.with_recipe(recipe, reward={"semantic": 0.0})
+    rewards = Rewards(judge, None, config.reward, longest=4, buffer=2)
+    trainer = make_trainer(examples, rewards, recipe=recipe, max_new_tokens=4)
+    metrics = trainer.train_step()
+    assert metrics["skipped"] == 0 and all(map(math.isfinite, metrics.values()))
+    assert ("reward/overlong" in metrics) == (recipe == "dapo")

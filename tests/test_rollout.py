@@ -1,0 +1,176 @@
+"""Groups of completions as they are selected, joined and masked, and dynamic sampling: which groups
+are kept, how many are asked for, and what is counted.
+"""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from grpo.advantages import group_advantages
+from grpo.rollout import Rollout, collect
+
+ANY_SPEED = settings(deadline=None)  # a busy machine is no failure
+
+
+def groups(*totals: list[float], first: int = 0) -> Rollout:
+    """A rollout with these rewards; group n has n in every field, so that each can be told."""
+    size = len(totals[0]) if totals else 2
+    numbers = range(first, first + len(totals))
+    total = torch.tensor(totals).reshape(-1, size)
+    return Rollout(
+        examples=[f"question {n}" for n in numbers],
+        prompts=[[n] for n in numbers],
+        tokens=[[[n] * (g + 1) for g in range(size)] for n in numbers],
+        logprobs=[torch.full((size, n % 3 + 1), -float(n)) for n in numbers],
+        finished=torch.tensor([[n % 2 == g % 2 for g in range(size)] for n in numbers]),
+        terms=total[..., None].clone(),
+        total=total,
+    )
+
+
+def numbers(rollout: Rollout) -> list[int]:
+    """Which groups of ``groups`` a rollout has; all of its fields must agree."""
+    found = [n for (n,) in rollout.prompts]
+    assert rollout.examples == [f"question {n}" for n in found]
+    for p, n in enumerate(found):
+        assert all(set(one) == {n} for one in rollout.tokens[p])
+        assert torch.equal(rollout.logprobs[p], groups([0.0, 1.0], first=n).logprobs[0])
+        assert torch.equal(rollout.finished[p], groups([0.0, 1.0], first=n).finished[0])
+    assert torch.equal(rollout.terms[..., 0], rollout.total)
+    counts = map(len, (rollout.tokens, rollout.logprobs, rollout.finished, rollout.total))
+    assert set(counts) == {len(found)}
+    return found
+
+
+class Script:
+    """A rollout function whose groups have signal, or not, one after the other as written; after
+    its end none has. It notes how many groups it is asked for.
+    """
+
+    def __init__(self, *signals: bool):
+        self.signals, self.calls = signals, []
+
+    def signal(self, n: int) -> bool:
+        return n < len(self.signals) and bool(self.signals[n])
+
+    def __call__(self, count: int) -> Rollout:
+        first = sum(self.calls)
+        self.calls.append(count)
+        drawn = range(first, first + count)
+        return groups(*([float(self.signal(n)), 0.0] for n in drawn), first=first)
+
+
+# ------------------------------------------------------------------------------------ groups
+
+
+def test_select_and_joined_keep_every_field_together():
+    whole = groups([1.0, 0.0], [2.0, 2.0], [3.0, 0.0])
+    assert numbers(whole) == [0, 1, 2]
+    assert numbers(whole.select([2, 0])) == [2, 0]
+    assert whole.select([2, 0]).total.tolist() == [[3, 0], [1, 0]]
+    assert numbers(whole.select([1]).joined(groups([4.0, 5.0], first=7))) == [1, 7]
+    assert whole.select([1]).joined(groups([4.0, 5.0], first=7)).total.tolist() == [[2, 2], [4, 5]]
+
+
+def test_no_group_is_a_rollout_too():
+    whole = groups([1.0, 0.0], [2.0, 2.0])
+    nothing = whole.select([])
+    assert numbers(nothing) == [] and nothing.total.shape == (0, 2)
+    assert numbers(nothing.joined(whole)) == numbers(whole.joined(nothing)) == [0, 1]
+
+
+def test_token_mask_by_hand():
+    """Two prompts with completions of 1 and 3, 2 and 0 tokens; the longest has 3."""
+    rollout = groups([0.0, 1.0], [0.0, 1.0])
+    rollout.tokens = [[[5], [5, 6, 7]], [[8, 9], []]]
+    rollout.finished = torch.tensor([[True, False], [False, True]])
+    assert rollout.longest() == 3
+    assert rollout.token_mask().int().tolist() == [[[1, 0, 0], [1, 1, 1]], [[1, 1, 0], [0, 0, 0]]]
+    assert rollout.token_mask(keep_truncated=False).int().tolist() == [
+        [[1, 0, 0], [0, 0, 0]],  # 3 tokens, but no EOS
+        [[0, 0, 0], [0, 0, 0]],
+    ]
+
+
+def test_completions_without_tokens_have_a_mask_of_one_column():
+    rollout = groups([0.0, 1.0])
+    rollout.tokens = [[[], []]]
+    assert rollout.token_mask().tolist() == [[[False], [False]]]
+
+
+def test_signal_by_hand():
+    """Rewards that differ in the last bit only are equal: 0.1 + 0.2 in float32 is not 0.3."""
+    totals = [[1.0, 0.0], [0.5, 0.5], [0.1 + 0.2, 0.3], [0.0, 1e-3], [-1.0, -1.0]]
+    assert groups(*totals).has_signal().tolist() == [True, False, False, True, False]
+
+
+@ANY_SPEED
+@given(
+    st.floats(-1e4, 1e4, width=32),
+    st.lists(st.sampled_from([0.0, 1e-7, 1e-5, 1e-2, 1.0]), min_size=3, max_size=3),
+    st.sampled_from(["centered", "group", "rloo"]),
+)
+@example(100.0, [0.0, 1e-5, 0.0], "centered")  # float noise of a reward that weighs 100
+def test_a_group_has_signal_if_it_has_advantages(level, differences, kind):
+    """Whatever the scale of the rewards: what dynamic sampling keeps must teach something, and
+    what it throws away must not.
+    """
+    rollout = groups([level + difference for difference in differences])
+    advantages = group_advantages(rollout.total, kind)
+    assert rollout.has_signal().tolist() == (advantages != 0).any(1).tolist()
+
+
+# -------------------------------------------------------------------------- dynamic sampling
+
+
+def test_without_rounds_everything_is_kept():
+    script = Script(True, False, False, True)
+    batch, stats = collect(script, 4, 0)
+    assert numbers(batch) == [0, 1, 2, 3] and script.calls == [4]
+    assert stats == {"groups_without_signal": 0.5, "groups_sampled": 4}
+
+
+def test_dynamic_sampling_by_hand():
+    """Of 4 groups the first two are silent, so 2 more are drawn, of which one is silent, and then
+    1 more: 7 drawn, 3 of them silent, and the 4 others in the order in which they were drawn.
+    """
+    script = Script(False, False, True, True, False, True, True)
+    batch, stats = collect(script, 4, 5)
+    assert numbers(batch) == [2, 3, 5, 6] and script.calls == [4, 2, 1]
+    assert stats == {"groups_without_signal": pytest.approx(3 / 7), "groups_sampled": 7}
+
+
+def test_when_the_rounds_are_over_the_batch_stays_smaller():
+    """4 groups, 1 with signal; 3 more, none; 3 more, 1. The next one would have had some."""
+    script = Script(False, True, False, False, False, False, False, True, False, False, True)
+    batch, stats = collect(script, 4, 2)
+    assert numbers(batch) == [1, 7] and script.calls == [4, 3, 3]
+    assert stats == {"groups_without_signal": pytest.approx(8 / 10), "groups_sampled": 10}
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_without_any_signal_the_first_batch_is_returned_as_it_is(rounds):
+    script = Script()
+    batch, stats = collect(script, 3, rounds)
+    assert numbers(batch) == [0, 1, 2] and script.calls == [3] * (rounds + 1)
+    assert stats == {"groups_without_signal": 1.0, "groups_sampled": 3 * (rounds + 1)}
+
+
+@ANY_SPEED
+@given(st.lists(st.booleans(), max_size=30), st.integers(1, 5), st.integers(1, 5))
+def test_dynamic_sampling_in_general(signals, prompts, rounds):
+    script = Script(*signals)
+    batch, stats = collect(script, prompts, rounds)
+    drawn = sum(script.calls)
+    kept = [n for n in range(drawn) if script.signal(n)]
+    assert numbers(batch) == (kept or list(range(prompts)))  # all that have signal, in order
+    assert len(kept) <= prompts  # and no more than there is room for
+    assert script.calls[0] == prompts and 1 <= len(script.calls) <= 1 + rounds
+    for i, count in enumerate(script.calls[1:], start=1):  # only what is missing is drawn
+        before = sum(script.calls[:i])
+        assert count == prompts - sum(script.signal(n) for n in range(before)) > 0
+    if len(kept) < prompts:  # it gave up only because the rounds were over
+        assert len(script.calls) == 1 + rounds
+    assert stats["groups_sampled"] == drawn
+    assert stats["groups_without_signal"] == pytest.approx((drawn - len(kept)) / drawn)

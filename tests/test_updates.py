@@ -1,0 +1,314 @@
+"""Several updates on a batch, truncated completions, which questions are next, dynamic sampling."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from trainer_kit import (
+    ADVANTAGES,
+    ANY_SPEED,
+    LOSSES,
+    RATIOS,
+    RareRewards,
+    WordRewards,
+    close,
+    lora_of,
+    make_policy,
+    make_trainer,
+    note_calls,
+    note_gradients,
+    note_passes,
+    replay,
+    same,
+    without_clocks,
+)
+
+from grpo.advantages import group_advantages
+from grpo.config import Config
+from grpo.logprobs import completion_logprobs
+from grpo.lora import lora_disabled
+from grpo.loss import policy_loss
+from grpo.rewards import Rewards
+from grpo.rollout import Rollout
+from grpo.trainer import Trainer
+
+# torch's advice on a step whose only update was skipped
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
+
+# ------------------------------------------------------------------ several updates on a batch
+
+
+def test_two_updates_on_a_batch(examples, monkeypatch):
+    """The first is on policy; the second has the log-probs from before the first as old ones. It
+    is sampled once, and each micro-batch passes through the reference once.
+    """
+    trainer = make_trainer(examples, updates_per_batch=2)
+    losses = note_calls(monkeypatch, "policy_loss")
+    samples = note_calls(monkeypatch, "sample_groups")
+    passes = note_passes(monkeypatch, trainer.model)
+    untrained = make_policy().model
+    metrics = trainer.train_step()
+    assert len(samples) == 1 and trainer.cursor == 4
+    assert passes == [(True, 2), (False, 2), (True, 2), (False, 2), (True, 2), (True, 2)]
+    tokens = samples[0][1].tokens
+    ratios = []
+    for update, (arguments, (_, stats)) in enumerate(losses):
+        part = slice(update % 2 * 2, update % 2 * 2 + 2)
+        logprobs, old, advantages, weights, reference = arguments[:5]
+        prompts = samples[0][0][1][part]
+        with torch.no_grad():
+            expected = completion_logprobs(untrained, prompts, tokens[part])
+            with lora_disabled(untrained):
+                base = completion_logprobs(untrained, prompts, tokens[part])
+        assert torch.allclose(old, expected, atol=1e-6)
+        assert torch.allclose(reference, base, atol=1e-6)
+        assert not old.requires_grad and not reference.requires_grad
+        ratios.append(stats["ratio"][weights > 0])
+        if update < 2:
+            assert torch.equal(logprobs, old) and (ratios[-1] == 1).all()
+        else:
+            assert (logprobs - old).abs().max() > 1e-3
+            assert torch.allclose(ratios[-1], (logprobs - old).exp()[weights > 0])
+    second = torch.cat(ratios[2:])
+    assert metrics["ratio"] == pytest.approx((1 + second.mean().item()) / 2)
+    assert metrics["ratio_max"] == pytest.approx(second.max().item()) and second.max() > 1
+
+
+@pytest.mark.parametrize("kl", ["k1", "k2", "k3", "k3iw"])
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_the_settings_of_the_loss_reach_it(examples, sampled, monkeypatch, ratio, kl):
+    """The second update's losses, micro-batch by micro-batch, are those of the loss function with
+    every setting named; ratios are on either side of both limits.
+    """
+    named = dict(beta=0.3, kl=kl, epsilon_low=0.01, epsilon_high=0.02)
+    trainer = make_trainer(examples, **named, ratio=ratio, updates_per_batch=2)
+    replay(trainer, sampled)
+    losses = note_calls(monkeypatch, "policy_loss")
+    metrics = trainer.train_step()
+    for arguments, (loss, stats) in losses[2:]:
+        expected, by_name = policy_loss(*arguments[:5], ratio_kind=ratio, **named)
+        assert torch.equal(loss, expected)
+        assert same({name: stats[name] for name in by_name}, by_name)
+    ratios = torch.cat([stats["ratio"].flatten() for _, (_, stats) in losses[2:]])
+    assert (ratios < 0.99).any() and (ratios > 1.02).any()
+    seen = [loss.item() for _, (loss, _) in losses]
+    assert metrics["loss"] == pytest.approx(sum(seen) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ADVANTAGES)
+def test_the_advantages_are_of_the_kind_that_is_set(examples, sampled, monkeypatch, kind):
+    """The four kinds differ on this batch, and `per_reward` weighs the terms as the rewards do."""
+    losses = note_calls(monkeypatch, "policy_loss")
+    trainer = make_trainer(examples, advantage=kind)
+    replay(trainer, sampled)
+    trainer.train_step()
+    found = torch.cat([arguments[2] for arguments, _ in losses])
+    for other in ADVANTAGES:
+        if other == "per_reward":
+            expected = group_advantages(sampled.terms, other, torch.tensor([1.0, 0.5]))
+        else:
+            expected = group_advantages(sampled.total, other)
+        assert torch.equal(found, expected) == (kind == other)
+
+
+def test_more_updates_move_further(examples, sampled):
+    """Each update is an optimizer step of its own, at the same learning rate."""
+    moved = []
+    for updates in (1, 2, 4):
+        trainer = make_trainer(examples, updates_per_batch=updates, steps=2)
+        replay(trainer, sampled)
+        before, noted = lora_of(trainer), note_gradients(trainer)
+        assert trainer.train_step()["lr"] == 5e-3 and len(noted) == updates
+        moved.append(sum((t - before[n]).norm() for n, t in trainer.parameters.items()))
+    assert moved[0] < moved[1] < moved[2]
+
+
+# ------------------------------------------------------------------------ truncated completions
+
+
+def with_other_tokens(batch: Rollout, change: torch.Tensor) -> Rollout:
+    """The batch with other words where ``change`` (P, G) says so."""
+    batch = copy.deepcopy(batch)
+    for p, g in change.nonzero().tolist():
+        batch.tokens[p][g] = [(token + 3) % 20 + 4 for token in batch.tokens[p][g]]
+    return batch
+
+
+@pytest.mark.parametrize("mask_truncated", [True, False])
+def test_masked_completions_get_no_gradient(examples, sampled, mask_truncated):
+    """What they say makes no difference to the step if they are masked, and all the difference if
+    not. Their rewards still count in the baseline.
+    """
+    cut = ~sampled.finished
+    assert cut.any() and not cut.all()
+    gradients = []
+    for batch in (sampled, with_other_tokens(sampled, cut)):
+        trainer = make_trainer(examples, mask_truncated=mask_truncated, max_grad_norm=1e9)
+        replay(trainer, batch)
+        gradients.append(note_gradients(trainer))
+        trainer.train_step()
+    (first,), (second,) = gradients
+    equal = all(close(first[name], second[name]) for name in first)
+    assert equal == mask_truncated
+
+
+def test_masked_completions_stay_in_the_baseline(examples, sampled, monkeypatch):
+    """A better cut completion lowers the advantage of the others."""
+    cut = ~sampled.finished
+    seen = []
+    for bonus in (0.0, 1.0):
+        batch = copy.deepcopy(sampled)
+        batch.total = batch.total + bonus * cut
+        losses = note_calls(monkeypatch, "policy_loss")
+        trainer = make_trainer(examples, mask_truncated=True)
+        replay(trainer, batch)
+        trainer.train_step()
+        advantages = torch.cat([arguments[2] for arguments, _ in losses])
+        assert torch.equal(advantages, group_advantages(batch.total, "centered"))
+        weights = [arguments[3] for arguments, _ in losses]
+        for one, part in zip(weights, (slice(0, 2), slice(2, 4))):
+            assert torch.equal((one > 0).any(-1), sampled.finished[part])
+        seen.append(advantages)
+    mixed = cut.any(1, keepdim=True) & sampled.finished
+    assert mixed.any() and (seen[1][mixed] < seen[0][mixed]).all()
+
+
+def test_a_batch_of_truncated_completions_only(examples, sampled):
+    """A finite step without a gradient."""
+    batch = copy.deepcopy(sampled)
+    batch.finished[:] = False
+    trainer = make_trainer(examples, mask_truncated=True)
+    replay(trainer, batch)
+    before, noted = lora_of(trainer), note_gradients(trainer)
+    metrics = trainer.train_step()
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["loss"] == metrics["grad_norm"] == metrics["skipped"] == 0
+    assert metrics["truncated"] == 1
+    assert all((gradient == 0).all() for gradient in noted[0].values())
+    assert same(lora_of(trainer), before)
+
+
+# --------------------------------------------------------------------- which questions are next
+
+
+def test_an_epoch_is_a_permutation_of_its_own(examples):
+    trainer = make_trainer(examples)
+    trainer.examples = list(range(40))
+    epochs = [trainer.next_examples(40) for _ in range(3)]
+    assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    other = make_trainer(examples, seed=7)
+    other.examples = list(range(40))
+    assert other.next_examples(40) != epochs[0] != list(range(40))
+
+
+@ANY_SPEED
+@given(st.integers(1, 9), st.lists(st.integers(0, 12), max_size=8), st.integers(0, 3))
+def test_no_question_is_skipped_or_repeated(size, counts, seed):
+    """However many are drawn at a time: every epoch has each question once, in the order that one
+    long draw gives.
+    """
+    drawn, whole = Drawer(size, seed), Drawer(size, seed)
+    found = [one for count in counts for one in drawn.next_examples(count)]
+    assert drawn.cursor == len(found) == sum(counts)
+    assert found == whole.next_examples(sum(counts))
+    for start in range(0, len(found), size):
+        epoch = found[start : start + size]
+        assert len(set(epoch)) == len(epoch) and set(epoch) <= set(range(size))
+
+
+class Drawer(Trainer):
+    """As much of a trainer as it takes to draw questions."""
+
+    def __init__(self, size: int, seed: int):
+        self.examples, self.config, self.cursor = list(range(size)), Config(seed=seed), 0
+
+
+# --------------------------------------------------------------------------- dynamic sampling
+
+
+def note_batches(trainer: Trainer) -> list[Rollout]:
+    """A list of the batches that are trained on."""
+    noted, updates = [], trainer._updates
+
+    def noting(batch, advantages):
+        noted.append(batch)
+        return updates(batch, advantages)
+
+    trainer._updates = noting
+    return noted
+
+
+def test_dynamic_sampling_with_real_rewards(examples, judge):
+    """Groups in which all queries fail, or all do equally well, are replaced."""
+    rewards = Rewards(judge, None, {"execution": 1.0, "syntax": 0.1})
+    trainer = make_trainer(examples, rewards, dynamic_sampling=3, max_new_tokens=4)
+    batches = note_batches(trainer)
+    steps = [trainer.train_step() for _ in range(4)]
+    for metrics, batch in zip(steps, batches):
+        assert (batch.total.amax(1) > batch.total.amin(1)).all()
+        assert 4 <= metrics["groups_sampled"] <= 16 and metrics["skipped"] == 0
+        silent = metrics["groups_without_signal"] * metrics["groups_sampled"]
+        assert silent == pytest.approx(metrics["groups_sampled"] - len(batch.examples))
+        assert metrics["reward"] == pytest.approx(batch.total.mean().item())
+        tokens = metrics["completion_length"] * batch.total.numel()
+        trained = metrics["train_seconds"] * metrics["train_tokens_per_second"]
+        made = metrics["sample_seconds"] * metrics["sample_tokens_per_second"]
+        assert trained == pytest.approx(tokens)  # the others were sampled, too
+        assert made == pytest.approx(tokens * metrics["groups_sampled"] / len(batch.examples))
+    assert trainer.cursor == sum(metrics["groups_sampled"] for metrics in steps)
+    assert trainer.cursor > 16  # some had to be replaced
+    assert any(metrics["reward/execution"] > 0 for metrics in steps)
+
+
+def test_questions_go_on_where_dynamic_sampling_stopped(examples):
+    """Every group that is sampled uses up a question; none is asked twice in an epoch."""
+    trainer = make_trainer(examples, RareRewards(), dynamic_sampling=2, prompts_per_step=3)
+    steps = [trainer.train_step() for _ in range(3)]
+    asked = [example.question for call in trainer.rewards.calls for example in call[0]]
+    assert len(asked) == trainer.cursor == sum(metrics["groups_sampled"] for metrics in steps) > 9
+    for start in range(0, len(asked), 5):
+        epoch = asked[start : start + 5]
+        assert len(set(epoch)) == len(epoch)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_smaller_batch_is_trained_as_if_it_was_asked_for(examples, sampled, loss):
+    """Groups 1 and 3 of 4 have signal, and nothing replaces the others: the step is that of these
+    two alone, to the last bit.
+    """
+    whole = copy.deepcopy(sampled)
+    whole.terms[[0, 2]] = 0.25
+    whole.total = whole.terms @ WordRewards.weights
+    assert whole.has_signal().tolist() == [False, True, False, True]
+    found = []
+    for prompts, rounds, batches in (
+        (4, 1, [whole, whole.select([0, 2])]),
+        (2, 0, [whole.select([1, 3])]),
+    ):
+        trainer = make_trainer(
+            examples, loss=loss, prompts_per_step=prompts, dynamic_sampling=rounds
+        )
+        replay(trainer, *batches)
+        found.append((without_clocks(trainer.train_step()), lora_of(trainer)))
+    (metrics, weights), (alone, expected) = found
+    assert (metrics.pop("groups_sampled"), alone.pop("groups_sampled")) == (6, 2)
+    assert metrics.pop("groups_without_signal") == pytest.approx(4 / 6)
+    assert alone.pop("groups_without_signal") == 0
+    assert metrics == alone and same(weights, expected)
+
+
+def test_without_any_signal_a_step_changes_nothing(examples, sampled):
+    silent = copy.deepcopy(sampled)
+    silent.terms[:] = 0.5
+    silent.total = silent.terms @ WordRewards.weights
+    trainer = make_trainer(examples, beta=0.0, dynamic_sampling=2)
+    replay(trainer, silent, silent, silent)
+    before = lora_of(trainer)
+    metrics = trainer.train_step()
+    assert metrics["groups_sampled"] == 12 and metrics["groups_without_signal"] == 1
+    assert metrics["grad_norm"] == 0 and metrics["skipped"] == 0
+    assert same(lora_of(trainer), before)
