@@ -63,6 +63,7 @@ class Blueprint:
     statements: list[str]  # CREATE TABLE, CREATE INDEX, CREATE VIEW
     tables: dict[str, TablePlan]
     literals: list[dict[str, list[list]]]  # for each gold: column -> values, nearby ones behind
+    reads: list[set[str]]  # for each gold: the tables that it names
 
     def counts(self, number: int) -> list[int]:
         """What a gold query compares numbers of rows with."""
@@ -93,7 +94,9 @@ def read_blueprint(db_path: str | os.PathLike, golds: Sequence[str]) -> Blueprin
         connection.close()
     share_values(tables)
     share_names(tables)
-    return Blueprint(statements, tables, [gold_literals(query, schema) for query in queries])
+    literals = [gold_literals(query, schema) for query in queries]
+    reads = [{s.table for select in q.selects for s in select.sources if s.table} for q in queries]
+    return Blueprint(statements, tables, literals, reads)
 
 
 def open_read_only(db_path: str | os.PathLike) -> sqlite3.Connection:

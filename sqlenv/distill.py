@@ -24,7 +24,7 @@ MAX_VARIANTS = 16
 CANDIDATES = 24  # databases drawn for each one that is kept
 PATIENCE = 2  # rounds that tell nothing apart, before giving up
 FOCUS = (2, 4, 8, 16)  # gold queries that a candidate is drawn around
-STEPS = 1_000_000  # of SQLite's machine that a query may take
+STEPS = 300_000  # of SQLite's machine that a query may take
 INTERVAL = 1000  # of them between two looks at their number
 MAX_RESULT = 2000  # rows of a result
 

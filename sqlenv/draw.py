@@ -10,7 +10,7 @@ import itertools
 import random
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 
 from sqlenv.blueprint import Blueprint, ColumnPlan, Link, TablePlan
@@ -19,6 +19,7 @@ from sqlenv.sql import ASCII_LOWER
 from sqlenv.swaps import family
 
 MAX_ROWS = 80  # of a table, so that joins without a condition stay fast
+UNREAD = 8  # typical rows of a table that no query in focus names
 MAX_COUNTED = 450  # where a query compares the size of its groups with a number
 SIZES = (3, 6, 12, 24, 40)  # typical rows of a table; one for a whole database
 SPREADS = (1, 2, 2, 3, 4, 6, 8, 12, None)  # different values of a column; None: as many as rows
@@ -61,7 +62,11 @@ class Draw:
         size = max(rng.choice(SIZES), 2 * len(focus))
         counts = [value for number in focus for value in blueprint.counts(number)]
         self.count = rng.choice(counts) if counts and rng.random() < 0.7 else 0
-        self.sizes = {name: self.size(table, size) for name, table in self.tables.items()}
+        read = {name for number in focus for name in blueprint.reads[number]}
+        self.sizes = {
+            name: self.size(table, size if name in read else min(size, UNREAD))
+            for name, table in self.tables.items()
+        }
         self.drawn: dict[tuple[str, str], list] = {}
         self.busy: set[tuple[str, str]] = set()
         queries = (None, *focus, *focus, *focus)
@@ -131,12 +136,12 @@ class Draw:
     def plain(self, table: str, name: str) -> list:
         """Values that depend on no other column."""
         rng, plan, rows = self.rng, self.tables[table].columns[name], self.focus[table]
-        fresh, spread = self.fresh(plan), rng.choice(SPREADS)
+        spread = rng.choice(SPREADS)
         # Rows that share a primary key are refused, so counted groups would fall short.
         if plan.unique or spread is None or (plan.key and self.count):
-            values = [next(fresh) for _ in rows]
+            values = self.different(plan, len(rows))
         else:
-            values = rng.choices([next(fresh) for _ in range(spread)], k=len(rows))
+            values = rng.choices(self.different(plan, spread), k=len(rows))
         literals = {number: self.nearby(plan, number) for number in set(rows) - {None}}
         for row, number in enumerate(rows if any(literals.values()) else ()):
             if literals.get(number) and rng.random() < 0.6:
@@ -156,11 +161,17 @@ class Draw:
             groups = [[v for v in map(as_integer, group) if v is not None] for group in groups]
         return [group for group in groups if group]
 
-    def fresh(self, plan: ColumnPlan) -> Iterator:
-        """Endless different values: those of the given database, then made ones."""
-        yield from self.rng.sample(plan.values, len(plan.values))
-        for number in itertools.count(1):
-            yield made_value(plan, number)
+    def different(self, plan: ColumnPlan, count: int) -> list:
+        """Different values: those of the given database, then made ones."""
+        values = self.rng.sample(plan.values, min(count, len(plan.values)))
+        seen = set(plan.values)
+        made = (made_value(plan, number) for number in itertools.count(1))
+        while len(values) < count:
+            value = next(made)
+            if value not in seen:
+                seen.add(value)
+                values.append(value)
+        return values
 
     def fill(self, connection: sqlite3.Connection) -> None:
         """Write the rows; where one is refused, a row of the given database with its keys."""
@@ -219,11 +230,12 @@ def orphans(table: TablePlan, link: Link, parent: TablePlan) -> str:
 
 
 def as_integer(value) -> int | None:
-    """The integer that a value is or is written as, or None."""
+    """The integer that a value is or is written as, or None; None beyond 64 bits, too."""
     try:
-        return int(value)
+        number = int(value)
     except (ValueError, OverflowError):  # a text; infinity
         return None
+    return number if abs(number) < 1 << 63 else None
 
 
 def made_value(plan: ColumnPlan, number: int):

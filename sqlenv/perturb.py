@@ -55,7 +55,8 @@ def ties_broken(query: Query, select: Select, width: int, order: str) -> Iterato
 
 
 def open_columns(query: Query, select: Select, schema: Schema, order: str) -> Iterator[Edit]:
-    """min(a), or max(a), for a column beside aggregates or GROUP BY that is not grouped itself.
+    """The smallest, or greatest, value for a column beside aggregates or GROUP BY that is not
+    grouped itself; NULL counts as the greatest, since min() and max() pass over it.
 
     Where there is a min() or max() already, SQLite takes the columns from its row, so they are not
     open unless there is a tie; reading the tables in another order shows that.
@@ -73,8 +74,9 @@ def open_columns(query: Query, select: Select, schema: Schema, order: str) -> It
         first, last = reference.first, reference.last
         is_open = first not in inside and (alias, column) not in grouped
         if is_open and any(first in span for span in spans):
-            yield Edit(first, first, "min(" if order == "ASC" else "max(")
-            yield Edit(last, last, ")")
+            name = query.text(first, last)
+            greatest = f"CASE WHEN count({name}) = count(*) THEN max({name}) END"
+            yield Edit(first, last, f"min({name})" if order == "ASC" else greatest)
 
 
 def sorted_source(query: Query, source: Source, schema: Schema, order: str) -> list[Edit]:

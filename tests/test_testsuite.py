@@ -400,6 +400,8 @@ ARBITRARY = [
     ("('a', 1, 'x'), ('b', 2, 'y')",
      "SELECT name FROM t WHERE city ="
      " (SELECT city FROM t GROUP BY city ORDER BY count(*) LIMIT 1)", True),
+    ("('a', 1, 'x'), ('a', 2, 'x')", "SELECT name, city FROM t GROUP BY city", False),
+    ("('a', 1, 'x'), (NULL, 2, 'x')", "SELECT name, city FROM t GROUP BY city", True),
     ("('a', 1, 'x')", "SELECT id, city FROM k GROUP BY city", True),
     ("('a', 1, 'x')", "SELECT name, id FROM t JOIN k AS l ON t.city = l.city GROUP BY name", True),
     ("('a', 1, 'x')", "SELECT name, id FROM t, main.k GROUP BY id", False),
@@ -432,7 +434,8 @@ def test_perturbed_queries():
     sql = "SELECT a, count(b) FROM t GROUP BY t.a ORDER BY b LIMIT 3"
     assert perturbed_queries(sql, 2, schema)[3] == (
         "SELECT a, count(b) FROM (SELECT * FROM t ORDER BY 1 DESC, 2 DESC LIMIT -1) AS t"
-        " GROUP BY t.a ORDER BY max(b ), 1 DESC, 2 DESC LIMIT 3"
+        " GROUP BY t.a ORDER BY CASE WHEN count(b) = count(*) THEN max(b) END ,"
+        " 1 DESC, 2 DESC LIMIT 3"
     )
     for determined in ("SELECT a FROM t WHERE b > 3", "SELECT a, sum(b) FROM t GROUP BY a"):
         assert perturbed_queries(determined, 2, schema) == []
