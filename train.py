@@ -103,6 +103,8 @@ def check_numbers(config: Config) -> None:
     for name in ("lr", "reward_timeout", "max_grad_norm"):
         if not 0 < getattr(config, name) < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must be a number above 0")
+    if config.tensorboard:
+        report.summary_writer()  # better now than after the first measurement
     if config.temperature <= 0:
         raise UserError("--temperature must be above 0; greedy groups have nothing to compare")
     if config.group_size == 1:

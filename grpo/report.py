@@ -44,13 +44,18 @@ def keep_metrics(path: Path, steps: int) -> None:
     write_file(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
 
 
-def open_tensorboard(folder: Path, step: int):
-    """A TensorBoard writer for ``folder``; what it has from steps after ``step`` is hidden."""
+def summary_writer() -> type:
+    """TensorBoard's writer class. Raises UserError where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("--tensorboard needs TensorBoard: pip install tensorboard") from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    return SummaryWriter
+
+
+def open_tensorboard(folder: Path, step: int):
+    """A TensorBoard writer for ``folder``; what it has from steps after ``step`` is hidden."""
+    return summary_writer()(str(folder / "tensorboard"), purge_step=step + 1)
 
 
 def add_to_tensorboard(writer, metrics: dict) -> None:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+import train
 from grpo.report import add_to_tensorboard, append_metrics, open_tensorboard, read_metrics
 from sqlenv import UserError
 
@@ -52,3 +53,5 @@ def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatc
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match="pip install tensorboard"):
         open_tensorboard(tmp_path, 0)
+    with pytest.raises(UserError, match="pip install tensorboard"):  # before anything is measured
+        train.parse_arguments(["--tensorboard"])
