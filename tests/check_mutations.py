@@ -142,8 +142,8 @@ MUTATIONS = [
     (
         "results compared as sets",
         "sqlenv/results.py",
-        "if Counter(new_rows) == wanted:",
-        "if set(new_rows) == set(wanted):",
+        "if Counter(gold_rows) == Counter(rows):",
+        "if set(gold_rows) == set(rows):",
         ["test_results"],
     ),
 ]
