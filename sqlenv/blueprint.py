@@ -13,7 +13,7 @@ from urllib.parse import quote as percent_quote
 
 from sqlenv.clauses import parse
 from sqlenv.errors import UserError
-from sqlenv.literals import COUNT, gold_literals, joined_columns
+from sqlenv.literals import COUNT, gold_literals, joined_columns, sorted_columns
 from sqlenv.schema import load_schema, quote_name
 from sqlenv.sql import ASCII_LOWER
 from sqlenv.swaps import family
@@ -64,6 +64,7 @@ class Blueprint:
     tables: dict[str, TablePlan]
     literals: list[dict[str, list[list]]]  # for each gold: column -> values, nearby ones behind
     reads: list[set[str]]  # for each gold: the tables that it names
+    sorts: list[set[str]]  # for each gold: the columns that it sorts by
 
     def counts(self, number: int) -> list[int]:
         """What a gold query compares numbers of rows with."""
@@ -96,7 +97,8 @@ def read_blueprint(db_path: str | os.PathLike, golds: Sequence[str]) -> Blueprin
     share_names(tables)
     literals = [gold_literals(query, schema) for query in queries]
     reads = [{s.table for select in q.selects for s in select.sources if s.table} for q in queries]
-    return Blueprint(statements, tables, literals, reads)
+    sorts = [sorted_columns(query) for query in queries]
+    return Blueprint(statements, tables, literals, reads, sorts)
 
 
 def open_read_only(db_path: str | os.PathLike) -> sqlite3.Connection:

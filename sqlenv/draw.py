@@ -67,6 +67,7 @@ class Draw:
             name: self.size(table, size if name in read else min(size, UNREAD))
             for name, table in self.tables.items()
         }
+        self.sorts = {name for number in focus for name in blueprint.sorts[number]}
         self.drawn: dict[tuple[str, str], list] = {}
         self.busy: set[tuple[str, str]] = set()
         queries = (None, *focus, *focus, *focus)
@@ -137,8 +138,10 @@ class Draw:
         """Values that depend on no other column."""
         rng, plan, rows = self.rng, self.tables[table].columns[name], self.focus[table]
         spread = rng.choice(SPREADS)
-        # Rows that share a primary key are refused, so counted groups would fall short.
-        if plan.unique or spread is None or (plan.key and self.count):
+        # Ties leave a query's order open, and rows that share a primary key are refused, so that
+        # counted groups would fall short.
+        untied = name in self.sorts and rng.random() < 0.5
+        if plan.unique or spread is None or untied or (plan.key and self.count):
             values = self.different(plan, len(rows))
         else:
             values = rng.choices(self.different(plan, spread), k=len(rows))
@@ -147,9 +150,11 @@ class Draw:
             if literals.get(number) and rng.random() < 0.6:
                 group = rng.choice(literals[number])
                 value = group[0] if rng.random() < 0.5 else rng.choice(group)
-                if not plan.unique or value not in values:
+                if not (plan.unique or untied) or value not in values:
                     values[row] = value
-        if plan.nullable and not plan.key and self.null_share and rng.random() < 0.6:
+        if untied or plan.key or not plan.nullable:
+            return values
+        if self.null_share and rng.random() < 0.6:
             values = [None if rng.random() < self.null_share else value for value in values]
         return values
 

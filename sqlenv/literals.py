@@ -1,5 +1,5 @@
-"""What a gold query says about values: the literals that it compares columns with, and the columns
-that it takes to hold the same things.
+"""What a gold query says about values: the literals that it compares columns with, the columns that
+it sorts by, and those that it takes to hold the same things.
 """
 
 from collections import defaultdict
@@ -67,6 +67,16 @@ def nearby(value: int | float | str) -> list:
     # Surrogates are no characters; SQLite takes none.
     others = [other for other in others if not "\ud800" <= other[-1] <= "\udfff"]
     return [value, *others, value + "x", value[:-1]]
+
+
+def sorted_columns(query: Query) -> set[str]:
+    """The names of the columns in ORDER BY."""
+    return {
+        reference.column
+        for select in query.selects
+        for reference in query.references(select)
+        if reference.first in select.clause("order")
+    }
 
 
 def joined_columns(query: Query, schema: Schema) -> Iterator[tuple[tuple[str, str], ...]]:

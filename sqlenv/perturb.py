@@ -26,7 +26,7 @@ def perturbed_queries(sql: str, width: int, schema: Schema) -> list[str]:
     there are no texts.
 
     >>> perturbed_queries("SELECT a FROM t ORDER BY c LIMIT 1", 1, Schema(()))[3]
-    'SELECT a FROM (SELECT * FROM t ORDER BY 1 DESC LIMIT -1) AS t ORDER BY c, 1 DESC LIMIT 1'
+    'SELECT a FROM (SELECT * FROM t ORDER BY 1 DESC LIMIT -1) AS t ORDER BY c , 1 DESC LIMIT 1'
     """
     query, texts = parse(sql), []
     depends = any(token.text in ORDER_DEPENDENT for token in query.tokens)
@@ -68,7 +68,8 @@ def open_columns(query: Query, select: Select, schema: Schema, order: str) -> It
     names = ["select", "having"] if select.compound else ["select", "having", "order"]
     spans = [select.clause(name) for name in names]
     resolved = [(r, query.resolve(r, schema)) for r in query.references(select)]
-    resolved = [(r, found[0].alias, found[2]) for r, found in resolved if found]
+    # The rows of a query further out are none of this one's groups.
+    resolved = [(r, f[0].alias, f[2]) for r, f in resolved if f and f[0] in select.sources]
     grouped = [(alias, c) for r, alias, c in resolved if r.first in select.clause("group")]
     for reference, alias, column in resolved:
         first, last = reference.first, reference.last

@@ -21,7 +21,6 @@ import logging
 import os
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,17 +172,15 @@ def read_entry(entry: Path, db_path: Path) -> Suite | None:
 def write_entry(
     entry: Path, db_path: Path, golds: Sequence[str], sandbox: Sandbox, seed: int
 ) -> None:
-    """Build a suite; the folder appears under its name when it is complete."""
-    temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=entry.parent))
-    try:
-        manifest = build(db_path, golds, sandbox, seed, temporary)
-        text = json.dumps(manifest, indent=1)
-        (temporary / MANIFEST).write_text(text, encoding="utf-8")
-        if entry.exists():  # damaged
-            shutil.rmtree(entry)
-        temporary.rename(entry)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """Build a suite under the lock; the folder gets its name when it is complete."""
+    temporary = entry.with_suffix(".building")
+    for folder in (temporary, entry):  # left by a build that was killed; damaged
+        if folder.exists():
+            shutil.rmtree(folder)
+    temporary.mkdir()
+    manifest = build(db_path, golds, sandbox, seed, temporary)
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    temporary.rename(entry)
 
 
 def build(

@@ -1,5 +1,6 @@
 """Near misses and equivalent rewrites of SQL, and the reading of a query's structure beneath."""
 
+import doctest
 import sqlite3
 from collections import Counter
 
@@ -15,9 +16,13 @@ from sqlenv import (
     Table,
     canonical_sql,
     equivalent_rewrites,
+    literals,
     load_dataset,
     load_schema,
+    mutants,
     near_misses,
+    perturb,
+    rewrites,
 )
 from sqlenv.clauses import parse
 from sqlenv.mutants import KINDS
@@ -318,6 +323,11 @@ def test_the_structure_of_a_query():
     ]
     names = {(r.qualifier, r.column) for r in query.references(main)}
     assert names == {("m", "a"), ("v", "b"), (None, "a"), (None, "b"), (None, "c"), (None, "d")}
+
+
+@pytest.mark.parametrize("module", [literals, mutants, perturb, rewrites])
+def test_examples_in_docstrings(module):
+    assert doctest.testmod(module) == (0, 1)  # (failed, tried)
 
 
 FRAGMENTS = st.sampled_from(

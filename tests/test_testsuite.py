@@ -216,6 +216,20 @@ def test_a_damaged_entry_is_built_anew(sandbox, movies, tmp_path, caplog, damage
     assert ("damaged" in caplog.text) == (damage not in ("missing", "manifest"))
 
 
+def test_a_build_that_was_killed_leaves_no_trace(sandbox, movies, tmp_path, monkeypatch):
+    def build(db_path, golds, sandbox, seed, folder):
+        (folder / "0.sqlite").write_text("half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(testsuite, "build", build)
+        with pytest.raises(KeyboardInterrupt):
+            load_suite(movies, MOVIE_GOLDS, sandbox, cache=tmp_path / "cache")
+    suite = load_suite(movies, MOVIE_GOLDS, sandbox, cache=tmp_path / "cache")
+    entry = suite.variants[0].parent
+    assert sorted(os.listdir(tmp_path / "cache")) == [entry.name, f"{entry.name}.lock"]
+
+
 def test_builders_at_the_same_time(movies, tmp_path):
     """Four builders get the same suite, and nothing unfinished stays behind."""
     suites = []
@@ -379,6 +393,20 @@ def test_keys_are_null_only_where_the_given_database_has_it(tmp_path):
         assert connection.execute(dangling).fetchone() == (0,)
     assert nulls["full"] == nulls["loose"] == 0
     assert nulls["holed"] > 0 and nulls["note"] > 0
+
+
+def test_a_join_that_only_looks_up_may_be_left_out(sandbox, tmp_path):
+    """Every showing has its movie: by NOT NULL and a foreign key, or, without them, because it is
+    so in the given database. A prediction that does without the join is right then."""
+    gold = "SELECT s.day FROM showing AS s JOIN movie AS m ON s.movie_id = m.id WHERE s.seats > 9"
+    without = "SELECT day FROM showing WHERE seats > 9"
+    undeclared = MOVIES.replace(" NOT NULL REFERENCES movie(id)", "")
+    for name, script in (("declared", MOVIES), ("undeclared", undeclared)):
+        path = write_database(tmp_path / f"{name}.sqlite", script)
+        suite = load_suite(path, [gold], sandbox, cache=tmp_path / "cache")
+        dropped = "SELECT s.day FROM showing AS s JOIN movie AS m ON s.movie_id = m.id"
+        cases = [(suite, gold, without), (suite, gold, dropped)]
+        assert suite.judged[gold] and suite_matches(sandbox, cases) == [True, False]
 
 
 TIED = """CREATE TABLE t (name TEXT, age INT, city TEXT); INSERT INTO t VALUES {};
