@@ -11,15 +11,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote as percent_quote
 
-from sqlenv.clauses import parse
+from sqlenv.clauses import Query, parse
 from sqlenv.errors import UserError
-from sqlenv.literals import COUNT, gold_literals, joined_columns, sorted_columns
-from sqlenv.schema import load_schema, quote_name
+from sqlenv.literals import COUNT, columns_of, gold_literals, joined_columns
+from sqlenv.schema import Schema, load_schema, quote_name
 from sqlenv.sql import ASCII_LOWER
 from sqlenv.swaps import family
 
 SAMPLE = 40  # values of a column, and rows of a table, taken from the given database
 LONGEST = 200  # characters or bytes of a value that is taken
+COUNTED = 200  # the greatest number of rows that groups are made of because a query counts them
 SCANNED = 2000  # rows of a table that are looked at for that
 
 
@@ -59,17 +60,21 @@ class TablePlan:
 
 
 @dataclass
+class GoldPlan:
+    """What a database has to hold for a gold query to part from its near misses."""
+
+    literals: dict[str, list[list]]  # column -> values that it is compared with, neighbours behind
+    counts: list[int]  # numbers of rows that a group is compared with
+    sorts: set[str]  # columns in ORDER BY
+    groups: set[str]  # columns in GROUP BY
+    tables: set[str]
+
+
+@dataclass
 class Blueprint:
     statements: list[str]  # CREATE TABLE, CREATE INDEX, CREATE VIEW
     tables: dict[str, TablePlan]
-    literals: list[dict[str, list[list]]]  # for each gold: column -> values, nearby ones behind
-    reads: list[set[str]]  # for each gold: the tables that it names
-    sorts: list[set[str]]  # for each gold: the columns that it sorts by
-
-    def counts(self, number: int) -> list[int]:
-        """What a gold query compares numbers of rows with."""
-        values = [group[0] for group in self.literals[number].get(COUNT, ())]
-        return [int(value) for value in values if isinstance(value, (int, float))]
+    golds: list[GoldPlan]
 
 
 def read_blueprint(db_path: str | os.PathLike, golds: Sequence[str]) -> Blueprint:
@@ -95,10 +100,18 @@ def read_blueprint(db_path: str | os.PathLike, golds: Sequence[str]) -> Blueprin
         connection.close()
     share_values(tables)
     share_names(tables)
-    literals = [gold_literals(query, schema) for query in queries]
-    reads = [{s.table for select in q.selects for s in select.sources if s.table} for q in queries]
-    sorts = [sorted_columns(query) for query in queries]
-    return Blueprint(statements, tables, literals, reads, sorts)
+    return Blueprint(statements, tables, [plan_gold(query, schema, tables) for query in queries])
+
+
+def plan_gold(query: Query, schema: Schema, tables: dict[str, TablePlan]) -> GoldPlan:
+    literals = gold_literals(query, schema)
+    counts = [group[0] for group in literals.pop(COUNT, ())]
+    counts = [number for number in counts if isinstance(number, int) and 0 < number <= COUNTED]
+    read = {source.table for select in query.selects for source in select.sources if source.table}
+    if not read <= tables.keys():  # views, or table expressions: any table may be behind them
+        read = set(tables)
+    sorts, groups = columns_of(query, "order"), columns_of(query, "group")
+    return GoldPlan(literals, counts, sorts, groups, read)
 
 
 def open_read_only(db_path: str | os.PathLike) -> sqlite3.Connection:
@@ -173,9 +186,9 @@ def sampled_values(connection: sqlite3.Connection, table: str, column: str) -> l
     Fractions are rounded to eighths, which floating point adds up exactly, in any order: whether
     a value is above the average must not depend on the order of rows.
     """
-    name = quote_name(column)
+    source = f"SELECT {quote_name(column)} COLLATE BINARY AS v FROM {quote_name(table)}"
     rows = connection.execute(
-        f"SELECT DISTINCT v FROM (SELECT {name} AS v FROM {quote_name(table)} LIMIT {SCANNED})"
+        f"SELECT DISTINCT v FROM ({source} LIMIT {SCANNED})"
         f" WHERE v IS NOT NULL AND length(v) <= {LONGEST} LIMIT {SAMPLE}"
     )
     values = [round(v * 8) / 8 if isinstance(v, float) and abs(v) < 1e9 else v for (v,) in rows]

@@ -20,7 +20,6 @@ from sqlenv.swaps import family
 
 MAX_ROWS = 80  # of a table, so that joins without a condition stay fast
 UNREAD = 8  # typical rows of a table that no query in focus names
-MAX_COUNTED = 450  # where a query compares the size of its groups with a number
 SIZES = (3, 6, 12, 24, 40)  # typical rows of a table; one for a whole database
 SPREADS = (1, 2, 2, 3, 4, 6, 8, 12, None)  # different values of a column; None: as many as rows
 NULL_SHARES = (0, 0, 0.1, 0.3)
@@ -56,20 +55,21 @@ class Draw:
     """
 
     def __init__(self, blueprint: Blueprint, focus: Sequence[int], rng: random.Random):
-        self.tables, self.rng = blueprint.tables, rng
-        self.literals = blueprint.literals
+        self.tables, self.golds, self.rng = blueprint.tables, blueprint.golds, rng
+        self.drawn: dict[tuple[str, str], list] = {}
+        self.busy: set[tuple[str, str]] = set()
+        plans = [self.golds[number] for number in focus]
+        self.sorts = {name for plan in plans for name in plan.sorts}
+        self.groups = {name for plan in plans for name in plan.groups}
         self.null_share = rng.choice(NULL_SHARES)
-        size = max(rng.choice(SIZES), 2 * len(focus))
-        counts = [value for number in focus for value in blueprint.counts(number)]
+        counts = [count for plan in plans for count in plan.counts]
         self.count = rng.choice(counts) if counts and rng.random() < 0.7 else 0
-        read = {name for number in focus for name in blueprint.reads[number]}
+        read = {name for plan in plans for name in plan.tables}
+        size = max(rng.choice(SIZES), 2 * len(focus))
         self.sizes = {
             name: self.size(table, size if name in read else min(size, UNREAD))
             for name, table in self.tables.items()
         }
-        self.sorts = {name for number in focus for name in blueprint.sorts[number]}
-        self.drawn: dict[tuple[str, str], list] = {}
-        self.busy: set[tuple[str, str]] = set()
         queries = (None, *focus, *focus, *focus)
         self.focus = {name: rng.choices(queries, k=count) for name, count in self.sizes.items()}
 
@@ -78,7 +78,9 @@ class Draw:
         enough for two groups of the size that a query in focus compares with."""
         size = size * self.rng.choice((1, 1, 2)) // self.rng.choice((1, 1, 2))
         if table.links:
-            size = max(min(2 * size, MAX_ROWS), min(2 * self.count + 3, MAX_COUNTED))
+            size = min(2 * size, MAX_ROWS)
+        if table.links or self.groups & table.columns.keys():
+            size = max(size, 2 * self.count + 3)
         return 0 if self.rng.random() < 0.01 else size
 
     def column(self, table: str, name: str) -> list:
@@ -122,10 +124,8 @@ class Draw:
     def parents(self, table: str, keys: list[tuple[tuple, int | None]]) -> list[tuple]:
         """For each row the key of its parent."""
         skew, chosen = self.rng.choice((1, 1.5, 2, 3)), []
-        if self.count and self.rng.random() < 0.7:  # groups on both sides of the boundary
-            for key, _ in keys[: self.rng.choice((1, 2))]:
-                chosen += [key] * (self.count + self.rng.choice((-1, 0, 1)))
-            keys = keys[2:] or keys
+        if self.count and self.rng.random() < 0.7:
+            chosen, keys = self.counted([key for key, _ in keys]), keys[2:] or keys
         fitting: dict[int | None, list] = {}
         for key in keys:
             fitting.setdefault(key[1], []).append(key)
@@ -133,6 +133,13 @@ class Draw:
             among = fitting[focus] if focus in fitting and self.rng.random() < 0.6 else keys
             chosen.append(among[int(len(among) * self.rng.random() ** skew)][0])
         return chosen[: self.sizes[table]]
+
+    def counted(self, values: list) -> list:
+        """One or two of the values, each as often as a query in focus counts, or one more or less:
+        groups on both sides of the boundary."""
+        rng = self.rng
+        times = [self.count + rng.choice((-1, 0, 1)) for _ in range(rng.choice((1, 2)))]
+        return [value for value, count in zip(values, times) for _ in range(count)]
 
     def plain(self, table: str, name: str) -> list:
         """Values that depend on no other column."""
@@ -144,7 +151,11 @@ class Draw:
         if plan.unique or spread is None or untied or (plan.key and self.count):
             values = self.different(plan, len(rows))
         else:
-            values = rng.choices(self.different(plan, spread), k=len(rows))
+            different = self.different(plan, spread)
+            values = rng.choices(different, k=len(rows))
+            if self.count and name in self.groups and rng.random() < 0.7:
+                others = rng.choices(different[2:] or different, k=len(rows))
+                values = [*self.counted(different), *others][: len(rows)]
         literals = {number: self.nearby(plan, number) for number in set(rows) - {None}}
         for row, number in enumerate(rows if any(literals.values()) else ()):
             if literals.get(number) and rng.random() < 0.6:
@@ -160,7 +171,7 @@ class Draw:
 
     def nearby(self, plan: ColumnPlan, number: int) -> list[list]:
         """The literals that a query compares the column with, each with its neighbours."""
-        found = self.literals[number]
+        found = self.golds[number].literals
         groups = [group for name in plan.names for group in found.get(name, ())]
         if plan.integer:
             groups = [[v for v in map(as_integer, group) if v is not None] for group in groups]

@@ -1,5 +1,5 @@
 """What a gold query says about values: the literals that it compares columns with, the columns that
-it sorts by, and those that it takes to hold the same things.
+it sorts or groups by, and those that it takes to hold the same things.
 """
 
 from collections import defaultdict
@@ -38,7 +38,7 @@ def literal_value(query: Query, index: int) -> int | float | str | None:
         return text[1:-1].replace(text[0] * 2, text[0])
     try:
         # SQLite takes integers beyond 64 bits for floats, too.
-        number = int(text) if text.isdigit() and len(text) < 19 else float(text)
+        number = int(text) if text.isdecimal() and len(text) < 19 else float(text)
     except ValueError:
         return None
     before = [token.text for token in query.tokens[max(index - 2, 0) : index]]
@@ -60,22 +60,22 @@ def nearby(value: int | float | str) -> list:
         return list(dict.fromkeys([bare, filled, bare + "q", bare[1:], value]))
     if not value:
         return ["", " "]
-    if value.isascii() and value.isdigit():
+    if value.isascii() and value.isdigit() and len(value) < 19:
         return [value, str(max(int(value) - 1, 0)), str(int(value) + 1)]
-    last = value[-1]
-    others = [value[:-1] + chr(max(ord(last) - 1, 32)), value[:-1] + chr(ord(last) + 1)]
+    last = ord(value[-1])
+    others = [value[:-1] + chr(code) for code in (max(last - 1, 32), min(last + 1, 0x10FFFF))]
     # Surrogates are no characters; SQLite takes none.
     others = [other for other in others if not "\ud800" <= other[-1] <= "\udfff"]
     return [value, *others, value + "x", value[:-1]]
 
 
-def sorted_columns(query: Query) -> set[str]:
-    """The names of the columns in ORDER BY."""
+def columns_of(query: Query, clause: str) -> set[str]:
+    """The names of the columns in the ORDER BYs ("order") or GROUP BYs ("group") of a query."""
     return {
         reference.column
         for select in query.selects
         for reference in query.references(select)
-        if reference.first in select.clause("order")
+        if reference.first in select.clause(clause)
     }
 
 
@@ -104,10 +104,6 @@ def columns_in(query: Query, select: Select, span: range, schema: Schema) -> lis
         if reference.first in span:
             resolved = query.resolve(reference, schema)
             if resolved:
-                found.append(
-                    (
-                        resolved[1].name.translate(ASCII_LOWER),
-                        resolved[2].name.translate(ASCII_LOWER),
-                    )
-                )
+                names = resolved[1].name, resolved[2].name
+                found.append(tuple(name.translate(ASCII_LOWER) for name in names))
     return found

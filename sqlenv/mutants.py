@@ -7,6 +7,7 @@ schema, where given, adds those that need to know which columns there are. Chang
 leave the meaning as it is are not made (DISTINCT inside IN, for one); some others may.
 """
 
+import math
 from typing import NamedTuple
 
 from sqlenv.clauses import (
@@ -149,13 +150,14 @@ def neighbours(literal: str) -> list[str]:
         if inner.startswith("%"):  # LIKE: nothing may stand before it any more
             found.append(inner[1:])
         return [quote + text + quote for text in found]
-    if literal.isdigit():
+    if literal.isdecimal() and len(literal) < 19:
         number = int(literal)
         return [str(number + 1), str(number - 1)] if number else ["1"]
     try:
-        return [repr(float(literal) + 1)]
+        number = float(literal) + 1
     except ValueError:  # hexadecimal, or a BLOB
         return []
+    return [repr(number)] if math.isfinite(number) else []
 
 
 def sorting(query: Query, schema: Schema | None) -> Mutants:
@@ -180,8 +182,9 @@ def limits(query: Query, schema: Schema | None) -> Mutants:
     """One row more or less, or all; not where SQLite takes the first row anyway, as in = (…)."""
     for select in query.selects:
         span = select.clause("limit")
-        if span and query.tokens[span.start].text.isdigit() and select.opener not in COMPARISONS:
-            count = int(query.tokens[span.start].text)
+        written = query.tokens[span.start].text if span else ""
+        if written.isdecimal() and len(written) < 19 and select.opener not in COMPARISONS:
+            count = int(written)
             yield [Edit(span.start, span.start + 1, str(count + 1))]
             if count > 1:
                 yield [Edit(span.start, span.start + 1, str(count - 1))]
