@@ -23,7 +23,14 @@ from encoder import ContrastiveEncoder
 from grpo import report
 from grpo.checkpoint import load_state, save_adapter, save_state, write_json
 from grpo.config import Config
-from grpo.evaluation import Prediction, evaluate_policy, failed_gold, prediction_rows, summarize
+from grpo.evaluation import (
+    Prediction,
+    evaluate_policy,
+    failed_gold,
+    load_suites,
+    prediction_rows,
+    summarize,
+)
 from grpo.lora import add_lora, lora_folded
 from grpo.models import load_policy
 from grpo.rewards import Judge, Rewards
@@ -276,6 +283,7 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
         rewards = Rewards(judge, encoder, config.reward, *limits)
         stack.callback(rewards.close)
         train, dev = load_questions(config, judge)
+        suites = load_suites(judge.sandbox, dev)
         add_lora(policy.model, config.lora_rank, config.lora_alpha, config.seed)
         trainer = Trainer(policy, rewards, train, config)
         start_or_resume(trainer, folder, config, arguments.resume)
@@ -287,7 +295,9 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
 
         def measure(label: str) -> list[Prediction]:
             with lora_folded(policy.model):
-                return evaluate_policy(policy, judge, encoder, dev, config.max_new_tokens, label)
+                return evaluate_policy(
+                    policy, judge, encoder, dev, config.max_new_tokens, label, suites
+                )
 
         before = before_training(folder, measure)
         if not train_loop(trainer, folder, config):

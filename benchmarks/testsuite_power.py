@@ -11,6 +11,9 @@ suite, or one of --pool databases drawn for that gold alone, from other seeds th
 none of them may gold's answer be arbitrary. The near misses that nothing tells apart are counted,
 too: those that are no misses at all, and what no database drawn this way can show.
 
+The suites are chosen with these near misses in sight. --leave-out asks what they make of mistakes
+that nobody thought of: for each kind, suites are chosen without it, and only that kind is counted.
+
 A rewrite of a gold whose answer is arbitrary on the given database (a tie at its LIMIT) has no
 right answer there, so it is counted apart.
 """
@@ -31,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sqlenv import Sandbox, UserError, load_dataset, load_schema, results_match
 from sqlenv.blueprint import open_read_only, read_blueprint
-from sqlenv.distill import Drawn, Gold
+from sqlenv.distill import Drawn, Gold, choose_variants
 from sqlenv.draw import draw_database
 from sqlenv.mutants import KINDS as MISS_KINDS
 from sqlenv.mutants import NearMiss, near_misses
@@ -62,6 +65,7 @@ class Counts:
     rejected: list = field(default_factory=list)
     missed: list = field(default_factory=list)
     unseen: list = field(default_factory=list)
+    by_others: Counter = field(default_factory=Counter)  # … by suites chosen without that kind
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -74,6 +78,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--databases", help="only these, a comma list")
     parser.add_argument("--pool", type=int, default=40, help="databases for each gold")
     parser.add_argument("--seed", type=int, default=0, help="of the suites and of the pool")
+    parser.add_argument("--leave-out", action="store_true", help="also without each kind (minutes)")
     parser.add_argument("--show", type=int, default=0, help="examples of what was missed")
     return parser.parse_args(argv)
 
@@ -117,7 +122,9 @@ def measure(
     with closing(open_read_only(suite.db_path)) as connection:
         given = Drawn(connection)
         determined = {gold for gold in running if given.answer(known[gold]) is not None}
-    count_misses(suite, misses, known, determined, sandbox, options, counts)
+    differing = count_misses(suite, misses, known, determined, sandbox, options, counts)
+    if options.leave_out:
+        count_left_out(suite, misses, known, differing, options.seed, counts)
     count_rewrites(
         suite,
         [(g, r) for g in running for r in equivalent_rewrites(g)],
@@ -135,8 +142,10 @@ def count_misses(
     sandbox: Sandbox,
     options: argparse.Namespace,
     counts: Counts,
-) -> None:
+) -> dict[tuple[str, str], bool]:
+    """Return for the near misses that really differ, as (gold, miss), whether EX sees it."""
     left: dict[str, list[NearMiss]] = {}
+    differing = {}
     for (gold, miss), (ex, variants) in zip(misses, judged(suite, misses, sandbox)):
         counts.misses[miss.kind] += 1
         # What differs where gold's answer is arbitrary need not really differ.
@@ -144,6 +153,7 @@ def count_misses(
             counts.differ[miss.kind] += 1
             counts.by_ex[miss.kind] += not ex
             counts.by_ts[miss.kind] += 1
+            differing[gold, miss.sql] = not ex
         else:
             left.setdefault(gold, []).append((miss, ex))
     blueprint = read_blueprint(suite.db_path, list(known))
@@ -158,9 +168,35 @@ def count_misses(
                 # By chance, EX may see what it has no reason to see: then TS has seen it, too.
                 counts.by_ex[miss.kind] += not ex
                 counts.by_ts[miss.kind] += not ex
+                differing[gold, miss.sql] = not ex
                 if ex:
                     counts.missed.append((gold, miss))
         counts.unseen += [(gold, miss) for miss, _ in open_misses.values()]
+    return differing
+
+
+def count_left_out(
+    suite: Suite,
+    misses: list[tuple[str, NearMiss]],
+    known: dict[str, Gold],
+    differing: dict[tuple[str, str], bool],
+    seed: int,
+    counts: Counts,
+) -> None:
+    """Count the near misses of each kind that suites chosen without the kind tell from gold."""
+    blueprint = read_blueprint(suite.db_path, list(known))
+    for kind in sorted({miss.kind for gold, miss in misses if (gold, miss.sql) in differing}):
+        for gold in known.values():
+            gold.misses = [m.sql for sql, m in misses if sql == gold.sql and m.kind != kind]
+        variants = choose_variants(blueprint, list(known.values()), seed).variants
+        for sql, miss in misses:
+            if miss.kind == kind and (sql, miss.sql) in differing:
+                seen = differing[sql, miss.sql] or any(
+                    drawn.told_apart(known[sql], [miss.sql]) for drawn in variants
+                )
+                counts.by_others[kind] += seen
+        for drawn in variants:
+            drawn.connection.close()
 
 
 def count_rewrites(
@@ -225,9 +261,10 @@ def report_building(
 
 
 def report(counts: Counts, show: int) -> None:
-    columns = (counts.misses, counts.differ, counts.by_ex, counts.by_ts)
+    columns = [counts.misses, counts.differ, counts.by_ex, counts.by_ts]
+    columns += [counts.by_others] if counts.by_others else []
     print(f"\n{'near misses':16}{'made':>7}{'differ':>8}{'EX sees':>9}{'TS sees':>9}", end="")
-    print(f"{'EX %':>8}{'TS %':>8}")
+    print(f"{'EX %':>8}{'TS %':>8}{'left out %' if counts.by_others else '':>12}")
     for kind in MISS_KINDS:
         print_row(kind, *(column[kind] for column in columns))
     print_row("all", *(column.total() for column in columns))
@@ -251,9 +288,12 @@ def report(counts: Counts, show: int) -> None:
             print(f"\n{title} ({case.kind}):\n  {gold}\n  {case.sql}")
 
 
-def print_row(kind: str, made: int, differ: int, by_ex: int, by_ts: int) -> None:
-    shares = [f"{100 * n / differ:8.1f}" if differ else f"{'-':>8}" for n in (by_ex, by_ts)]
-    print(f"{kind:16}{made:7}{differ:8}{by_ex:9}{by_ts:9}{''.join(shares)}")
+def print_row(kind: str, made: int, differ: int, *seen: int) -> None:
+    """`seen` by EX, by TS and perhaps by suites chosen without the kind."""
+    shares = [f"{100 * n / differ:.1f}" if differ else "-" for n in seen]
+    widths = (8, 8, 12)
+    shares = "".join(f"{share:>{width}}" for share, width in zip(shares, widths))
+    print(f"{kind:16}{made:7}{differ:8}{seen[0]:9}{seen[1]:9}{shares}")
 
 
 def main(argv: list[str] | None = None) -> int:

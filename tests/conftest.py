@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the training loop."""
+"""What all tests share, and fixtures of the tests of the training loop."""
 
 import sqlite3
 
@@ -8,6 +8,14 @@ from trainer_kit import DATABASES, QUESTIONS, make_trainer
 from grpo.rewards import Judge
 from grpo.rollout import Rollout
 from sqlenv import Example, Sandbox
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Test-suite databases are built anew, and the user's are left alone; subprocesses too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_a_run_writes_what_the_design_lists(finished):
     assert any(row["grad_norm"] > 0 for row in rows)
     summary = json.loads((finished / "summary.json").read_text())
     for when in ("before", "after"):
-        for metric in ("valid", "execution", "semantic"):
+        for metric in ("valid", "execution", "test_suite", "semantic"):
             value = summary[when]["vi"][metric]
             assert value["n"] == 6 and 0 <= value["low"] <= value["value"] <= value["high"] <= 1
     assert summary["seconds"] > 0
