@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from encoder import ContrastiveEncoder
+from encoder import ContrastiveEncoder, SemanticReward
 from grpo import report as report_files
 from grpo.analysis import check_same_questions, compare, full_report
 from grpo.checkpoint import load_adapter, write_file, write_json
@@ -186,20 +186,20 @@ def load(
 def measure(
     arguments: argparse.Namespace,
     judge: Judge,
-    encoder,
+    semantic: SemanticReward,
     examples: list[Example],
     sqls: list[str | None] | None,
 ) -> list[Prediction]:
     """The judged answers of one source."""
     suites = load_suites(judge.sandbox, examples) if arguments.test_suite else None
     if sqls is not None:
-        return score(judge, encoder, examples, sqls, suites)
+        return score(judge, semantic, examples, sqls, suites)
     policy = load_policy(arguments.model, arguments.device, arguments.dtype)
     if arguments.adapter:
         load_adapter(policy.model, Path(arguments.adapter))
     with lora_folded(policy.model):
         return evaluate_policy(
-            policy, judge, encoder, examples, arguments.max_new_tokens, "answers", suites
+            policy, judge, semantic, examples, arguments.max_new_tokens, "answers", suites
         )
 
 
@@ -239,6 +239,7 @@ def run(arguments: argparse.Namespace) -> int:
     encoder = ContrastiveEncoder.load(arguments.encoder).to(arguments.device)
     if encoder.calibration is None:
         raise UserError(f"--encoder {arguments.encoder}: not calibrated; see encoder.train")
+    semantic = SemanticReward(encoder)
     systems = [with_run(source) for source in sources(arguments)]
     loaded = [load(system) for system in systems]
     if arguments.compare:
@@ -247,7 +248,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Sandbox() as sandbox:
         judge = Judge(sandbox)
         measured = [
-            measure(system, judge, encoder, examples, sqls)
+            measure(system, judge, semantic, examples, sqls)
             for system, (examples, sqls, _) in zip(systems, loaded)
         ]
     if arguments.save_predictions:

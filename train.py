@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from encoder import ContrastiveEncoder
+from encoder import ContrastiveEncoder, SemanticReward
 from grpo import report
 from grpo.checkpoint import load_state, save_adapter, save_state, write_json
 from grpo.config import Config
@@ -280,7 +280,9 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         judge = Judge(stack.enter_context(Sandbox()))
         limits = config.max_new_tokens, config.overlong_buffer, config.reward_timeout
-        rewards = Rewards(judge, encoder, config.reward, *limits)
+        gated = not config.semantic_ungated
+        semantic = SemanticReward(encoder, config.semantic_target, not config.semantic_raw, gated)
+        rewards = Rewards(judge, semantic, config.reward, *limits)
         stack.callback(rewards.close)
         train, dev = load_questions(config, judge)
         suites = load_suites(judge.sandbox, dev)
@@ -295,8 +297,9 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
 
         def measure(label: str) -> list[Prediction]:
             with lora_folded(policy.model):
+                metric = SemanticReward(encoder)
                 return evaluate_policy(
-                    policy, judge, encoder, dev, config.max_new_tokens, label, suites
+                    policy, judge, metric, dev, config.max_new_tokens, label, suites
                 )
 
         before = before_training(folder, measure)

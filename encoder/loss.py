@@ -1,9 +1,9 @@
-"""Symmetric InfoNCE: pull a question towards its own SQL, push it from the rest of the batch.
+"""Symmetric InfoNCE with hard negatives: pull a question towards its own SQL, push it from others.
 
-Each question classifies which SQL of the batch is its own, and each SQL which question. The other
-SQLs of the batch are the negatives, so nothing has to be sampled. Two pairs of one batch may have
-the same SQL (the same question in two languages, say): those are right answers, so they are
-masked and serve neither as a negative nor as a target.
+Each question classifies which SQL of the batch is its own, among the SQLs of the other questions
+and the near misses of all of them; and each SQL classifies which question is its own. Several
+questions may have the same SQL (one in each language, say): they are all right answers, so in
+classifying one of them the others are masked, and serve neither as a negative nor as a target.
 """
 
 import torch
@@ -11,51 +11,51 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def masked_logits(questions: Tensor, sqls: Tensor, scale: Tensor, positives: Tensor) -> Tensor:
-    """`scale` * cosine of every question with every SQL, other right answers set to -inf.
+def info_nce(
+    questions: Tensor, sqls: Tensor, scale: Tensor, own: Tensor, same: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean of the question-to-SQL and the SQL-to-question cross-entropy.
 
     Args:
-        questions, sqls: float[B, D], L2-normalised; row i of both is pair i.
+        questions: float[N, D], L2-normalised.
+        sqls: float[M, D], L2-normalised; those that no question owns are hard negatives.
         scale: float scalar, the inverse temperature.
-        positives: bool[B, B], symmetric: True where pairs i and j have the same SQL.
+        own: int64[N], the row of `sqls` that is the question's SQL.
+        same: bool[N, M], True where a SQL's text is that of the question's own.
     Returns:
-        float32[B, B].
+        The loss, a float32 scalar, and bool[N]: whether the own SQL is the closest.
     Raises:
         ValueError: the shapes do not fit together.
-    """
-    size = len(questions)
-    if questions.shape != sqls.shape or positives.shape != (size, size):
-        raise ValueError(f"questions {tuple(questions.shape)}, sqls {tuple(sqls.shape)} and "
-                         f"positives {tuple(positives.shape)} are not [B, D], [B, D] and [B, B]")
-    logits = scale * (questions @ sqls.T).float()  # (B, B)
-    own = torch.eye(size, dtype=torch.bool, device=logits.device)
-    return logits.masked_fill(positives & ~own, float("-inf"))
 
+    InfoNCE is eq. 4 of van den Oord et al. 2018 (arXiv 1807.03748), its symmetric form figure 3 of
+    CLIP (Radford et al. 2021, arXiv 2103.00020).
 
-def info_nce(questions: Tensor, sqls: Tensor, scale: Tensor, positives: Tensor) -> Tensor:
-    """Mean of the question-to-SQL and the SQL-to-question cross-entropy; a float32 scalar.
-
-    Arguments and errors are those of `masked_logits`. InfoNCE is eq. 4 of van den Oord et al. 2018
-    (arXiv 1807.03748), its symmetric form figure 3 of CLIP (Radford et al. 2021, arXiv 2103.00020).
-
-    Two pairs, cosines [[1, 0], [0.6, 0.8]], scale 1, all SQLs different:
+    Two questions, cosines [[1, 0], [0.6, 0.8]], scale 1, each with its own SQL:
         question to SQL: ln(1 + e^-1)   = 0.31326 and ln(1 + e^-0.2) = 0.59814, mean 0.45570
         SQL to question: ln(1 + e^-0.4) = 0.51302 and ln(1 + e^-0.8) = 0.37110, mean 0.44206
         loss = (0.45570 + 0.44206) / 2 = 0.44888
 
-    Three pairs, cosines the identity, scale 1, and pairs 0 and 1 have the same SQL:
-        rows 0 and 1 keep two answers (own 1, other 0): ln(1 + e^-1)     = 0.31326
-        row 2 keeps all three:                          ln(1 + 2 * e^-1) = 0.55144
-        both directions are alike: loss = (2 * 0.31326 + 0.55144) / 3 = 0.39266
-        (without the mask every row would cost 0.55144)
+    The same with a hard negative of cosines [0.5, 0.5], which no question owns:
+        question to SQL: ln(1 + e^-1 + e^-0.5) = 0.68027 and ln(1 + e^-0.2 + e^-0.3) = 0.93983,
+        mean 0.81005; SQL to question as before; loss = (0.81005 + 0.44206) / 2 = 0.62606
+
+    Three questions, the first two of the same SQL, cosines [[1, 0], [1, 0], [0, 1]], scale 1:
+        question to SQL: three times ln(1 + e^-1) = 0.31326
+        SQL to question: the first two do not compete with each other, ln(1 + e^-1) = 0.31326 each;
+        the third competes with both, ln(1 + 2 * e^-1) = 0.55144; mean 0.39266
+        loss = (0.31326 + 0.39266) / 2 = 0.35296
     """
-    logits = masked_logits(questions, sqls, scale, positives)  # (B, B)
-    own = torch.arange(len(logits), device=logits.device)  # (B,)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-
-
-def same_sql(sqls: list[str], device: torch.device) -> Tensor:
-    """bool[B, B]: True where two texts of a batch are equal, the `positives` of `info_nce`."""
-    number = {sql: i for i, sql in enumerate(sqls)}
-    ids = torch.tensor([number[sql] for sql in sqls], device=device)  # (B,)
-    return ids[:, None] == ids[None, :]
+    if same.shape != (len(questions), len(sqls)) or own.shape != (len(questions),):
+        raise ValueError(
+            f"questions {tuple(questions.shape)}, sqls {tuple(sqls.shape)}, own "
+            f"{tuple(own.shape)} and same {tuple(same.shape)} are not [N, D], [M, D], [N], [N, M]"
+        )
+    logits = scale * (questions @ sqls.T).float()  # (N, M)
+    rows = torch.arange(len(own), device=own.device)  # (N,)
+    is_own = F.one_hot(own, len(sqls)).bool()  # (N, M)
+    to_sql = logits.masked_fill(same & ~is_own, float("-inf"))  # (N, M)
+    # Row n: the SQL of question n against all questions; other questions of that SQL are masked.
+    others = same[:, own].T & ~torch.eye(len(own), dtype=torch.bool, device=own.device)  # (N, N)
+    to_question = logits[:, own].T.masked_fill(others, float("-inf"))  # (N, N)
+    loss = (F.cross_entropy(to_sql, own) + F.cross_entropy(to_question, rows)) / 2
+    return loss, to_sql.argmax(dim=1) == own

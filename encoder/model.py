@@ -46,8 +46,8 @@ TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "vocab.json", "*.model"]
 class ContrastiveEncoder(nn.Module):
     """Embeds questions and SQL; weights float32, in eval mode unless `train()` is called.
 
-    Trained on canonical SQL: give `embed`, `similarity` and `score` the text that
-    `sqlenv.sql.canonical_sql` returns, so that case and spacing do not count.
+    Trained on one way of writing: give it SQL as `encoder.text.sql_text` returns it (with the
+    schema if `with_schema`), so that case, spacing and aliases do not count.
 
     Args:
         backbone: Hugging Face encoder with hidden size H.
@@ -55,8 +55,9 @@ class ContrastiveEncoder(nn.Module):
         dim: D, the size of a fresh projection; None leaves the pooled state as it is (D = H).
     """
 
-    def __init__(self, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-                 dim: int | None):
+    def __init__(
+        self, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dim: int | None
+    ):
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
@@ -67,7 +68,8 @@ class ContrastiveEncoder(nn.Module):
             self.projection = nn.Linear(backbone.config.hidden_size, dim, bias=False)
             nn.init.orthogonal_(self.projection.weight)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's start
-        self.calibration: Calibration | None = None
+        self.calibrations: dict[str, Calibration] = {}  # by target of the reward
+        self.with_schema = False  # whether it was trained on SQL with its tables beside it
         self.eval()
 
     @property
@@ -99,8 +101,9 @@ class ContrastiveEncoder(nn.Module):
         device = self.log_scale.device
         if not texts:
             return torch.zeros(0, self.dim, device=device)
-        ids = self.tokenizer([PREFIXES[kind] + text for text in texts], truncation=True,
-                             max_length=self.max_tokens)["input_ids"]
+        ids = self.tokenizer(
+            [PREFIXES[kind] + text for text in texts], truncation=True, max_length=self.max_tokens
+        )["input_ids"]
         order = sorted(range(len(texts)), key=lambda n: len(ids[n]))
         parts = []
         for start in range(0, len(order), chunk):
@@ -109,6 +112,18 @@ class ContrastiveEncoder(nn.Module):
             parts.append(self(batch["input_ids"], batch["attention_mask"]))  # (chunk, D)
         back = torch.tensor(order, device=device).argsort()  # (N,)
         return torch.cat(parts)[back]  # (N, D)
+
+    def fits(self, texts: list[str]) -> list[bool]:
+        """Whether each SQL text is short enough to be read to its end."""
+        ids = (
+            self.tokenizer([PREFIXES["sql"] + text for text in texts])["input_ids"] if texts else []
+        )
+        return [len(row) <= self.max_tokens for row in ids]
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """For SQL against its question."""
+        return self.calibrations.get("question")
 
     @property
     def dim(self) -> int:
@@ -140,17 +155,6 @@ class ContrastiveEncoder(nn.Module):
         left = self._embed_unique(questions, "query")  # (N, D)
         right = self._embed_unique(sqls, "sql")  # (N, D)
         return (left * right).sum(dim=-1).clamp(-1.0, 1.0).cpu()
-
-    def score(self, questions: list[str], sqls: list[str]) -> Tensor:
-        """`similarity` as a reward, float32[N] in [0, 1]: 0 is a typical wrong SQL, 1 a right one.
-
-        Raises:
-            UserError: the encoder was never trained, hence not calibrated.
-            ValueError: the lists differ in length.
-        """
-        if self.calibration is None:
-            raise UserError("this encoder is not calibrated: train it with python -m encoder.train")
-        return self.calibration.score(self.similarity(questions, sqls))
 
     def _embed_unique(self, texts: list[str], kind: str) -> Tensor:
         row = {text: n for n, text in enumerate(dict.fromkeys(texts))}
@@ -185,11 +189,17 @@ class ContrastiveEncoder(nn.Module):
 
     def _load_extra(self, folder: Path) -> None:
         """Reads what `save` wrote beside the Hugging Face files."""
-        calibration = json.loads((folder / "contrastive.json").read_text())["calibration"]
-        if calibration is not None:
-            self.calibration = Calibration(**calibration)
-        state = {name: tensor.float()
-                 for name, tensor in load_file(folder / "contrastive.safetensors").items()}
+        settings = json.loads((folder / "contrastive.json").read_text())
+        if "calibrations" not in settings:
+            raise ValueError("contrastive.json has no calibrations; train it again")
+        self.calibrations = {
+            target: Calibration(**numbers) for target, numbers in settings["calibrations"].items()
+        }
+        self.with_schema = settings["with_schema"]
+        state = {
+            name: tensor.float()
+            for name, tensor in load_file(folder / "contrastive.safetensors").items()
+        }
         if "projection.weight" in state:
             size, hidden = state["projection.weight"].shape
             self.projection = nn.Linear(hidden, size, bias=False)
@@ -218,8 +228,9 @@ class ContrastiveEncoder(nn.Module):
             if self.projection is not None:
                 state["projection.weight"] = self.projection.weight.data.to(dtype)
             save_file(state, folder / "contrastive.safetensors")
-            calibration = None if self.calibration is None else asdict(self.calibration)
-            text = json.dumps({"calibration": calibration}, indent=2)
+            calibrations = {target: asdict(one) for target, one in self.calibrations.items()}
+            settings = {"calibrations": calibrations, "with_schema": self.with_schema}
+            text = json.dumps(settings, indent=2)
             (folder / "contrastive.json").write_text(text + "\n")
             os.replace(folder, path)
 
@@ -237,8 +248,9 @@ def _local_folder(path: str | os.PathLike) -> Path:
     try:
         return Path(snapshot_download(str(path), allow_patterns=HUB_FILES))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is neither a directory nor a model that can be reached on the "
-                        "Hugging Face Hub") from error
+        raise UserError(
+            f"{path} is neither a directory nor a model that can be reached on the Hugging Face Hub"
+        ) from error
 
 
 def _load_backbone(folder: Path) -> PreTrainedModel:

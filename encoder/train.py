@@ -1,182 +1,263 @@
-"""Trains the contrastive encoder: python -m encoder.train --data data --output DIR.
+"""Trains the contrastive encoder: python -m encoder.train --output DIR
 
-Positives are a question in any language and its gold SQL in canonical form. Half of the batches
-mix everything; the other half come from one database each, where all SQLs share tables and
-columns and only the meaning tells them apart. A tenth of the SQL texts is held out: it calibrates
-the encoder and says how well it retrieves SQL that it never saw.
+A batch has some SQLs, for each of them questions in several languages, and near misses of it
+(`pairs.py`); the loss is symmetric InfoNCE (`loss.py`). A tenth of the SQLs is held out and
+calibrates the encoder; `python -m encoder.evaluate` measures it on the dev split. What was done
+is kept in OUTPUT.checkpoint.pt: after a kill, repeat the command line, and it goes on from there.
 """
 
 import argparse
 import json
 import math
+import os
 import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from tqdm import tqdm
 
-from encoder.calibration import candidate_cosines, fit_calibration, retrieval_report
-from encoder.loss import info_nce, masked_logits, same_sql
+from encoder.calibration import Calibration, fit_calibration
+from encoder.loss import info_nce
 from encoder.model import MAX_LOG_SCALE, ContrastiveEncoder, require_new
+from encoder.negatives import draw_negatives, hard_negatives
+from encoder.pairs import Entry, by_database, epoch_batches, hold_out, load_entries, make_batch
+from encoder.reward import TARGETS, SemanticReward
 from encoder.scratch import small_encoder
-from sqlenv import LANGUAGES, load_dataset
+from encoder.text import sql_text
+from sqlenv import LANGUAGES, equivalent_rewrites
 from sqlenv.errors import UserError
-from sqlenv.sql import canonical_sql
-
-CANDIDATES = 32  # SQLs of one database that held-out questions choose from
 
 
-@dataclass(frozen=True)
-class TrainingPair:
-    """A question and its gold SQL in canonical form."""
-
-    question: str
-    sql: str
-    lang: str
-    db_id: str
+def has_fast_bfloat16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    found = torch.cpu.get_capabilities()
+    return device == "cpu" and any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def load_pairs(data: str, langs: list[str]) -> list[TrainingPair]:
-    """All pairs of the train split. Raises UserError if a language or a file is not there."""
-    return [TrainingPair(example.question, canonical_sql(example.gold_sql), lang, example.db_id)
-            for lang in langs for example in load_dataset(data, lang, "train")]
-
-
-def split_by_sql(pairs: list[TrainingPair], share: float,
-                 seed: int) -> tuple[list[TrainingPair], list[TrainingPair]]:
-    """Training and held-out pairs: all questions of a SQL text, in all languages, go together.
-
-    Only SQL of a database that has several is held out, as there must be a wrong one to compare
-    with. Raises UserError if that leaves nothing to train on or to hold out.
-    """
-    databases = {db_id: sqls for db_id, sqls in sqls_by_database(pairs).items() if len(sqls) > 1}
-    sqls = sorted({sql for texts in databases.values() for sql in texts})
-    held_out = set(random.Random(seed).sample(sqls, round(share * len(sqls))))
-    known = [pair for pair in pairs if pair.sql not in held_out]
-    if not held_out or not known:
-        raise UserError(f"{len(sqls)} different SQL texts in the train split are too few to train "
-                        "and calibrate an encoder")
-    return known, [pair for pair in pairs if pair.sql in held_out and pair.db_id in databases]
-
-
-def sqls_by_database(pairs: list[TrainingPair]) -> dict[str, list[str]]:
-    """The distinct SQL texts of each database, in the order of `pairs`."""
-    found: dict[str, dict[str, None]] = {}
-    for pair in pairs:
-        found.setdefault(pair.db_id, {})[pair.sql] = None
-    return {db_id: list(sqls) for db_id, sqls in found.items()}
-
-
-def epoch_batches(pairs: list[TrainingPair], size: int,
-                  rng: random.Random) -> list[list[TrainingPair]]:
-    """Every pair once, in batches of `size`: half mixed, half of one database.
-
-    A database with fewer than `size` pairs left shares its batch with the next one.
-    """
-    pairs = rng.sample(pairs, len(pairs))
-    mixed, grouped = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
-    rank = {db_id: rng.random() for db_id in sorted({pair.db_id for pair in pairs})}
-    grouped.sort(key=lambda pair: rank[pair.db_id])  # stable: stays shuffled within a database
-    batches = [part[start : start + size] for part in (mixed, grouped)
-               for start in range(0, len(part), size)]
-    rng.shuffle(batches)
-    return batches
-
-
-def train(encoder: ContrastiveEncoder, pairs: list[TrainingPair], steps: int, batch_size: int,
-          lr: float, seed: int) -> Iterator[tuple[float, float]]:
-    """Trains in place for `steps` batches; yields (loss, in-batch accuracy) after each.
-
-    AdamW, 5 % linear warm-up, then cosine decay to 0, gradient norm clipped at 1. The accuracy is
-    the share of questions whose own SQL is the closest of the batch.
-    """
+def make_optimizer(encoder: ContrastiveEncoder, lr: float) -> torch.optim.AdamW:
+    """AdamW; no decay of biases, norms and the temperature."""
     decayed = [p for p in encoder.parameters() if p.ndim >= 2]
-    others = [p for p in encoder.parameters() if p.ndim < 2]  # biases, norms, temperature
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01},
-                                   {"params": others, "weight_decay": 0.0}], lr=lr)
-    warmup = max(1, round(0.05 * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
-        (step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps)))
-    rng, batches = random.Random(seed), []
+    others = [p for p in encoder.parameters() if p.ndim < 2]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}], lr=lr
+    )
+
+
+def train(
+    encoder: ContrastiveEncoder,
+    entries: list[Entry],
+    args: argparse.Namespace,
+    checkpoint: Path | None = None,
+) -> Iterator[tuple[float, float]]:
+    """Trains in place for `args.steps` batches; yields (loss, in-batch accuracy) after each.
+
+    5 % linear warm-up, then cosine decay to 0, gradient norm clipped at 1. The accuracy is the
+    share of questions whose own SQL is the closest of the batch, near misses included. Goes on
+    from `checkpoint` if that is a file, to the same weights as without the interruption.
+    """
+    optimizer = make_optimizer(encoder, args.lr)
+    warmup = max(1, round(0.05 * args.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / args.steps)),
+    )
+    parts = {"encoder": encoder, "optimizer": optimizer, "schedule": schedule}
+    start = load_checkpoint(checkpoint, parts, vars(args))
     encoder.train()
-    for _ in range(steps):
-        batches = batches or epoch_batches(pairs, batch_size, rng)
-        batch = batches.pop()
-        questions = encoder.encode([pair.question for pair in batch], "query")  # (B, D)
-        sqls = encoder.encode([pair.sql for pair in batch], "sql")  # (B, D)
-        positives = same_sql([pair.sql for pair in batch], questions.device)  # (B, B)
-        loss = info_nce(questions, sqls, encoder.scale, positives)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-        optimizer.step()
+    epoch, batches = -1, []
+    for step in range(start, args.steps):
+        # All that is drawn depends on seed and step alone, so that a resumed run is the same run.
+        per_epoch = math.ceil(len(entries) / args.batch_size)
+        if step // per_epoch != epoch or step == start:
+            epoch = step // per_epoch
+            rng = random.Random(f"{args.seed} {epoch}")
+            batches = epoch_batches(entries, args.batch_size, rng)
+        rng = random.Random(f"{args.seed} {step} batch")
+        torch.manual_seed(rng.getrandbits(63))  # dropout
+        yield train_step(encoder, batches[step % per_epoch], optimizer, args, rng)
         schedule.step()
-        encoder.log_scale.data.clamp_(0.0, MAX_LOG_SCALE)
-        closest = masked_logits(questions, sqls, encoder.scale, positives).argmax(dim=1)  # (B,)
-        own = torch.arange(len(batch), device=closest.device)
-        yield loss.item(), (closest == own).float().mean().item()
+        if checkpoint and (step + 1) % args.save_every == 0:
+            save_checkpoint(checkpoint, parts, vars(args), step + 1)
     encoder.eval()
 
 
-def calibrate(encoder: ContrastiveEncoder, held_out: list[TrainingPair],
-              sqls: dict[str, list[str]], seed: int) -> dict[str, dict[str, float]]:
-    """Sets `encoder.calibration` from held-out pairs; returns their `retrieval_report`."""
-    cosines = candidate_cosines(encoder, held_out, sqls, CANDIDATES, seed)  # (N, 32)
-    encoder.calibration = fit_calibration(cosines[:, 0], cosines[:, 1])
-    return retrieval_report(cosines, [pair.lang for pair in held_out])
+def train_step(
+    encoder: ContrastiveEncoder,
+    entries: list[Entry],
+    optimizer: torch.optim.Optimizer,
+    args: argparse.Namespace,
+    rng: random.Random,
+) -> tuple[float, float]:
+    batch = make_batch(entries, args.questions, args.negatives, encoder.with_schema, rng)
+    device = encoder.log_scale.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+        questions = encoder.encode(batch.questions, "query")  # (N, D)
+        sqls = encoder.encode(batch.sqls, "sql")  # (M, D)
+    own = torch.tensor(batch.own, device=device)  # (N,)
+    same = own[:, None] == torch.arange(len(sqls), device=device)  # (N, M): texts differ
+    loss, closest = info_nce(questions.float(), sqls.float(), encoder.scale, own, same)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+    optimizer.step()
+    encoder.log_scale.data.clamp_(0.0, MAX_LOG_SCALE)
+    return loss.item(), closest.float().mean().item()
+
+
+def save_checkpoint(path: Path, parts: dict, settings: dict, step: int) -> None:
+    """Written under another name and renamed: a full disk or a kill leaves the one before."""
+    state = {name: part.state_dict() for name, part in parts.items()}
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save({"settings": settings, "step": step, "parts": state}, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def load_checkpoint(path: Path | None, parts: dict, settings: dict) -> int:
+    """Puts the state back; returns the number of steps that were done, 0 without a file."""
+    if path is None or not path.is_file():
+        return 0
+    try:
+        state = torch.load(path, weights_only=True)
+        if state["settings"] != settings:
+            raise UserError(f"{path} is of a run with other settings: repeat those, or remove it")
+        for name, part in parts.items():
+            part.load_state_dict(state["parts"][name])
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
+        raise UserError(f"{path} is damaged: remove it to start anew") from error
+    return state["step"]
+
+
+def calibrate(
+    encoder: ContrastiveEncoder, held_out: list[Entry], entries: list[Entry], seed: int
+) -> dict[str, Calibration]:
+    """For each target of the reward, the curve between right and wrong SQL for held-out questions.
+
+    Right is gold, or for every other question an equivalent rewrite of it; wrong is a near miss,
+    or for every other question another SQL of the database.
+    """
+    rng, databases = random.Random(seed), by_database(entries)
+    questions, golds, right, wrong = [], [], [], []
+    for entry in held_out:
+        schema = entry.schema if encoder.with_schema else None
+        others = [other.gold for other in databases[entry.db_id] if other is not entry]
+        misses = hard_negatives(entry.gold, entry.schema)
+        rewrites = [rewrite.sql for rewrite in equivalent_rewrites(entry.gold)]
+        for number, (_, question) in enumerate(entry.questions):
+            same, other = entry.gold, rng.choice(others)
+            if number % 2 and rewrites:
+                same = rng.choice(rewrites)
+            if number // 2 % 2 and misses:
+                other = draw_negatives(misses, 1, rng)[0].sql
+            questions.append(question)
+            golds.append(sql_text(entry.gold, schema))
+            right.append(sql_text(same, schema))
+            wrong.append(sql_text(other, schema))
+    curves = {}
+    for target in TARGETS:
+        reward = SemanticReward(encoder, target, calibrated=False)
+        curves[target] = fit_calibration(
+            reward.cosines(questions, golds, right), reward.cosines(questions, golds, wrong)
+        )
+    return curves
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m encoder.train", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="data", help="dataset directory (default: data)")
-    parser.add_argument("--lang", default="all", help="all, or a comma list such as en,vi")
-    parser.add_argument("--base", help="Hugging Face encoder, directory or name on the Hub, such "
-                        "as FacebookAI/xlm-roberta-base (default: a small one from scratch)")
-    parser.add_argument("--output", required=True, help="new directory for the encoder")
-    parser.add_argument("--dim", type=int, default=128, help="embedding size (default: 128)")
-    parser.add_argument("--epochs", type=int, default=4, help="passes over the data (default: 4)")
-    parser.add_argument("--steps", type=int, help="batches to train for, instead of --epochs")
-    parser.add_argument("--batch-size", type=int, default=128, help="pairs (default: 128)")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default: 1e-3 from scratch, "
-                        "5e-5 with --base)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = argparse.ArgumentParser(
+        prog="python -m encoder.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--output", required=True, help="new directory for the encoder")
+    add("--data", default="data", help="dataset root (%(default)s)")
+    add("--split", default="train", help="a comma list of train and warmup (%(default)s)")
+    add("--lang", default="all", help="all, or a comma list such as en,vi")
+    add(
+        "--base",
+        help="Hugging Face encoder, directory or hub id, such as FacebookAI/xlm-roberta-base "
+        "(a small one from scratch)",
+    )
+    add("--with-schema", action="store_true", help="the SQL's tables stand beside it")
+    add("--dim", type=int, default=128, help="embedding size (%(default)s)")
+    add("--hidden", type=int, default=128, help="width of the one from scratch (%(default)s)")
+    add("--epochs", type=int, default=4, help="passes over the SQLs (%(default)s)")
+    add("--steps", type=int, default=0, help="batches to train for, instead of --epochs")
+    add("--batch-size", type=int, default=32, help="SQLs in a batch (%(default)s)")
+    add("--questions", type=int, default=4, help="of each SQL in a batch (%(default)s)")
+    add(
+        "--negatives", type=int, default=6, help="near misses of each SQL, 0 for none (%(default)s)"
+    )
+    add("--lr", type=float, help="peak learning rate (1e-3 from scratch, 5e-5 with --base)")
+    add(
+        "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of the arithmetic"
+    )
+    add("--save-every", type=int, default=100, help="steps from checkpoint to checkpoint")
+    add("--seed", type=int, default=0)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Loads, trains, calibrates, reports and saves. Raises UserError."""
-    started = time.monotonic()
-    require_new(Path(args.output))
+def check_arguments(args: argparse.Namespace) -> None:
+    for name in ("dim", "hidden", "epochs", "batch_size", "questions", "save_every"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if args.negatives < 0 or args.steps < 0:
+        raise UserError("--negatives and --steps must not be below 0")
+    if args.hidden % 32:
+        raise UserError("--hidden must be a multiple of 32, the width of an attention head")
+    if args.lr is None:
+        args.lr = 5e-5 if args.base else 1e-3
+    if args.dtype == "auto":
+        args.dtype = "bfloat16" if has_fast_bfloat16(args.device) else "float32"
+
+
+def new_encoder(args: argparse.Namespace, entries: list[Entry]) -> ContrastiveEncoder:
     torch.manual_seed(args.seed)
-    langs = list(LANGUAGES) if args.lang == "all" else args.lang.split(",")
-    pairs = load_pairs(args.data, langs)
-    known, held_out = split_by_sql(pairs, 0.1, args.seed)
     if args.base:
         encoder = ContrastiveEncoder.load(args.base, args.dim)
     else:
-        encoder = small_encoder((t for pair in known for t in (pair.question, pair.sql)), args.dim)
-    encoder.to(args.device)
-    steps = args.steps or args.epochs * len(epoch_batches(known, args.batch_size, random.Random()))
-    lr = args.lr or (5e-5 if args.base else 1e-3)
-    print(f"{len(known)} pairs to train on, {len(held_out)} held out, {steps} steps", flush=True)
-    with tqdm(train(encoder, known, steps, args.batch_size, lr, args.seed), total=steps) as bar:
+        texts = [text for entry in entries for _, text in entry.questions]
+        texts += [sql_text(e.gold, e.schema if args.with_schema else None) for e in entries]
+        encoder = small_encoder(texts, args.dim, hidden=args.hidden)
+    encoder.with_schema = args.with_schema
+    return encoder.to(args.device)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Loads, trains, calibrates and saves. Raises UserError."""
+    started, output = time.monotonic(), Path(args.output)
+    check_arguments(args)
+    require_new(output)
+    langs = list(LANGUAGES) if args.lang == "all" else args.lang.split(",")
+    entries = load_entries(args.data, langs, args.split.split(","))
+    known, held_out = hold_out(entries, 0.1, args.seed)
+    encoder = new_encoder(args, known)
+    args.steps = args.steps or args.epochs * math.ceil(len(known) / args.batch_size)
+    print(
+        f"{len(known)} SQLs to train on, {len(held_out)} held out, {args.steps} steps", flush=True
+    )
+    checkpoint = output.with_name(output.name + ".checkpoint.pt")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(train(encoder, known, args, checkpoint), total=args.steps) as bar:
         for loss, accuracy in bar:
-            bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}")
-    report = calibrate(encoder, held_out, sqls_by_database(pairs), args.seed)
-    encoder.save(args.output, dtype=torch.float16)
+            bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", refresh=False)
+    encoder.calibrations = calibrate(encoder, held_out, entries, args.seed)
+    encoder.save(output, dtype=torch.float16)
     seconds = round(time.monotonic() - started, 1)
-    summary = {"arguments": vars(args), "held_out": report, "seconds": seconds}
-    (Path(args.output) / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
-    for lang, row in report.items():
-        print(f"{lang:4} recall@1 of {CANDIDATES}: {row['recall@1']:.3f}  "
-              f"above another SQL: {row['pair']:.3f}  n = {row['n']}")
-    print(f"{encoder.calibration}\nsaved to {args.output} in {seconds:.0f} s")
+    summary = {"arguments": vars(args), "seconds": seconds}
+    (output / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+    checkpoint.unlink(missing_ok=True)
+    print(f"{encoder.calibration}\nsaved to {output} in {seconds:.0f} s")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -70,6 +70,13 @@ class Config:
     )
     lora_rank: int = option(32, "LoRA rank r")
     lora_alpha: float = option(64.0, "LoRA alpha; the update is scaled by alpha / r")
+    semantic_target: str = option(
+        "question",
+        "what the semantic reward compares the SQL with",
+        choices=["question", "gold", "both"],
+    )
+    semantic_raw: bool = option(False, "the cosine as semantic reward, not the calibrated score")
+    semantic_ungated: bool = option(False, "semantic reward also for SQL that does not run")
     reward_timeout: float = option(10.0, "seconds a custom reward may take for a batch")
     reward: dict = field(default_factory=lambda: dict(WEIGHTS))
     seed: int = option(0, "of data order, LoRA weights and sampling")

@@ -4,8 +4,8 @@ the encoder. `analysis.py` says more about what comes of it.
     valid       the SQL runs
     execution   its result equals gold's on the given database (EX)
     test_suite  and on every generated variant of the database (TS), where that is asked for
-    semantic    cosine of question and SQL in the contrastive encoder above the encoder's calibrated
-                threshold
+    semantic    to the contrastive encoder it is more likely right than wrong: the calibrated score
+                of question and SQL is above a half
 
 A question whose gold query fails has no answer to compare with: it is left out of every share and
 counted apart.
@@ -28,7 +28,6 @@ from sqlenv import (
     Execution,
     Sandbox,
     Suite,
-    canonical_sql,
     extract_sql,
     is_ordered,
     load_suite,
@@ -102,12 +101,15 @@ def load_suites(sandbox: Sandbox, examples: list[Example]) -> dict[Path, Suite]:
 
 def score(
     judge: Judge,
-    encoder,
+    semantic_score,
     examples: list[Example],
     sqls: Sequence[str | None],
     suites: dict[Path, Suite] | None = None,
 ) -> list[Prediction]:
-    """Judges the SQL for each example, as it stands; None where there is none."""
+    """Judges the SQL for each example, as it stands; None where there is none.
+
+    ``semantic_score`` is an ``encoder.SemanticReward``, or None.
+    """
     gold = judge.run_gold(examples)
     jobs = {(e.db_path, sql): None for e, sql in zip(examples, sqls) if sql is not None}
     jobs.update(zip(jobs, judge.sandbox.run_many(jobs)))  # equal queries run once
@@ -117,13 +119,15 @@ def score(
         i for i in valid if results_match(gold[i], found[i], is_ordered(examples[i].gold_sql))
     ]
     semantic = suite_right = None
-    if encoder is not None:
-        cosines = encoder.similarity(
-            [examples[i].question for i in valid], [canonical_sql(sqls[i]) for i in valid]
+    if semantic_score is not None:
+        scores = semantic_score(
+            [example.question for example in examples],
+            [example.gold_sql for example in examples],
+            sqls,
+            [one.status == "ok" for one in found],
+            [example.db_path for example in examples],
         )
-        semantic = {
-            i for i, one in zip(valid, cosines.tolist()) if one >= encoder.calibration.threshold
-        }
+        semantic = {i for i, one in enumerate(scores) if one > 0.5}
     if suites is not None:
         cases = [(suites[examples[i].db_path], examples[i].gold_sql, sqls[i]) for i in correct]
         suite_right = {i for i, one in zip(correct, suite_matches(judge.sandbox, cases)) if one}
@@ -151,7 +155,7 @@ def score(
 def evaluate_policy(
     policy: Policy,
     judge: Judge,
-    encoder,
+    semantic_score,
     examples: list[Example],
     max_new_tokens: int,
     progress: str = "",
@@ -162,7 +166,7 @@ def evaluate_policy(
     texts = generate(
         policy, PromptBuilder(policy.tokenizer), examples, max_new_tokens, progress=progress
     )
-    return score(judge, encoder, examples, [extract_sql(text) for text in texts], suites)
+    return score(judge, semantic_score, examples, [extract_sql(text) for text in texts], suites)
 
 
 def measured(predictions: list[Prediction]) -> list[str]:

@@ -18,7 +18,6 @@ from sqlenv import (
     Execution,
     Sandbox,
     UserError,
-    canonical_sql,
     extract_sql,
     is_ordered,
     results_match,
@@ -133,6 +132,7 @@ class Rewards:
     """Scores completions: (P, G, R) reward terms in the order of ``names``.
 
     Args:
+        semantic: an ``encoder.reward.SemanticReward``; may be None if that weighs 0.
         weights: by name; those of 0 are left out.
         longest, buffer: tokens, of the reward ``overlong``.
         timeout: seconds that a custom reward may take for a batch.
@@ -141,14 +141,14 @@ class Rewards:
     def __init__(
         self,
         judge: Judge,
-        encoder,
+        semantic,
         weights: dict[str, float],
         longest: int = 0,
         buffer: int = 0,
         timeout: float = 10.0,
     ):
         check_weights(weights)
-        self.judge, self.encoder, self.longest, self.buffer = judge, encoder, longest, buffer
+        self.judge, self.semantic, self.longest, self.buffer = judge, semantic, longest, buffer
         self.specs = [name for name, weight in weights.items() if weight]
         self.names = [spec.rpartition(":")[2] for spec in self.specs]
         doubled = [name for name in self.names if self.names.count(name) > 1]
@@ -227,15 +227,10 @@ class Rewards:
         ]
 
     def _semantic(self, examples, judged) -> list[float]:
-        """Only SQL that runs is looked at, and only the SQL: prose around it cannot please the
-        encoder.
-        """
-        scores = [0.0] * len(judged)
-        valid = [i for i, one in enumerate(judged) if one.valid]
-        if valid:
-            found = self.encoder.score(
-                [examples[i].question for i in valid], [canonical_sql(judged[i].sql) for i in valid]
-            )
-            for i, score in zip(valid, found.tolist()):
-                scores[i] = score
-        return scores
+        return self.semantic(
+            [example.question for example in examples],
+            [example.gold_sql for example in examples],
+            [one.sql for one in judged],
+            [one.valid for one in judged],
+            [example.db_path for example in examples],
+        )

@@ -1,8 +1,6 @@
-"""The contrastive encoder: loss by hand, invariances, calibration, save and load, training."""
+"""The contrastive encoder: loss by hand, invariances, calibration, save and load."""
 
-import json
 import math
-import sqlite3
 
 import pytest
 import torch
@@ -10,33 +8,22 @@ import torch.nn.functional as F
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from encoder import ContrastiveEncoder
-from encoder import train as training
-from encoder.calibration import Calibration, candidate_cosines, fit_calibration, retrieval_report
-from encoder.loss import info_nce, same_sql
+from encoder.calibration import Calibration, fit_calibration
+from encoder.loss import info_nce
 from encoder.scratch import small_encoder
-from encoder.train import TrainingPair, epoch_batches, split_by_sql, sqls_by_database
 from sqlenv.errors import UserError
 
-TABLES = {"shop": ["customers", "orders"], "school": ["students", "teachers"]}
-COLUMNS = ["name", "age", "city", "salary", "phone"]
-PHRASES = {
-    "en": {"list": "List the {column} of all {table}", "max": "Largest {column} of {table}?"},
-    "vi": {"list": "Liệt kê {column} của mọi {table}", "max": "{column} lớn nhất {table}?"}}
-QUERIES = {"list": "SELECT {column} FROM {table}", "max": "SELECT max({column}) FROM {table}"}
-
-
-def synthetic_pairs() -> list[TrainingPair]:
-    """80 pairs: 2 databases of 20 SQL texts, each asked in 2 languages."""
-    return [TrainingPair(phrase.format(column=column, table=table),
-                         QUERIES[shape].format(column=column, table=table), lang, db_id)
-            for lang, phrases in PHRASES.items() for shape, phrase in phrases.items()
-            for db_id, tables in TABLES.items() for table in tables for column in COLUMNS]
+PAIRS = [
+    ("List the age of all orders", "SELECT age FROM orders"),
+    ("Liệt kê city của mọi teachers", "SELECT city FROM teachers"),
+    ("Largest salary of customers?", "SELECT max(salary) FROM customers"),
+]
 
 
 def tiny_encoder() -> ContrastiveEncoder:
     torch.manual_seed(0)
-    texts = [text for pair in synthetic_pairs() for text in (pair.question, pair.sql)]
-    return small_encoder(texts, dim=32, vocab_size=400, layers=2, hidden=64)
+    texts = [text for pair in PAIRS for text in pair]
+    return small_encoder(texts * 5, dim=32, vocab_size=400, layers=2, hidden=64)
 
 
 @pytest.fixture(scope="module")
@@ -44,35 +31,49 @@ def encoder() -> ContrastiveEncoder:
     return tiny_encoder()
 
 
-def test_info_nce_of_two_pairs_by_hand():
-    questions = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    positives = same_sql(["a", "b"], torch.device("cpu"))
-    loss = info_nce(questions, torch.eye(2), torch.tensor(1.0), positives)
-    assert loss.item() == pytest.approx(0.44888, abs=1e-5)  # worked out in the docstring
+def loss_of(cosines: list[list[float]], own: list[int], scale: float = 1.0) -> torch.Tensor:
+    """info_nce for given cosines: the SQLs are unit vectors, and no two texts are the same."""
+    questions, own = torch.tensor(cosines), torch.tensor(own)
+    same = own[:, None] == torch.arange(questions.shape[1])
+    return info_nce(questions, torch.eye(questions.shape[1]), torch.tensor(scale), own, same)[0]
 
 
-def test_info_nce_masks_the_same_sql():
+def test_info_nce_by_hand():
+    """The three cases that its docstring works out."""
+    two = loss_of([[1.0, 0.0], [0.6, 0.8]], [0, 1])
+    assert two.item() == pytest.approx(0.44888, abs=1e-5)
+    near = loss_of([[1.0, 0.0, 0.5], [0.6, 0.8, 0.5]], [0, 1])
+    assert near.item() == pytest.approx(0.62606, abs=1e-5)
+    shared = loss_of([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [0, 0, 1])
+    assert shared.item() == pytest.approx(0.35296, abs=1e-5)
+
+
+def test_info_nce_says_whose_own_sql_is_closest():
+    questions = torch.tensor([[0.9, 0.1, 0.8], [0.2, 0.3, 0.4]])
+    same = torch.tensor([[True, False, False], [False, True, False]])
     one = torch.tensor(1.0)
-    masked = info_nce(torch.eye(3), torch.eye(3), one, same_sql(["a", "a", "b"], one.device))
-    assert masked.item() == pytest.approx(0.39266, abs=1e-5)  # worked out in the docstring
-    plain = info_nce(torch.eye(3), torch.eye(3), one, same_sql(["a", "b", "c"], one.device))
-    assert plain.item() == pytest.approx(math.log(1 + 2 * math.exp(-1)), abs=1e-5)
+    found = info_nce(questions, torch.eye(3), one, torch.tensor([0, 1]), same)[1]
+    assert found.tolist() == [True, False]
+    same[1, 2] = True  # the same text once more is no rival
+    found = info_nce(questions, torch.eye(3), one, torch.tensor([0, 1]), same)[1]
+    assert found.tolist() == [True, True]
 
 
 def test_info_nce_gradient_is_finite_and_pulls_together():
     questions = torch.tensor([[0.6, 0.8], [0.8, 0.6], [1.0, 0.0]], requires_grad=True)
-    positives = same_sql(["a", "a", "a"], questions.device)
-    info_nce(questions, torch.eye(3, 2), torch.tensor(5.0), positives).backward()
+    own, one = torch.tensor([0, 0, 0]), torch.tensor(5.0)
+    info_nce(questions, torch.eye(2)[:1], one, own, torch.ones(3, 1).bool())[0].backward()
     assert torch.equal(questions.grad, torch.zeros(3, 2))  # nothing to tell apart
     questions.grad = None
-    info_nce(questions, torch.eye(3, 2), torch.tensor(5.0),
-             same_sql(["a", "b", "c"], questions.device)).backward()
+    own = torch.tensor([0, 1, 1])
+    same = own[:, None] == torch.arange(2)
+    info_nce(questions, torch.eye(2), one, own, same)[0].backward()
     assert questions.grad.isfinite().all() and questions.grad[0, 0] < 0  # moves to SQL 0
 
 
 def test_info_nce_rejects_shapes_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"\[B, D\]"):
-        info_nce(torch.eye(3), torch.eye(2), torch.tensor(1.0), torch.eye(3).bool())
+    with pytest.raises(ValueError, match=r"\[N, D\]"):
+        info_nce(torch.eye(3), torch.eye(3), torch.tensor(1.0), torch.arange(3), torch.eye(2) > 0)
 
 
 def test_padding_and_order_do_not_change_an_embedding(encoder):
@@ -104,14 +105,20 @@ def test_long_text_is_cut_and_no_text_is_fine(encoder):
     assert encoder.similarity([], []).shape == (0,)
 
 
+def test_what_is_too_long_to_read_does_not_fit(encoder):
+    age = len(encoder.tokenizer("sql: age")["input_ids"])
+    assert encoder.fits(["age", "age " * (257 - age), "age " * (258 - age)]) == [True, True, False]
+    assert encoder.fits([]) == []
+
+
 def test_similarity_is_a_cosine_and_embeds_repeats_once(encoder, monkeypatch):
-    pairs = synthetic_pairs()[:3]
-    questions = [pair.question for pair in pairs for _ in range(8)]
-    sqls = [pair.sql for pair in pairs] * 8
+    questions = [question for question, _ in PAIRS for _ in range(8)]
+    sqls = [sql for _, sql in PAIRS] * 8
     seen = []
     embed = encoder.embed
-    monkeypatch.setattr(encoder, "embed", lambda texts, kind: seen.append(texts) or embed(texts,
-                                                                                          kind))
+    monkeypatch.setattr(
+        encoder, "embed", lambda texts, kind: seen.append(texts) or embed(texts, kind)
+    )
     cosines = encoder.similarity(questions, sqls)
     assert [len(texts) for texts in seen] == [3, 3]
     assert cosines.shape == (24,) and cosines.dtype == torch.float32
@@ -134,73 +141,62 @@ def test_dropout_is_off_even_in_training_mode_and_training_mode_is_kept():
 def test_words_are_the_same_token_wherever_they_stand(encoder):
     def tokens(text):
         return encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+
     age = tokens("age")
     for text in ["'age'", "city_age", "的age的", " age"]:
         assert "-".join(map(str, age)) in "-".join(map(str, tokens(text)))
     assert tokens("tie\u0302\u0301ng") == tokens("ti\u1ebfng")  # decomposed and composed Vietnamese
 
 
-def test_calibration_by_hand():
-    found = fit_calibration(torch.tensor([0.9, 0.5, 0.6]), torch.tensor([0.1, 0.55, 0.3]))
-    assert found.threshold == pytest.approx(0.4)
-    assert (found.low, found.high) == pytest.approx((0.3, 0.6))
-    assert found.balanced_accuracy == pytest.approx(5 / 6)
-    scores = Calibration(0.4, 0.2, 0.6, 1.0).score(torch.tensor([-1.0, 0.2, 0.5, 0.6, 1.0]))
-    torch.testing.assert_close(scores, torch.tensor([0.0, 0.0, 0.75, 1.0, 1.0]))
+def test_calibration_scores_by_hand():
+    """sigmoid(10 * 0.5 - 5) = 0.5, sigmoid(2) = 0.88080, sigmoid(-15) = 3.06e-7."""
+    curve = Calibration(10.0, -5.0)
+    scores = curve.score(torch.tensor([0.5, 0.7, -1.0]))
+    torch.testing.assert_close(scores, torch.tensor([0.5, 0.88080, 3.06e-7]), atol=1e-5, rtol=0)
+    assert curve.threshold == 0.5
+
+
+def test_calibration_lies_midway_between_right_and_wrong_and_counts_both_alike():
+    curve = fit_calibration(torch.tensor([0.8]), torch.tensor([0.2]))
+    assert curve.threshold == pytest.approx(0.5) and 10 < curve.slope < 1000
+    many = fit_calibration(torch.tensor([0.8]), torch.tensor([0.2] * 50))
+    assert (many.slope, many.bias) == pytest.approx((curve.slope, curve.bias))
+
+
+def test_calibration_gives_the_observed_shares():
+    """At 0 a quarter of the pairs is right, at 1 three quarters: logits -ln 3 and ln 3, so slope
+    2 ln 3 = 2.197 and bias -1.0986; the pull to 0 takes a little of it.
+    """
+    right, wrong = torch.tensor([0.0, 1, 1, 1]), torch.tensor([0.0, 0, 0, 1])
+    curve = fit_calibration(right, wrong)
+    assert curve.slope == pytest.approx(2 * math.log(3), rel=1e-2)
+    assert curve.bias == pytest.approx(-math.log(3), rel=1e-2)
+
+
+def test_an_encoder_that_has_it_backwards_earns_nothing():
+    curve = fit_calibration(torch.tensor([0.1, 0.2]), torch.tensor([0.8, 0.9]))
+    assert curve.score(torch.tensor([-1.0, 1.0])).tolist() == [0.5, 0.5]
+    assert curve.threshold == math.inf
     with pytest.raises(ValueError, match="right and wrong"):
         fit_calibration(torch.tensor([0.9]), torch.tensor([]))
 
 
-def test_retrieval_report_by_hand():
-    none = float("-inf")
-    cosines = torch.tensor([[0.9, 0.1, 0.2], [0.5, 0.4, 0.6], [0.1, 0.3, none], [0.7, 0.1, none]])
-    report = retrieval_report(cosines, ["en", "en", "vi", "vi"])
-    assert report == {"all": {"recall@1": 0.5, "pair": 0.75, "n": 4},
-                      "en": {"recall@1": 0.5, "pair": 1.0, "n": 2},
-                      "vi": {"recall@1": 0.5, "pair": 0.5, "n": 2}}
-
-
-def test_candidates_are_gold_first_then_others_of_the_database(encoder):
-    pairs = synthetic_pairs()
-    sqls = sqls_by_database(pairs)
-    sqls["shop"] = [pairs[0].sql, pairs[1].sql]
-    cosines = candidate_cosines(encoder, pairs[:1], sqls, count=4, seed=0)
-    expected = encoder.similarity([pairs[0].question] * 2, sqls["shop"])
-    torch.testing.assert_close(cosines[0, :2], expected)
-    assert cosines[0, 2:].tolist() == [float("-inf")] * 2
-
-
-def test_an_epoch_shows_every_pair_once_and_half_the_batches_one_database():
-    pairs = [TrainingPair(f"q{i}", f"s{i}", "en", f"db{i % 2}") for i in range(160)]
-    batches = epoch_batches(pairs, 10, training.random.Random(0))
-    assert sorted(p.question for b in batches for p in b) == sorted(p.question for p in pairs)
-    assert sum(len({pair.db_id for pair in batch}) == 1 for batch in batches) >= 7  # of 16
-
-
-def test_held_out_sql_is_never_trained_on_in_any_language():
-    known, held_out = split_by_sql(synthetic_pairs(), 0.1, seed=0)
-    assert not {pair.sql for pair in known} & {pair.sql for pair in held_out}
-    # Both languages ask for a tenth of the 40 texts, 4.
-    assert len(held_out) == 8 and {pair.lang for pair in held_out} == {"en", "vi"}
-    with pytest.raises(UserError, match="too few"):
-        split_by_sql([TrainingPair("q", "s", "en", "alone")] * 9, 0.1, seed=0)
-
-
 def test_save_and_load_round_trip(encoder, tmp_path):
-    pairs = synthetic_pairs()[:4]
-    texts = [pair.question for pair in pairs], [pair.sql for pair in pairs]
-    encoder.calibration = Calibration(0.5, 0.25, 0.75, 0.9)
+    texts = [question for question, _ in PAIRS], [sql for _, sql in PAIRS]
+    encoder.calibrations = {"question": Calibration(20.0, -9.0), "gold": Calibration(9.0, -8.0)}
+    encoder.with_schema = True
     encoder.save(tmp_path / "full")
     loaded = ContrastiveEncoder.load(tmp_path / "full")
-    assert loaded.calibration == encoder.calibration and not loaded.training
+    assert loaded.calibrations == encoder.calibrations and not loaded.training
+    assert loaded.with_schema and loaded.calibration == Calibration(20.0, -9.0)
     assert torch.equal(loaded.similarity(*texts), encoder.similarity(*texts))
-    assert torch.equal(loaded.score(*texts), encoder.score(*texts))
     assert torch.equal(loaded.log_scale, encoder.log_scale)
     encoder.save(tmp_path / "half", dtype=torch.float16)
     half = ContrastiveEncoder.load(tmp_path / "half")
     assert {p.dtype for p in half.parameters()} == {torch.float32}
-    torch.testing.assert_close(half.similarity(*texts), encoder.similarity(*texts), atol=1e-3,
-                               rtol=0)
+    torch.testing.assert_close(
+        half.similarity(*texts), encoder.similarity(*texts), atol=1e-3, rtol=0
+    )
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half")]
     assert sizes[1] < 0.6 * sizes[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "half"]  # nothing left over
@@ -216,16 +212,20 @@ def test_a_failed_save_leaves_nothing_behind(encoder, tmp_path, monkeypatch):
 
 
 def test_plain_hugging_face_encoder(encoder, tmp_path):
-    config = XLMRobertaConfig(vocab_size=len(encoder.tokenizer), hidden_size=32,
-                              num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    config = XLMRobertaConfig(
+        vocab_size=len(encoder.tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
     XLMRobertaModel(config).save_pretrained(tmp_path / "plain")  # with a pooler, as published
     with pytest.raises(UserError, match="has no tokenizer"):
         ContrastiveEncoder.load(tmp_path / "plain")
     encoder.tokenizer.save_pretrained(tmp_path / "plain")
     plain = ContrastiveEncoder.load(tmp_path / "plain")
     assert plain.projection is None and plain.embed(["age"], "sql").shape == (1, 32)
-    with pytest.raises(UserError, match="not calibrated"):
-        plain.score(["age"], ["SELECT age"])
+    assert plain.calibration is None and not plain.with_schema
     fresh = ContrastiveEncoder.load(tmp_path / "plain", dim=8)
     assert fresh.embed(["age"], "sql").shape == (1, 8)
     (tmp_path / "plain" / "model.safetensors").write_bytes(b"cut off")
@@ -236,51 +236,3 @@ def test_plain_hugging_face_encoder(encoder, tmp_path):
 def test_no_such_encoder_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="neither a directory nor a model"):
         ContrastiveEncoder.load(tmp_path / "nowhere")
-
-
-def test_training_lowers_the_loss_and_improves_retrieval():
-    encoder, pairs = tiny_encoder(), synthetic_pairs()
-    sqls = sqls_by_database(pairs)
-
-    def recall() -> float:
-        cosines = candidate_cosines(encoder, pairs, sqls, 8, seed=0)
-        return retrieval_report(cosines, [pair.lang for pair in pairs])["all"]["recall@1"]
-
-    before = recall()
-    scale = encoder.scale.item()
-    losses = [loss for loss, _ in training.train(encoder, pairs, 60, 20, 2e-3, seed=0)]
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
-    assert recall() > max(0.9, before + 0.2)
-    assert encoder.scale.item() != scale and not encoder.training
-
-
-def write_dataset(root) -> None:
-    """The synthetic pairs in MultiSpider's published layout."""
-    folder = root / "dataset" / "multispider" / "with_English_value"
-    folder.mkdir(parents=True)
-    for lang in PHRASES:
-        rows = [{"db_id": pair.db_id, "query": pair.sql, "question": pair.question}
-                for pair in synthetic_pairs() if pair.lang == lang]
-        (folder / f"train_{lang}.json").write_text(json.dumps(rows), encoding="utf-8")
-    for db_id, tables in TABLES.items():
-        place = root / "dataset" / "spider" / "database" / db_id
-        place.mkdir(parents=True)
-        connection = sqlite3.connect(place / f"{db_id}.sqlite")
-        for table in tables:
-            connection.execute(f"CREATE TABLE {table} ({', '.join(COLUMNS)})")
-        connection.close()
-
-
-def test_command_line_trains_from_scratch_and_from_its_own_output(tmp_path, capsys):
-    write_dataset(tmp_path / "data")
-    options = ["--data", str(tmp_path / "data"), "--lang", "en,vi", "--batch-size", "16"]
-    first, second = str(tmp_path / "first"), str(tmp_path / "second")
-    assert training.main([*options, "--output", first, "--steps", "3"]) == 0
-    assert training.main([*options, "--output", second, "--steps", "1", "--base", first]) == 0
-    assert "recall@1 of 32" in capsys.readouterr().out
-    loaded = ContrastiveEncoder.load(second)
-    assert 0 <= loaded.score(["List the age"], ["SELECT age FROM orders"]).item() <= 1
-    summary = json.loads((tmp_path / "second" / "training.json").read_text())
-    assert summary["held_out"]["vi"]["n"] == 4
-    assert training.main([*options, "--output", first]) == 2
-    assert "first already exists" in capsys.readouterr().err

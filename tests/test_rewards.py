@@ -6,6 +6,7 @@ import doctest
 import json
 import sqlite3
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import train
+from encoder import SemanticReward
 from grpo import rewards as rewards_module
 from grpo.advantages import group_advantages
 from grpo.rewards import (
@@ -45,14 +47,16 @@ class CountingSandbox(Sandbox):
         return super().run_many(queries)
 
 
-class FakeEncoder:
-    """Scores every SQL 0.5, or as ``scores`` says, and notes what it is given."""
+class FakeEncoder(SemanticReward):
+    """Gives every SQL 0.5, or what ``scores`` says, and notes what it is given."""
 
     def __init__(self, scores: dict[str, float] | None = None):
         self.scores, self.seen = scores or {}, []
+        self.encoder = SimpleNamespace(with_schema=False, fits=lambda texts: [True] * len(texts))
+        self.calibrated, self.gated = False, True
 
-    def score(self, questions, sqls):
-        assert len(questions) == len(sqls)
+    def cosines(self, questions, golds, sqls):
+        assert len(questions) == len(golds) == len(sqls)
         self.seen += zip(questions, sqls)
         return torch.tensor([self.scores.get(sql, 0.5) for sql in sqls])
 

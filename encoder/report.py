@@ -1,0 +1,212 @@
+"""What an evaluation of an encoder shows and writes: Markdown tables, JSON and a plot."""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from encoder.negatives import KINDS
+from sqlenv import LANGUAGES, UserError
+
+LABELS = {
+    "mean_over_kinds": "mean over kinds",
+    "all_near_misses": "all near misses",
+    "other_sql": "other SQL of the database",
+    "mrr": "MRR",
+    "recall@1": "recall@1",
+    "english_recall@1": "recall@1 of the English question",
+    "gold_too_long": "gold too long to be read",
+    "and_or": "AND / OR",
+    "set_operation": "set operation",
+}
+SHARES = (*KINDS, "mean_over_kinds", "all_near_misses", "other_sql")
+RETRIEVAL = ("mrr", "recall@1", "english_recall@1", "gold_too_long")
+
+
+def languages(report: dict) -> list[str]:
+    return [key for key in report if key in LANGUAGES]
+
+
+def text_of(report: dict) -> str:
+    """The report as Markdown tables."""
+    tables = {
+        "Gold above": metric_table(report, SHARES),
+        "Retrieval": metric_table(report, RETRIEVAL),
+        "Calibration": calibration_table(report.get("calibration")),
+        "Calibration error": row_table("ECE", (report.get("calibration") or {}).get("ece")),
+        "Attacks above gold": gaming_table(report["gaming"]),
+        "Right above wrong answers": row_table("AUC", report.get("auc")),
+    }
+    parts = [f"{title}\n\n{markdown_table(rows)}\n" for title, rows in tables.items() if rows]
+    return "\n".join(
+        [*parts, "shares in percent with 95 % intervals; n: how many they are shares of"]
+    )
+
+
+def cell(one: dict | None) -> str:
+    """A share with its 95 % interval, in percent: ``61.4 (56-67)``."""
+    if one is None or one["value"] is None:
+        return "-"
+    value, low, high = (100 * one[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} ({low:.0f}-{high:.0f})"
+
+
+def metric_table(report: dict, metrics: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Metrics by language; n is over all languages."""
+    columns = [*languages(report), "average"]
+    rows = []
+    for metric in metrics:
+        if metric in report.get("average", {}):
+            cells = (cell(report[column].get(metric)) for column in columns)
+            n = report["average"][metric]["n"]
+            rows.append((LABELS.get(metric, metric), *cells, str(n)))
+    return [("", *columns, "n"), *rows] if rows else []
+
+
+def calibration_table(calibration: dict | None) -> list[tuple[str, ...]]:
+    if not calibration:
+        return []
+    rows = [
+        (
+            f"{one['low']:.1f}-{one['high']:.1f}",
+            f"{100 * one['score']:.1f}",
+            cell(one["right"]),
+            str(one["right"]["n"]),
+        )
+        for one in calibration["bins"]
+    ]
+    return [("score", "mean score", "right", "pairs"), *rows]
+
+
+def row_table(name: str, values: dict | None) -> list[tuple[str, ...]]:
+    """One row of values, and one of their n."""
+    if not values:
+        return []
+    heading = ("", *(key.replace("_", " ") for key in values))
+    ns = (str(one["n"]) for one in values.values())
+    return [heading, (name, *map(cell, values.values())), ("n", *ns)]
+
+
+def gaming_table(gaming: dict) -> list[tuple[str, ...]]:
+    rows = [(name, cell(one), str(one["n"])) for name, one in gaming["attacks"].items()]
+    none = gaming["none_above"]
+    return [("attack", "above gold", "n"), *rows, ("none of them", cell(none), str(none["n"]))]
+
+
+def markdown_table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |"
+        for row in rows
+    ]
+    return "\n".join(
+        [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+    )
+
+
+def plot(path: Path, report: dict) -> None:
+    """Draws the shares of gold above its rivals, and the calibration curve where there is one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    calibration = report.get("calibration")
+    figure, axes = plt.subplots(
+        1,
+        1 + bool(calibration),
+        figsize=(7.5 + 4.5 * bool(calibration), 5.6),
+        squeeze=False,
+        width_ratios=[1.6, 1][: 1 + bool(calibration)],
+    )
+    plot_shares(axes[0, 0], report)
+    if calibration:
+        plot_calibration(axes[0, 1], calibration)
+    figure.tight_layout()
+    write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    plt.close(figure)
+
+
+def plot_shares(axis, report: dict) -> None:
+    """A bar with its interval for the average of the languages, a dot for each language."""
+    average = report.get("average", {})
+    metrics = [metric for metric in SHARES if metric in average]
+    for place, metric in enumerate(metrics):
+        one = average[metric]
+        color = "C0" if metric in KINDS else "0.45"
+        axis.barh(place, 100 * one["value"], color=color, alpha=0.35, height=0.7)
+        axis.plot([100 * one["low"], 100 * one["high"]], [place, place], color=color, linewidth=2.5)
+    langs = languages(report)
+    for number, lang in enumerate(langs):
+        found = [(i, report[lang][m]) for i, m in enumerate(metrics) if m in report[lang]]
+        # A little apart, so that equal values can be told from one another.
+        places = [i + 0.5 * ((number + 0.5) / len(langs) - 0.5) for i, _ in found]
+        shares = [100 * one["value"] for _, one in found]
+        axis.scatter(shares, places, s=16, color=f"C{number + 1}", label=lang, zorder=3)
+    labels = [f"{LABELS.get(metric, metric)} ({average[metric]['n']})" for metric in metrics]
+    axis.set_yticks(range(len(metrics)), labels)
+    axis.invert_yaxis()
+    axis.axvline(50, color="0.3", linewidth=0.8, linestyle=":")
+    axis.set_xlim(0, 101)
+    axis.set_xlabel("gold above, % of (n) questions; bar: average, line: its 95 % interval")
+    axis.grid(axis="x", alpha=0.2)
+    axis.legend(
+        fontsize=8,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=max(1, len(langs)),
+        frameon=False,
+    )
+
+
+def plot_calibration(axis, calibration: dict) -> None:
+    """The share that is right in each bin of scores, beside the diagonal."""
+    axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
+    scores = [one["score"] for one in calibration["bins"]]
+    right = [one["right"] for one in calibration["bins"]]
+    values = [one["value"] for one in right]
+    errors = [
+        [one["value"] - one["low"] for one in right],
+        [one["high"] - one["value"] for one in right],
+    ]
+    axis.errorbar(scores, values, yerr=errors, marker="o", markersize=4, capsize=2, color="C0")
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlabel("calibrated score")
+    axis.set_ylabel("share that is right")
+    if "all" in calibration["ece"]:
+        axis.set_title(
+            f"expected calibration error {cell(calibration['ece']['all'])} %", fontsize=9
+        )
+    axis.grid(alpha=0.2)
+
+
+def check_writable(outputs: dict[str, str | None]) -> None:
+    """Raises UserError for an option's path that could not be written, before there is anything to
+    lose.
+    """
+    for option, path in outputs.items():
+        if path:
+            folder = next(one for one in Path(path).absolute().parents if one.exists())
+            if Path(path).is_dir() or not os.access(folder, os.W_OK):
+                raise UserError(f"{option} {path}: cannot be written")
+
+
+def write_json(path: Path, report: dict) -> None:
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes under a temporary name and renames. Raises UserError if that cannot be done."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        with suppress(OSError):  # it is gone if all went well
+            temporary.unlink()

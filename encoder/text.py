@@ -1,0 +1,122 @@
+"""The one text by which the encoder knows a query, whatever names the query gives.
+
+An alias means nothing, and a policy is free to choose it: "number_of_singers" pleases an encoder
+that has read the question. So result columns lose theirs, or are called c1, c2, … where something
+refers to them, tables that have one are called t1, t2, …, and those of WITH w1, w2, …. Comments,
+case and spaces go as well. It need not be SQL that runs, only the same for the same query.
+"""
+
+import re
+
+from sqlenv.clauses import Edit, Query, Token, name_of, parse
+from sqlenv.schema import Schema
+from sqlenv.sql import ASCII_LOWER, KEYWORDS, canonical_sql
+
+MAX_LENGTH = 20_000  # characters of a query that are read
+MAX_DEPTH = 50  # parentheses in each other
+PLAIN = re.compile(r"[^\W\d]\w*")
+NAMES = ("name", "quoted")
+
+
+def sql_text(sql: str, schema: Schema | None = None) -> str:
+    """Return the text of a query that the encoder reads; any string is accepted.
+
+    With a schema, the tables that the query names follow, in the schema's order, so that the
+    encoder sees which columns there were to choose from.
+
+    >>> sql_text('SELECT s.name AS "oldest of all" FROM "singer" s ORDER BY s.age -- oldest')
+    'SELECT t1.name FROM singer AS t1 ORDER BY t1.age'
+    >>> sql_text("SELECT city, count(*) AS n FROM singer GROUP BY city HAVING n > 2 ORDER BY n")
+    'SELECT city, count(*) AS c1 FROM singer GROUP BY city HAVING c1 > 2 ORDER BY c1'
+    """
+    query = parse(canonical_sql(sql[:MAX_LENGTH]))
+    if is_too_deep(query):
+        return query.sql
+    text = canonical_sql(query.edited(edits(query)))
+    named = {source.table for select in query.selects for source in select.sources}
+    tables = [t for t in schema.tables if t.name.translate(ASCII_LOWER) in named] if schema else []
+    listed = [f"{t.name}({', '.join(column.name for column in t.columns)})" for t in tables]
+    return " | ".join([text, ", ".join(listed).translate(ASCII_LOWER)]) if listed else text
+
+
+def edits(query: Query) -> list[Edit]:
+    """Every alias renamed where it is given and where it is used, or dropped where it is not."""
+    tokens, found = query.tokens, {}
+    tables, columns = {}, {}
+    for number, place in enumerate(with_tables(query)):
+        tables[name_of(tokens[place])] = f"w{number + 1}"
+    items = {source.item for select in query.selects for source in select.sources}
+    given = dict.fromkeys(table_aliases(query), "t") | dict.fromkeys(column_aliases(query), "c")
+    is_name = [token.kind in NAMES and tokens[i - 1].text != "." for i, token in enumerate(tokens)]
+    used = {name_of(t) for i, t in enumerate(tokens) if is_name[i] and i not in given}
+    for place, letter in sorted(given.items()):
+        name, known = name_of(tokens[place]), tables if letter == "t" else columns
+        if letter == "t" or name in used:
+            new = f"AS {known.setdefault(name, f'{letter}{len(known) + 1}')}"
+        else:
+            new = ""
+        first = place - (tokens[place - 1].text == "as")
+        found[first] = Edit(first, place + 1, new)
+    for i, token in enumerate(tokens):
+        if is_name[i] and i not in given:
+            is_table = i in items or query.next_text(i) in (".", "as")
+            new = (tables if is_table else columns).get(name_of(token))
+            if new or is_needlessly_quoted(token, is_table):
+                found[i] = Edit(i, i + 1, new or name_of(token))
+    return list(found.values())
+
+
+def with_tables(query: Query) -> list[int]:
+    """Where the tables of WITH get their names."""
+    return [
+        place - 2
+        for place in query.closing
+        if place > 1
+        and query.tokens[place - 1].text == "as"
+        and query.tokens[place - 2].kind in NAMES
+        and query.next_text(place) in ("select", "values", "with")
+    ]
+
+
+def table_aliases(query: Query) -> list[int]:
+    """Where the aliases of tables and subqueries stand."""
+    found = []
+    for select in query.selects:
+        for source in select.sources:
+            after = query.closing.get(source.item, source.item) + 1
+            while query.tokens[after : after + 1] and query.tokens[after].text == ".":
+                after += 2
+            after += after < source.last and query.tokens[after].text == "as"
+            if after < source.last and query.tokens[after].kind in (*NAMES, "string"):
+                found.append(after)
+    return found
+
+
+def column_aliases(query: Query) -> list[int]:
+    """Where the aliases of result columns stand."""
+    found = []
+    for select in query.selects:
+        for item in query.items(select.clause("select")):
+            last = item.stop - 1
+            if len(item) < 2 or query.tokens[last].kind not in (*NAMES, "string"):
+                continue
+            before = query.tokens[last - 1]
+            follows_value = before.kind in (*NAMES, "number", "string") or before.text == ")"
+            if before.text == "as" or follows_value or before.text == "end":
+                found.append(last)
+    return found
+
+
+def is_needlessly_quoted(token: Token, is_table: bool) -> bool:
+    """Double quotes may also be those of a string, but not where a table is named."""
+    name = name_of(token)
+    quoted = token.kind == "quoted" and (is_table or token.text[0] in "`[")
+    return quoted and bool(PLAIN.fullmatch(name)) and name not in KEYWORDS
+
+
+def is_too_deep(query: Query) -> bool:
+    depth = deepest = 0
+    for token in query.tokens:
+        depth += (token.text == "(") - (token.text == ")")
+        deepest = max(deepest, depth)
+    return deepest > MAX_DEPTH

@@ -1,0 +1,130 @@
+"""The one text of a query, and the attacks that it and the encoder have to withstand."""
+
+import doctest
+import random
+import sqlite3
+from contextlib import closing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from encoder import text as text_module
+from encoder.attacks import ATTACKS, TRAINED, Target, attack
+from encoder.text import sql_text
+from sqlenv import equivalent_rewrites, load_dataset, load_schema
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return load_dataset("data", "en", "dev")[::15]
+
+
+def rows_of(path, sql: str) -> list[tuple]:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        return connection.execute(sql).fetchmany(1000)
+
+
+def test_docstring():
+    assert doctest.testmod(text_module).failed == 0
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("SELECT name FROM singer", 'select "x".name as "all the names" from singer x'),
+        ("SELECT s.a FROM t AS s", "SELECT question_words.a FROM t question_words"),
+        ("SELECT a, count(*) FROM t", "SELECT a AS words, count(*) how_many FROM t"),
+        ("SELECT a AS x FROM t ORDER BY x", "SELECT a AS words FROM t ORDER BY words"),
+        ("WITH x AS (SELECT 1) SELECT * FROM x", "WITH q AS (SELECT 1) SELECT * FROM q -- q"),
+        (
+            "SELECT a.x FROM (SELECT x FROM t) AS a JOIN t AS b ON a.x = b.x",
+            "SELECT p.x FROM (SELECT x AS words FROM t) AS p JOIN t AS q ON p.x = q.x",
+        ),
+    ],
+)
+def test_names_that_a_query_gives_do_not_count(one, other):
+    if "x" in one and "FROM singer" not in one:
+        assert sql_text(one) == sql_text(other)
+    else:
+        assert sql_text(other).replace("t1.", "").replace(" AS t1", "") == sql_text(one).replace(
+            "t1.", ""
+        ).replace(" AS t1", "")
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("SELECT a FROM t", "SELECT b FROM t"),
+        ("SELECT a FROM t", "SELECT DISTINCT a FROM t"),
+        ("SELECT T1.a FROM t AS T1 JOIN u AS T2", "SELECT T2.a FROM t AS T1 JOIN u AS T2"),
+        ("SELECT a FROM t WHERE b = 'AS c'", "SELECT a FROM t WHERE b = ''"),
+        ("SELECT a FROM t ORDER BY a", "SELECT a FROM t ORDER BY a DESC"),
+    ],
+)
+def test_what_changes_the_meaning_changes_the_text(one, other):
+    assert sql_text(one) != sql_text(other)
+
+
+def test_texts_of_gold_give_golds_rows_and_do_not_depend_on_aliases(examples):
+    renamed = 0
+    for one in examples:
+        sql = sql_text(one.gold_sql)
+        assert rows_of(one.db_path, sql) == rows_of(one.db_path, one.gold_sql)
+        for rewrite in equivalent_rewrites(one.gold_sql):
+            if rewrite.kind == "aliases renamed":
+                assert sql_text(rewrite.sql) == sql
+                renamed += 1
+    assert renamed > 5
+
+
+def test_the_tables_that_a_query_names_stand_beside_it(examples):
+    one = next(e for e in examples if e.db_id == "museum" and " JOIN " not in e.gold_sql)
+    schema = load_schema(one.db_path)
+    sql, tables = sql_text(one.gold_sql, schema).split(" | ")
+    assert sql == sql_text(one.gold_sql)
+    named = [table for table in schema.tables if f"FROM {table.name}" in one.gold_sql]
+    assert tables.split("(")[0] in [table.name for table in named]
+    assert all(column.name in tables for column in named[0].columns)
+    assert sql_text("SELECT 1", schema) == "SELECT 1"
+
+
+@settings(deadline=None)
+@given(st.text() | st.text("SELCTFROMaswith ,.()'\"`[];*=0-"))
+def test_any_text_is_accepted(sql):
+    assert isinstance(sql_text(sql), str)
+
+
+@pytest.mark.parametrize(
+    "sql", ["SELECT a," * 200_000, "(" * 200_000, "SELECT (" * 5000, "a b " * 9**6]
+)
+def test_text_of_any_length_is_read_in_time(sql):
+    assert len(sql_text(sql)) <= 25_000
+
+
+def test_there_are_twenty_attacks_and_half_of_them_are_not_trained_against():
+    assert len(ATTACKS) == 20 and len(TRAINED) == 10
+
+
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_an_attack_runs_and_hardly_ever_gives_golds_rows(kind, examples):
+    """Some golds have no row, and a few ask for all columns of a table."""
+    alike = 0
+    for one in examples:
+        schema = load_schema(one.db_path)
+        target = Target(
+            one.question, 'Où est l\'"autre" */ ?', one.gold_sql, schema, random.Random(0)
+        )
+        found = rows_of(one.db_path, attack(kind, target))
+        alike += sorted(map(repr, found)) == sorted(map(repr, rows_of(one.db_path, one.gold_sql)))
+    assert alike <= 0.1 * len(examples)
+
+
+@pytest.mark.parametrize(
+    "kind", ["question as an alias", "question as a table's alias", "question as a table of WITH"]
+)
+def test_words_in_a_comment_or_an_alias_do_not_reach_the_encoder(kind, examples):
+    one = examples[0]
+    target = Target("Which zebra?", "", one.gold_sql, load_schema(one.db_path), random.Random(0))
+    assert "zebra" in attack(kind, target) and "zebra" not in sql_text(attack(kind, target))
+    assert "zebra" not in sql_text(attack("question in a comment", target))

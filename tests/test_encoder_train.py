@@ -1,0 +1,298 @@
+"""What the encoder is trained on, and training: batches by hand, resume, the command line."""
+
+import json
+import random
+import sqlite3
+
+import pytest
+import torch
+from encoder.text import sql_text
+
+from encoder import ContrastiveEncoder, SemanticReward
+from encoder import train as training
+from encoder.negatives import KINDS, draw_negatives, hard_negatives
+from encoder.pairs import Entry, epoch_batches, hold_out, load_entries, make_batch
+from sqlenv import Column, NearMiss, Schema, Table, UserError, load_schema
+
+TABLES = {"shop": ["customers", "orders"], "school": ["students", "teachers"]}
+COLUMNS = ["name", "age", "city", "salary", "phone"]
+PHRASES = {
+    "en": {"list": "List the {column} of all {table}", "max": "Largest {column} of {table}?"},
+    "vi": {"list": "Liệt kê {column} của mọi {table}", "max": "{column} lớn nhất {table}?"},
+}
+QUERIES = {"list": "SELECT {column} FROM {table}", "max": "SELECT max({column}) FROM {table}"}
+DATABASE = """
+    CREATE TABLE singer (id INTEGER PRIMARY KEY, name TEXT, country TEXT, age INT, height INT);
+    CREATE TABLE writer (id INTEGER PRIMARY KEY, name TEXT, country TEXT, age INT);
+    CREATE TABLE song (id INTEGER PRIMARY KEY, singer_id INT REFERENCES singer (id), title TEXT);
+    INSERT INTO singer VALUES (1, 'Ann', 'France', 30, 170), (2, 'Bob', 'France', 40, 180),
+        (3, 'Cid', 'Japan', 40, 160), (4, 'Dee', 'Peru', 50, 150);
+    INSERT INTO writer VALUES (1, 'Eve', 'Japan', 41), (2, 'Cid', 'Peru', 30);
+    INSERT INTO song VALUES (1, 1, 'A'), (2, 1, 'B'), (3, 3, 'A'), (4, NULL, 'C');
+"""
+# For each kind a gold query and a near miss that belongs to it.
+NEAR_MISSES = {
+    "comparison": (
+        "SELECT name FROM singer WHERE age > 40",
+        "SELECT name FROM singer WHERE age >= 40",
+    ),
+    "distinct": ("SELECT count(DISTINCT country) FROM singer", "SELECT count(country) FROM singer"),
+    "aggregate": ("SELECT max(age) FROM singer", "SELECT min(age) FROM singer"),
+    "column": ("SELECT avg(age) FROM singer", "SELECT avg(height) FROM singer"),
+    "table": ("SELECT name FROM singer", "SELECT name FROM writer"),
+    "literal": (
+        "SELECT name FROM singer WHERE age >= 40",
+        "SELECT name FROM singer WHERE age >= 41",
+    ),
+    "sort": ("SELECT name FROM singer ORDER BY age", "SELECT name FROM singer ORDER BY age DESC"),
+    "limit": (
+        "SELECT name FROM singer ORDER BY age DESC LIMIT 1",
+        "SELECT name FROM singer ORDER BY age DESC LIMIT 2",
+    ),
+    "join": (
+        "SELECT T1.name FROM singer AS T1 JOIN song AS T2 ON T1.id = T2.singer_id",
+        "SELECT T1.name FROM singer AS T1",
+    ),
+    "and_or": (
+        "SELECT name FROM singer WHERE age > 30 AND country = 'France'",
+        "SELECT name FROM singer WHERE age > 30 OR country = 'France'",
+    ),
+    "condition": (
+        "SELECT name FROM singer WHERE age > 30 AND country = 'France'",
+        "SELECT name FROM singer WHERE country = 'France'",
+    ),
+    "having": (
+        "SELECT country, count(*) FROM singer WHERE height > 175 GROUP BY country",
+        "SELECT country, count(*) FROM singer GROUP BY country HAVING height > 175",
+    ),
+    "set_operation": (
+        "SELECT name FROM singer INTERSECT SELECT name FROM writer",
+        "SELECT name FROM singer UNION SELECT name FROM writer",
+    ),
+    "negation": (
+        "SELECT name FROM singer WHERE id NOT IN (SELECT singer_id FROM song WHERE singer_id > 0)",
+        "SELECT name FROM singer WHERE id IN (SELECT singer_id FROM song WHERE singer_id > 0)",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def singers(tmp_path_factory):
+    path = tmp_path_factory.mktemp("singers") / "singers.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(DATABASE)
+    connection.close()
+    return path
+
+
+def test_there_is_a_case_for_each_kind():
+    assert set(NEAR_MISSES) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", NEAR_MISSES)
+def test_a_near_miss_of_each_kind_runs_differs_and_has_its_label(singers, kind):
+    gold, expected = NEAR_MISSES[kind]
+    found = {sql_text(miss.sql): miss for miss in hard_negatives(gold, load_schema(singers))}
+    miss = found[sql_text(expected)]
+    connection = sqlite3.connect(singers)
+    rows = [connection.execute(sql).fetchall() for sql in (gold, miss.sql)]
+    connection.close()
+    assert rows[0] != rows[1]
+    assert miss.kind == kind
+
+
+def test_near_misses_leave_the_inside_of_literals_alone(singers):
+    gold = "SELECT name FROM singer WHERE country = 'age > 40 AND count(name)'"
+    inside = [m for m in hard_negatives(gold, load_schema(singers)) if m.kind != "literal"]
+    assert inside and all(
+        "'age > 40 AND count(name)'" in m.sql for m in inside if "country" in m.sql
+    )
+
+
+def test_kinds_are_drawn_alike_however_many_near_misses_they_have():
+    """One of a kind against ten of the other: half the first draws each, and all in the end."""
+    pool = [NearMiss(f"c{i}", "column") for i in range(10)] + [NearMiss("d", "distinct")]
+    rng = random.Random(0)
+    first = [draw_negatives(pool, 1, rng)[0].kind for _ in range(400)]
+    assert 160 < first.count("distinct") < 240
+    assert sorted(draw_negatives(pool, 20, rng)) == sorted(pool)
+    assert draw_negatives([], 3, rng) == []
+
+
+def synthetic_entries() -> list[Entry]:
+    """40 SQLs: 2 databases of 20, each asked in 2 languages."""
+    schemas = {
+        db_id: Schema(
+            tuple(Table(n, tuple(Column(c, "TEXT", False) for c in COLUMNS), ()) for n in tables)
+        )
+        for db_id, tables in TABLES.items()
+    }
+    return [
+        Entry(
+            query.format(column=column, table=table),
+            db_id,
+            schemas[db_id],
+            tuple(
+                (lang, phrases[shape].format(column=column, table=table))
+                for lang, phrases in PHRASES.items()
+            ),
+        )
+        for shape, query in QUERIES.items()
+        for db_id, tables in TABLES.items()
+        for table in tables
+        for column in COLUMNS
+    ]
+
+
+def test_an_epoch_shows_every_entry_once_and_half_the_batches_one_database():
+    entries = [Entry(f"s{i}", f"db{i % 2}", Schema(()), ()) for i in range(160)]
+    batches = epoch_batches(entries, 10, random.Random(0))
+    assert sorted(e.gold for b in batches for e in b) == sorted(e.gold for e in entries)
+    assert sum(len({entry.db_id for entry in batch}) == 1 for batch in batches) >= 7  # of 16
+
+
+def test_held_out_sql_is_never_trained_on():
+    known, held_out = hold_out(synthetic_entries(), 0.1, seed=0)
+    assert len(known) == 36 and len(held_out) == 4
+    assert not {(e.db_id, e.gold) for e in known} & {(e.db_id, e.gold) for e in held_out}
+    with pytest.raises(UserError, match="too few"):
+        hold_out([Entry("s", "alone", Schema(()), ())] * 9, 0.1, seed=0)
+
+
+def test_a_batch_by_hand():
+    """Two SQLs, two questions each, and as near misses of max(age) the other aggregates and
+    columns; the near miss that is the other SQL of the batch stands once.
+    """
+    entries = [
+        e
+        for e in synthetic_entries()
+        if e.gold in ("SELECT max(age) FROM orders", "SELECT max(city) FROM orders")
+    ]
+    batch = make_batch(entries, 2, 50, False, random.Random(1))
+    assert sorted(batch.questions) == sorted(text for e in entries for _, text in e.questions)
+    assert batch.own == [0, 0, 1, 1]
+    assert batch.sqls[:2] == [entry.gold for entry in entries]
+    assert len(set(batch.sqls)) == len(batch.sqls)
+    assert "SELECT min(age) FROM orders" in batch.sqls[2:]
+    few = make_batch(entries, 1, 0, False, random.Random(1))
+    assert len(few.questions) == 2 and len(few.sqls) == 2
+
+
+def test_a_batch_with_the_schema_shows_the_tables_beside_the_sql():
+    entries = synthetic_entries()[:1]
+    batch = make_batch(entries, 1, 2, True, random.Random(1))
+    assert all("customers(name, age, city, salary, phone)" in sql for sql in batch.sqls)
+
+
+def arguments(output="unused", **changed):
+    args = training.parse_arguments(["--output", str(output)])
+    vars(args).update(
+        steps=60,
+        batch_size=10,
+        questions=2,
+        lr=2e-3,
+        dtype="float32",
+        dim=32,
+        hidden=64,
+    )
+    vars(args).update(changed)
+    return args
+
+
+def tiny(args) -> ContrastiveEncoder:
+    return training.new_encoder(args, synthetic_entries())
+
+
+def test_training_lowers_the_loss_and_finds_the_right_sql():
+    args, entries = arguments(), synthetic_entries()
+    encoder = tiny(args)
+    scale = encoder.scale.item()
+
+    def recall() -> float:
+        questions = encoder.embed([e.questions[1][1] for e in entries], "query")
+        sqls = encoder.embed([sql_text(e.gold) for e in entries], "sql")
+        return (sqls @ questions.T).argmax(0).eq(torch.arange(40)).float().mean().item()
+
+    before = recall()
+    losses = [loss for loss, _ in training.train(encoder, entries, args)]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert recall() > max(0.8, before + 0.2)
+    assert encoder.scale.item() != scale and not encoder.training
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
+    """Stopped after step 5, with a checkpoint of step 4; dropout is on, batches are drawn."""
+    args, entries = arguments(steps=8, save_every=2), synthetic_entries()
+
+    def run(checkpoint, stop=8):
+        encoder = tiny(args)
+        encoder.backbone.embeddings.dropout.p = 0.1
+        steps = training.train(encoder, entries, args, checkpoint)
+        return encoder, [loss for _, (loss, _) in zip(range(stop), steps)]
+
+    whole, losses = run(tmp_path / "whole.pt")
+    run(tmp_path / "killed.pt", stop=6)  # the generator is left behind in its sixth step
+    resumed, rest = run(tmp_path / "killed.pt")
+    assert rest == losses[4:]
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+    with pytest.raises(UserError, match="other settings"):
+        list(training.train(tiny(args), entries, arguments(steps=9), tmp_path / "killed.pt"))
+    (tmp_path / "killed.pt").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="remove it"):
+        list(training.train(tiny(args), entries, args, tmp_path / "killed.pt"))
+
+
+def write_dataset(root) -> None:
+    """The synthetic entries in MultiSpider's published layout."""
+    folder = root / "dataset" / "multispider" / "with_English_value"
+    folder.mkdir(parents=True)
+    for lang in PHRASES:
+        rows = [
+            {"db_id": entry.db_id, "query": entry.gold, "question": dict(entry.questions)[lang]}
+            for entry in synthetic_entries()
+        ]
+        (folder / f"train_{lang}.json").write_text(json.dumps(rows), encoding="utf-8")
+    for db_id, tables in TABLES.items():
+        place = root / "dataset" / "spider" / "database" / db_id
+        place.mkdir(parents=True)
+        connection = sqlite3.connect(place / f"{db_id}.sqlite")
+        for table in tables:
+            connection.execute(f"CREATE TABLE {table} ({', '.join(COLUMNS)})")
+        connection.close()
+
+
+def test_questions_of_one_sql_are_together_however_it_is_written(tmp_path):
+    write_dataset(tmp_path)
+    file = tmp_path / "dataset" / "multispider" / "with_English_value" / "train_vi.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    for row in rows:
+        row["query"] = row["query"].lower().replace(" ", "  ")
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    entries = load_entries(str(tmp_path), ["en", "vi"], ["train"])
+    assert len(entries) == 40
+    assert all([lang for lang, _ in entry.questions] == ["en", "vi"] for entry in entries)
+
+
+def test_command_line_trains_from_scratch_and_from_its_own_output(tmp_path, capsys):
+    write_dataset(tmp_path / "data")
+    options = ["--data", str(tmp_path / "data"), "--lang", "en,vi", "--batch-size", "16"]
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    assert training.main([*options, "--output", first, "--steps", "3"]) == 0
+    again = [*options, "--output", second, "--steps", "1", "--base", first, "--with-schema"]
+    assert training.main(again) == 0
+    loaded = ContrastiveEncoder.load(second)
+    assert loaded.with_schema
+    shop = tmp_path / "data" / "dataset" / "spider" / "database" / "shop" / "shop.sqlite"
+    for target in ("question", "gold", "both"):
+        reward = SemanticReward(loaded, target)
+        sql = "SELECT age FROM orders"
+        (score,) = reward(["List the age"], [sql], [sql], [True], [shop])
+        assert 0 <= score <= 1
+    summary = json.loads((tmp_path / "second" / "training.json").read_text())
+    assert summary["arguments"]["steps"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "first", "second"]
+    assert training.main([*options, "--output", first]) == 2
+    assert "first already exists" in capsys.readouterr().err
+    assert training.main([*options, "--output", str(tmp_path / "x"), "--batch-size", "0"]) == 2
+    assert "--batch-size must be at least 1" in capsys.readouterr().err

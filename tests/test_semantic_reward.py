@@ -1,0 +1,117 @@
+"""The semantic reward by hand, with an encoder whose embeddings are chosen."""
+
+import math
+
+import pytest
+import torch
+
+from encoder import ContrastiveEncoder, SemanticReward
+from encoder.calibration import Calibration
+from encoder.reward import CACHED
+from sqlenv import UserError
+
+GOLD, NEAR, OTHER = "SELECT a FROM t WHERE b > 1", "SELECT a FROM t WHERE b >= 1", "SELECT c FROM u"
+
+
+class ChosenEncoder:
+    """Cosines of the question with gold, the near miss and the other SQL: 0.8, 0.6 and -0.6; of
+    gold with itself, the near miss and the other: 1, 0.96 and 0.
+    """
+
+    with_schema = False
+    calibrations = {"question": Calibration(10.0, -7.0), "gold": Calibration(50.0, -49.0)}
+
+    def __init__(self):
+        self.embedded = []
+
+    def fits(self, texts):
+        return [len(text) < 1000 for text in texts]
+
+    def embed(self, texts, kind):
+        self.embedded.append((kind, texts))
+        angles = {GOLD: math.acos(0.8), NEAR: math.acos(0.6), OTHER: math.acos(-0.6)}
+        rows = [angles.get(text, 0.0) if kind == "sql" else 0.0 for text in texts]
+        return torch.tensor([[math.cos(x), math.sin(x)] for x in rows]).reshape(-1, 2)
+
+
+def score(reward, sqls, valid=None, question="q"):
+    count = len(sqls)
+    valid = [True] * count if valid is None else valid
+    found = reward([question] * count, [GOLD] * count, sqls, valid, ["no.sqlite"] * count)
+    return [round(one, 6) for one in found]
+
+
+def sigmoid(x: float) -> float:
+    return round(1 / (1 + math.exp(-x)), 6)
+
+
+def test_the_calibrated_score_of_the_question_by_hand():
+    """10 * 0.8 - 7 = 1, 10 * 0.6 - 7 = -1, 10 * -0.6 - 7 = -13."""
+    reward = SemanticReward(ChosenEncoder())
+    assert score(reward, [GOLD, NEAR, OTHER]) == [sigmoid(1), sigmoid(-1), sigmoid(-13)]
+
+
+def test_the_three_targets_by_hand():
+    """acos(0.6) - acos(0.8) = 0.2838 and its cosine 0.96; acos(-0.6) is a right angle further than
+    acos(0.8). "both" is the mean: (0.8 + 1) / 2, (0.6 + 0.96) / 2, (-0.6 + 0) / 2, the last cut at 0.
+    """
+    sqls = [GOLD, NEAR, OTHER]
+    encoder = ChosenEncoder()
+    assert score(SemanticReward(encoder, calibrated=False), sqls) == [0.8, 0.6, 0.0]
+    assert score(SemanticReward(encoder, "gold", calibrated=False), sqls) == [1.0, 0.96, 0.0]
+    assert score(SemanticReward(encoder, "both", calibrated=False), sqls) == [0.9, 0.78, 0.0]
+    calibrated = score(SemanticReward(encoder, "gold"), sqls)
+    assert calibrated == [sigmoid(1), sigmoid(-1), sigmoid(-49)]
+
+
+def test_only_sql_that_runs_is_scored_unless_ungated():
+    assert score(SemanticReward(ChosenEncoder()), [GOLD, GOLD], [False, True])[0] == 0
+    ungated = SemanticReward(ChosenEncoder(), gated=False)
+    assert score(ungated, [GOLD, None], [False, False]) == [sigmoid(1), 0.0]
+
+
+def test_sql_too_long_to_be_read_scores_nothing():
+    long = GOLD + " AND 1 = 1" * 100
+    assert score(SemanticReward(ChosenEncoder()), [long, GOLD]) == [0.0, sigmoid(1)]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select A from T where B>1;",
+        "SELECT a FROM t WHERE b > 1 -- what was asked",
+        "SELECT a AS what_was_asked FROM t WHERE b > 1",
+    ],
+)
+def test_what_does_not_change_the_meaning_does_not_change_the_score(sql):
+    assert score(SemanticReward(ChosenEncoder()), [sql]) == [sigmoid(1)]
+
+
+def test_a_text_is_embedded_once_and_the_cache_is_bounded():
+    encoder = ChosenEncoder()
+    reward = SemanticReward(encoder)
+    score(reward, [GOLD, GOLD, NEAR])
+    score(reward, [NEAR, OTHER])
+    assert [texts for kind, texts in encoder.embedded if kind == "sql"] == [[GOLD, NEAR], [OTHER]]
+    many = [f"SELECT {n}" for n in range(CACHED)]
+    score(reward, [*many, GOLD])
+    assert len(reward.embeddings) <= CACHED + 2
+    assert score(reward, [GOLD, NEAR]) == [sigmoid(1), sigmoid(-1)]
+
+
+def test_nothing_to_score():
+    assert SemanticReward(ChosenEncoder())([], [], [], [], []) == []
+    assert score(SemanticReward(ChosenEncoder()), [None], [False]) == [0.0]
+
+
+def test_an_encoder_that_is_not_calibrated_for_a_target_is_refused():
+    with pytest.raises(UserError, match="'both'.*encoder.train"):
+        SemanticReward(ChosenEncoder(), "both")
+
+
+def test_the_shipped_encoder_has_the_papers_example_right_in_all_languages():
+    """The paper's: more than 90 minutes is no "at least", and movies are counted, not rows. Asked of
+    the museum, a database that the encoder has never seen; gold above each near miss.
+    """
+    encoder = ContrastiveEncoder.load("assets/encoder")
+    assert set(encoder.calibrations) == {"question", "gold", "both"}
