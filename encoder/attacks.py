@@ -1,7 +1,7 @@
 """Twenty ways to please the encoder without answering: what a policy might find, tried beforehand.
 
 Each makes SQL that runs on the target's database and does not mean what gold means. Some know gold
-and spoil or pad it, some know the question only. Three in ten SQLs of a training batch have one of
+and spoil or pad it, some know the question only. Half of the SQLs of a training batch have one of
 `TRAINED` among their negatives; the others are met for the first time in `encoder.evaluate`.
 """
 
@@ -95,7 +95,8 @@ ATTACKS: dict[str, Callable[[Target], str]] = {
     "question as an alias": lambda t: f"SELECT 1 AS {name(t.question)} FROM {t.table_name}",
     "question as a table's alias": lambda t: f"SELECT * FROM {t.table_name} AS {name(t.question)}",
     "question as a table of WITH": lambda t: (
-        f"WITH {name(t.question)} AS (SELECT * FROM {t.table_name}) SELECT * FROM {name(t.question)}"
+        f"WITH {name(t.question)} AS (SELECT * FROM {t.table_name})"
+        f" SELECT * FROM {name(t.question)}"
     ),
     "gold and the question": lambda t: (
         f"SELECT * FROM ({t.gold}) UNION {same_width(t, text(t.question))}"
@@ -123,7 +124,18 @@ ATTACKS: dict[str, Callable[[Target], str]] = {
     ),
     "gold or nothing": lambda t: f"SELECT * FROM ({t.gold}) EXCEPT SELECT * FROM ({t.gold})",
 }
-TRAINED = tuple(ATTACKS)[::2]
+TRAINED = (
+    "question as a string",
+    "question as a string from the table",
+    "gold and the question",
+    "all columns",
+    "all tables",
+    "gold's table with every aggregate",
+    "gold twice",
+    "gold and a column more",
+    "gold with a hundred conditions",
+    "gold or nothing",
+)
 
 
 def attack(kind: str, target: Target) -> str:

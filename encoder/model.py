@@ -115,10 +115,13 @@ class ContrastiveEncoder(nn.Module):
 
     def fits(self, texts: list[str]) -> list[bool]:
         """Whether each SQL text is short enough to be read to its end."""
-        ids = (
-            self.tokenizer([PREFIXES["sql"] + text for text in texts])["input_ids"] if texts else []
-        )
-        return [len(row) <= self.max_tokens for row in ids]
+        if not texts:
+            return []
+        prefixed = [PREFIXES["sql"] + text for text in texts]
+        return [
+            len(ids) <= self.max_tokens
+            for ids in self.tokenizer(prefixed, verbose=False)["input_ids"]
+        ]
 
     @property
     def calibration(self) -> Calibration | None:

@@ -9,12 +9,12 @@ import sqlite3
 import numpy as np
 import pytest
 import torch
-from encoder.attacks import ATTACKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
 
 from encoder import ContrastiveEncoder, evaluate
+from encoder.attacks import ATTACKS
 from encoder.negatives import NearMiss
 from encoder.pairs import Entry
 from encoder.report import cell, text_of, write_json

@@ -6,12 +6,12 @@ import sqlite3
 
 import pytest
 import torch
-from encoder.text import sql_text
 
 from encoder import ContrastiveEncoder, SemanticReward
 from encoder import train as training
 from encoder.negatives import KINDS, draw_negatives, hard_negatives
 from encoder.pairs import Entry, epoch_batches, hold_out, load_entries, make_batch
+from encoder.text import sql_text
 from sqlenv import Column, NearMiss, Schema, Table, UserError, load_schema
 
 TABLES = {"shop": ["customers", "orders"], "school": ["students", "teachers"]}
