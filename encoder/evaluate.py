@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from encoder.attacks import ATTACKS, Target
+from encoder.attacks import ATTACKS, TRAINED, Target
 from encoder.calibration import Calibration
 from encoder.model import ContrastiveEncoder
 from encoder.negatives import draw_negatives
@@ -124,16 +124,21 @@ def attack_texts(
 def gaming_report(
     attacked: list[tuple[Question, dict[str, str]]], embeddings: Embeddings, seed: int
 ) -> dict:
-    """{"attacks": {name: share of questions where it scores above gold}, "none_above": share of
-    questions where no attack does}
+    """{"attacks": {name: share of questions where it scores above gold, and "trained", whether
+    encoders are trained against it}, "none_above": share of questions where no attack does,
+    "none_held_out_above": where none does that training does not show}
     """
     above = []
     for question, texts in attacked:
         gold, *rivals = embeddings.cosines(question.text, [question.gold, *texts.values()]).tolist()
-        above.append({name: rival > gold for name, rival in zip(texts, rivals)})
+        above.append({name for name, rival in zip(texts, rivals) if rival > gold})
     return {
-        "attacks": {name: share([one[name] for one in above], seed) for name in ATTACKS},
-        "none_above": share([not any(one.values()) for one in above], seed),
+        "attacks": {
+            name: {**share([name in one for one in above], seed), "trained": name in TRAINED}
+            for name in ATTACKS
+        },
+        "none_above": share([not one for one in above], seed),
+        "none_held_out_above": share([not one - set(TRAINED) for one in above], seed),
     }
 
 

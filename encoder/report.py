@@ -89,9 +89,13 @@ def row_table(name: str, values: dict | None) -> list[tuple[str, ...]]:
 
 
 def gaming_table(gaming: dict) -> list[tuple[str, ...]]:
-    rows = [(name, cell(one), str(one["n"])) for name, one in gaming["attacks"].items()]
-    none = gaming["none_above"]
-    return [("attack", "above gold", "n"), *rows, ("none of them", cell(none), str(none["n"]))]
+    rows = [
+        (name.replace("_", " "), "yes" if one["trained"] else "no", cell(one), str(one["n"]))
+        for name, one in gaming["attacks"].items()
+    ]
+    for label, key in (("none of them", "none_above"), ("none held out", "none_held_out_above")):
+        rows.append((label, "", cell(gaming[key]), str(gaming[key]["n"])))
+    return [("attack", "in training", "above gold", "n"), *rows]
 
 
 def markdown_table(rows: list[tuple[str, ...]]) -> str:

@@ -268,6 +268,7 @@ def test_gaming_by_hand(monkeypatch):
         "long": lambda target: "long " * 9,
     }
     monkeypatch.setattr(evaluate, "ATTACKS", attacks)
+    monkeypatch.setattr(evaluate, "TRAINED", ("copy",))
     monkeypatch.setattr(evaluate, "sql_text", lambda sql, schema: sql)
     questions = [
         Question("q", "en", entry("g1", ("en", "q"), ("vi", "v")), "g1"),
@@ -280,6 +281,8 @@ def test_gaming_by_hand(monkeypatch):
     report = evaluate.gaming_report(attacked, found, seed=0)
     shares = {name: one["value"] for name, one in report["attacks"].items()}
     assert shares == {"copy": 0.5, "tie": 0, "long": 0}
+    assert [one["trained"] for one in report["attacks"].values()] == [True, False, False]
+    assert report["none_held_out_above"]["value"] == 1
     assert report["none_above"]["value"] == 0.5 and report["none_above"]["n"] == 2
 
 

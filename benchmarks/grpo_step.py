@@ -1,0 +1,273 @@
+"""Times our GRPO step, phase by phase, against what the machine could do and against TRL's.
+
+python -m benchmarks.grpo_step MODEL_DIR
+python -m benchmarks.grpo_step MODEL_DIR --versus PEER_SCRIPT   # alternating with a peer's script
+
+The workload is the peer's: P prompts of about 421 tokens over one schema, G completions each of
+exactly N tokens, LoRA r = 16 on all linear layers, KL weight 0.04, one update. The first step warms
+up. The last line is one JSON object: `step_seconds`, `peak_rss_mb` and all that is printed above.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from grpo import sampler
+from grpo.advantages import group_advantages
+from grpo.logprobs import completion_logprobs
+from grpo.lora import add_lora, lora_disabled, lora_folded
+from grpo.loss import policy_loss, token_weights
+from grpo.models import load_policy
+
+MICRO_BATCH = 4  # prompts in a forward and backward pass
+
+
+def workload_prompts(count: int) -> list[str]:
+    """The peer's prompts, word for word: a question on a schema of twelve tables."""
+    columns = "INTEGER PRIMARY KEY, name TEXT, country TEXT, age INTEGER, year INTEGER"
+    tables = [f"CREATE TABLE table_{i} (id_{i} {columns});" for i in range(12)]
+    schema = "Given the SQLite schema:\n" + "\n".join(tables)
+    ask = "Write one SQL query that answers: How many rows of table_{} have age above {}?"
+    return [f"{schema}\n{ask.format(i % 12, i)}" for i in range(count)]
+
+
+class Clock:
+    """Seconds by phase, of one step."""
+
+    def __init__(self, device: str):
+        self.device, self.seconds = device, {}
+
+    @contextmanager
+    def phase(self, name: str):
+        self.wait()
+        start = time.perf_counter()
+        yield
+        self.wait()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def wait(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+
+def sample(policy, prompts, options, clock: Clock):
+    """N tokens for each completion, none of which ends it; the prompts' part is timed apart."""
+    prefill = sampler._prefill
+
+    def timed(*arguments):
+        with clock.phase("prefill"):
+            return prefill(*arguments)
+
+    sampler._prefill = timed
+    try:
+        with clock.phase("decode"), lora_folded(policy.model):
+            found = sampler.sample_groups(
+                policy.model, prompts, options.group, options.new_tokens, eos_ids=set()
+            )
+    finally:
+        sampler._prefill = prefill
+    clock.seconds["decode"] -= clock.seconds["prefill"]
+    return found.tokens
+
+
+def step(policy, optimizer, prompts, options) -> dict[str, float]:
+    """One GRPO step, as `grpo.trainer` makes it; returns the seconds of its phases."""
+    clock, model = Clock(str(policy.model.device)), policy.model
+    tokens = sample(policy, prompts, options, clock)
+    with clock.phase("rewards"):
+        rewards = torch.arange(options.prompts * options.group) * 37 % 101 / 101
+        advantages = group_advantages(rewards.view(options.prompts, -1), "group")
+        advantages = advantages.to(model.device)
+    mask = torch.ones(options.prompts, options.group, options.new_tokens, dtype=torch.bool)
+    weights = token_weights(mask.to(model.device))
+    for start in range(0, options.prompts, MICRO_BATCH):
+        part = slice(start, start + MICRO_BATCH)
+        reference = None
+        if options.beta:
+            with clock.phase("reference"), torch.no_grad(), lora_disabled(model):
+                reference = completion_logprobs(model, prompts[part], tokens[part])
+        with clock.phase("forward"):
+            logprobs = completion_logprobs(model, prompts[part], tokens[part])
+            loss, _ = policy_loss(
+                logprobs,
+                logprobs.detach(),
+                advantages[part],
+                weights[part],
+                reference,
+                beta=options.beta,
+            )
+        with clock.phase("backward"):
+            loss.backward()
+    with clock.phase("optimizer"):
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return clock.seconds
+
+
+@torch.no_grad()
+def ceilings(dtype: torch.dtype, device: str) -> dict[str, float]:
+    """What the machine reaches: FLOP/s of a square product and bytes/s of reading a large matrix
+    by a product with a vector; the best of several.
+    """
+    clock, found = Clock(device), {}
+    a = torch.randn(2048, 2048, device=device).to(dtype)
+    big = torch.randn(8192, 8192, device=device).to(dtype)
+    work = {
+        "flops_per_second": (lambda: a @ a, 2 * 2048**3),
+        "bytes_per_second": (lambda: big @ big[0], big.numel() * big.element_size()),
+    }
+    for name, (run, amount) in work.items():
+        seconds = []
+        for _ in range(10):
+            clock.seconds = {}
+            with clock.phase("run"):
+                run()
+            seconds.append(clock.seconds["run"])
+        found[name] = amount / min(seconds)
+    return found
+
+
+def floors(model, lengths: list[int], options, ceiling: dict[str, float]) -> dict[str, float]:
+    """Seconds that the arithmetic and the reading of weights take at least.
+
+    Each of the products of a token with the weights costs two FLOP a weight: once in the prefill,
+    for each token decoded, in the reference and in the forward pass, and once more backwards, as
+    frozen weights need no gradient. Attention's scores and values add 4 L d FLOP a layer for each
+    token that looks at L others. The head is needed for completion tokens only. Decoding reads all
+    weights for each token.
+    """
+    config, head = model.config, model.get_output_embeddings().weight
+    embedded = model.get_input_embeddings().weight
+    weights = sum(p.numel() for n, p in model.named_parameters() if "lora" not in n)
+    body = weights - embedded.numel() - (head.numel() if head is not embedded else 0)
+    completions = options.prompts * options.group * options.new_tokens
+    prompt = sum(lengths)
+    passes = 2 + bool(options.beta)  # forward, backward, reference
+    products = 2 * body * (prompt + completions + passes * (prompt + completions))
+    products += 2 * head.numel() * completions * (1 + passes)
+    looked = sum(n * n / 2 for n in lengths) + completions * (
+        prompt / len(lengths) + options.new_tokens / 2
+    )
+    width = config.num_attention_heads * getattr(
+        config, "head_dim", config.hidden_size // config.num_attention_heads
+    )
+    products += 4 * config.num_hidden_layers * width * looked * (1 + passes)
+    read = (body + head.numel()) * head.element_size() * options.new_tokens
+    return {
+        "flop_floor_seconds": products / ceiling["flops_per_second"],
+        "byte_floor_seconds": read / ceiling["bytes_per_second"],
+        "tera_flop": products / 1e12,
+    }
+
+
+def ours(options: argparse.Namespace) -> dict:
+    """Runs the steps; prints a table and returns what the last line says."""
+    torch.manual_seed(0)
+    policy = load_policy(options.model, options.device, options.dtype)
+    model = policy.model
+    add_lora(model, rank=16, alpha=32.0, seed=0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    texts = workload_prompts(options.prompts)
+    prompts = [
+        policy.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True
+        )["input_ids"]
+        for text in texts
+    ]
+    steps = [step(policy, optimizer, prompts, options) for _ in range(options.steps)]
+    ceiling = ceilings(next(model.parameters()).dtype, str(model.device))
+    floor = floors(model, [len(p) for p in prompts], options, ceiling)
+    totals = [sum(one.values()) for one in steps]
+    kept = steps[1:] or steps
+    phases = {name: sum(one[name] for one in kept) / len(kept) for name in kept[0]}
+    seconds = sum(phases.values())
+    completions = options.prompts * options.group * options.new_tokens
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 1 << (20 if sys.platform == "darwin" else 10)
+    cuda = torch.cuda.max_memory_allocated() / 2**20 if options.device == "cuda" else 0
+    return {
+        "ours": "grpo-text2sql",
+        "torch": torch.__version__,
+        "prompts": options.prompts,
+        "group": options.group,
+        "new_tokens": options.new_tokens,
+        "prompt_tokens": [len(p) for p in prompts],
+        "step_seconds": [round(one, 2) for one in totals],
+        "phase_seconds": {name: round(one, 2) for name, one in phases.items()},
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit),
+        "peak_cuda_mb": round(cuda),
+        "completion_tokens_per_second": round(completions / seconds, 1),
+        **{name: round(one, 3) for name, one in floor.items()},
+        "giga_flops_per_second": round(ceiling["flops_per_second"] / 1e9),
+        "giga_bytes_per_second": round(ceiling["bytes_per_second"] / 1e9, 1),
+        "step_to_floor": round(seconds / sum(list(floor.values())[:1]), 2),
+    }
+
+
+def show(result: dict) -> None:
+    seconds = sum(result["phase_seconds"].values())
+    for name, one in result["phase_seconds"].items():
+        print(f"{name:10} {one:7.2f} s  {100 * one / seconds:5.1f} %")
+    print(f"{'step':10} {seconds:7.2f} s")
+    print(
+        f"floor {result['flop_floor_seconds']:.2f} s for {result['tera_flop']:.2f} TFLOP at "
+        f"{result['giga_flops_per_second']} GFLOP/s, {result['byte_floor_seconds']:.2f} s to read "
+        f"the weights while decoding; the step takes {result['step_to_floor']:.2f} times the former"
+    )
+
+
+def peer(script: str, options: argparse.Namespace) -> dict:
+    """The peer's last line; its script takes the same options."""
+    words = [sys.executable, script, options.model, "--beta", str(options.beta)]
+    for name in ("prompts", "group", "new-tokens", "steps"):
+        words += [f"--{name}", str(getattr(options, name.replace("-", "_")))]
+    words += ["--fp32"] if options.dtype == "float32" else []
+    return json.loads(
+        subprocess.run(words, check=True, capture_output=True, text=True)
+        .stdout.strip()
+        .splitlines()[-1]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="Hugging Face model directory")
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=3, help="the first warms up")
+    parser.add_argument("--beta", type=float, default=0.04)
+    parser.add_argument(
+        "--fp32", dest="dtype", action="store_const", const="float32", default="bfloat16"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--versus", metavar="SCRIPT", help="run a peer's script in turn")
+    options = parser.parse_args()
+    result = ours(options)
+    show(result)
+    if options.versus:
+        other = peer(options.versus, options)
+        mine, theirs = (min(one["step_seconds"][1:]) for one in (result, other))
+        result |= {"peer": other, "peer_to_ours": round(theirs / mine, 2)}
+        result["peer_memory_to_ours"] = round(other["peak_rss_mb"] / result["peak_rss_mb"], 2)
+        print(
+            f"peer / ours: {result['peer_to_ours']} times the time, "
+            f"{result['peer_memory_to_ours']} times the memory"
+        )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
