@@ -174,7 +174,7 @@ def ours(options: argparse.Namespace) -> dict:
     torch.manual_seed(0)
     policy = load_policy(options.model, options.device, options.dtype)
     model = policy.model
-    add_lora(model, rank=16, alpha=32.0, seed=0)
+    add_lora(model, rank=16, alpha=32.0)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
     texts = workload_prompts(options.prompts)

@@ -4,19 +4,24 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from grpo.packing import attention_mask, pack_groups
+from grpo.attention import hidden_states
+from grpo.packing import pack_groups
 
 CHUNK = 1024  # tokens whose logits exist at a time: 1024 x 128k in float32 are half a gigabyte
 
 
 def _chunk_logprobs(hidden: Tensor, head, targets: Tensor, temperature: float, with_entropy: bool):
     """(N, D), (N,) -> log-probability of the targets (N,) and perhaps the entropy (N,), float32."""
-    logits = head(hidden).float() / temperature  # (N, V); float32 before the softmax
-    logprobs = torch.log_softmax(logits, dim=-1)
-    picked = logprobs.gather(1, targets[:, None])[:, 0]
+    logits = head(hidden).float()  # (N, V); float32 before the softmax
+    if temperature != 1:
+        logits = logits / temperature
+    total = logits.logsumexp(dim=-1)  # (N,)
+    picked = logits.gather(1, targets[:, None])[:, 0] - total
     if not with_entropy:
         return (picked,)
-    return picked, -(logprobs.detach().exp() * logprobs.detach()).sum(-1)
+    logits, total = logits.detach(), total.detach()
+    probabilities = (logits - total[:, None]).exp_()
+    return picked, total - torch.linalg.vecdot(probabilities, logits)
 
 
 def completion_logprobs(
@@ -41,27 +46,20 @@ def completion_logprobs(
         entropy of each next-token distribution, (P, G, T) float32 without gradient.
     """
     packed = pack_groups(prompts, completions, model.device)
-    hidden = model.base_model(
-        input_ids=packed.ids,
-        position_ids=packed.positions,
-        use_cache=False,
-        attention_mask=attention_mask(packed.owners, model.dtype),
-    ).last_hidden_state  # (P, S, D)
-    rows, groups, times = packed.mask.nonzero(as_tuple=True)
-    picked = hidden[rows, packed.predictors[rows, groups, times]]  # (N, D), N = completion tokens
-    targets = packed.targets[rows, groups, times]
+    hidden = hidden_states(model, packed.ids, packed.positions, packed.layout)  # (N, D)
+    picked = hidden.index_select(0, packed.predictors)  # (C, D), C = completion tokens
     head = model.get_output_embeddings()
     parts = [
         checkpoint(
             _chunk_logprobs,
             picked[i : i + CHUNK],
             head,
-            targets[i : i + CHUNK],
+            packed.targets[i : i + CHUNK],
             temperature,
             with_entropy,
             use_reentrant=False,
         )
-        for i in range(0, len(targets), CHUNK)
+        for i in range(0, max(1, len(picked)), CHUNK)
     ]
     spread = [
         torch.zeros(packed.mask.shape, device=model.device).masked_scatter(

@@ -1,14 +1,12 @@
-"""One row per prompt: the prompt once, then all of its completions, told apart by a mask.
+"""A batch as one row of tokens without padding: all prompts, then all completions.
 
-A group shares its prompt. Instead of G rows that each repeat it, a group is one row
+    prompt 0 | prompt 1 | completion 0 of 0 | completion 1 of 0 | completion 0 of 1 | ...
 
-    prompt ........ | completion 0 ... | completion 1 ... | padding
-
-in which every token knows its owner: PROMPT, a completion's number, or PADDING. A token attends
-to the prompt and to its own completion, up to itself; its position counts as if the other
-completions were not there. The model computes the same numbers as with G separate rows, for
-P (L + G T) tokens instead of P G (L + T). Any Hugging Face decoder that takes a four-dimensional
-attention mask and position ids can do this.
+A group shares its prompt. Instead of G rows that each repeat it, it stands in the row once, and a
+completion's positions count on from its prompt's end as if the other completions were not there.
+Attention (grpo/attention.py) lets a token see its own prompt and its own completion, up to itself.
+The model computes the same numbers as with G separate rows, for P (L + G T) tokens instead of
+P G (L + T), and for no padding at all.
 """
 
 from dataclasses import dataclass
@@ -16,56 +14,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PROMPT, PADDING = -1, -2
+from grpo.attention import Groups
 
 
 @dataclass
 class Packed:
-    """P rows of S tokens, and where each completion token is predicted.
+    """N tokens in a row, C of which are of completions, and where those are predicted.
 
     Attributes:
-        ids, positions, owners: (P, S) int64.
-        predictors: (P, G, T) int64, index in the row of the token that predicts completion token t.
-        targets: (P, G, T) int64, the completion tokens, 0 where there is none.
-        mask: (P, G, T) bool, where there is a completion token.
+        ids, positions: (N,) int64.
+        layout: whose token is whose, for attention.
+        predictors: (C,) int64, index in the row of the token that predicts each completion token.
+        targets: (C,) int64, the completion tokens, prompt by prompt, completion by completion.
+        mask: (P, G, T) bool, where there is a completion token; True C times.
     """
 
     ids: Tensor
     positions: Tensor
-    owners: Tensor
+    layout: Groups
     predictors: Tensor
     targets: Tensor
     mask: Tensor
-
-
-def visible(query_owners: Tensor, key_owners: Tensor) -> Tensor:
-    """Which key a query may see by ownership: the prompt's and its own.
-
-    (P, Q), (P, K) -> (P, Q, K) bool.
-    """
-    keys = key_owners[:, None, :]
-    return (keys == PROMPT) | ((keys == query_owners[:, :, None]) & (keys != PADDING))
-
-
-def attention_mask(owners: Tensor, dtype: torch.dtype) -> Tensor:
-    """The additive mask of packed rows: 0 where a token may look, -inf elsewhere.
-
-    (P, S) -> (P, 1, S, S).
-    """
-    size = owners.shape[1]
-    index = torch.arange(size, device=owners.device)
-    allowed = visible(owners, owners) & (index[None, :] <= index[:, None])
-    allowed |= torch.eye(
-        size, dtype=torch.bool, device=owners.device
-    )  # padding sees itself: no empty softmax
-    return additive(allowed, dtype)[:, None]
-
-
-def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask as the numbers to add to attention scores."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
-        ~allowed, float("-inf")
-    )
 
 
 def pack_groups(
@@ -76,33 +45,18 @@ def pack_groups(
     The masks come from the lengths, never from token ids: an EOS that doubles as padding token
     stays in.
     """
-    rows = [
-        prompt + [token for one in group for token in one]
-        for prompt, group in zip(prompts, completions)
-    ]
-    count, size = len(rows), max(map(len, rows))
-    group_size = len(completions[0])
-    longest = max(1, max(len(one) for group in completions for one in group))
-    ids = torch.zeros(count, size, dtype=torch.long)
-    positions = torch.zeros(count, size, dtype=torch.long)
-    owners = torch.full((count, size), PADDING)
-    predictors = torch.zeros(count, group_size, longest, dtype=torch.long)
-    targets = torch.zeros(count, group_size, longest, dtype=torch.long)
-    mask = torch.zeros(count, group_size, longest, dtype=torch.bool)
-    for p, (prompt, group) in enumerate(zip(prompts, completions)):
-        start = len(prompt)
-        ids[p, : len(rows[p])] = torch.tensor(rows[p])
-        positions[p, :start] = torch.arange(start)
-        owners[p, :start] = PROMPT
-        at = start
-        for g, one in enumerate(group):
-            size = len(one)
-            positions[p, at : at + size] = torch.arange(start, start + size)
-            owners[p, at : at + size] = g
-            if size:
-                predictors[p, g, 0] = start - 1  # the first token follows the prompt
-                predictors[p, g, 1:size] = torch.arange(at, at + size - 1)
-                targets[p, g, :size] = torch.tensor(one)
-                mask[p, g, :size] = True
-            at += size
-    return Packed(*(x.to(device) for x in (ids, positions, owners, predictors, targets, mask)))
+    flat = [one for group in completions for one in group]
+    with torch.device(device):
+        layout = Groups([len(one) for one in prompts], [len(one) for one in flat])
+        targets = torch.tensor([token for one in flat for token in one], dtype=torch.long)
+        shared = torch.tensor([token for prompt in prompts for token in prompt])
+        starts, group_size = layout.prompt_lengths, len(completions[0])
+        last = (starts.cumsum(0) - 1).repeat_interleave(group_size)[:, None]  # (P G, 1)
+        time = torch.arange(layout.completions.shape[1])
+        # The first token follows the prompt, every other the one before it.
+        predictors = torch.where(time == 0, last, layout.completions - 1)[layout.exists]
+        positions = [torch.arange(len(prompt)) for prompt in prompts]
+        positions.append((starts.repeat_interleave(group_size)[:, None] + time)[layout.exists])
+    mask = layout.exists.unflatten(0, (-1, group_size))
+    ids = torch.cat([shared, targets])
+    return Packed(ids, torch.cat(positions), layout, predictors, targets, mask)

@@ -15,7 +15,7 @@ from transformers import (
 
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, lora_disabled, lora_folded, lora_parameters
-from grpo.packing import attention_mask, pack_groups
+from grpo.packing import pack_groups
 from grpo.sampler import sample_groups
 from sqlenv import UserError
 
@@ -103,21 +103,16 @@ def test_logprobs_of_a_bfloat16_model_are_normalised_in_float32():
     assert logprobs.exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_mask_by_hand():
-    """Prompt [5, 6], completions [7] and [8, 9]: token 9 (index 4) sees 0, 1 (prompt), 3, 4 (its
-    own), not 2.
+def test_row_by_hand():
+    """Prompt [5, 6], completions [7] and [8, 9]: 9 is predicted by 8 (index 3), 7 and 8 by the
+    prompt's last token (index 1). Who sees whom: tests/test_attention.py.
     """
     packed = pack_groups([[5, 6]], [[[7], [8, 9]]])
-    mask = attention_mask(packed.owners, torch.float32)[0, 0] == 0
-    assert mask.int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 0, 1, 0],
-        [1, 1, 0, 1, 1],
-    ]
-    assert packed.positions.tolist() == [[0, 1, 2, 2, 3]]
-    assert packed.predictors.tolist() == [[[1, 0], [1, 3]]]
+    assert packed.ids.tolist() == [5, 6, 7, 8, 9]
+    assert packed.positions.tolist() == [0, 1, 2, 2, 3]
+    assert packed.predictors.tolist() == [1, 1, 3]
+    assert packed.targets.tolist() == [7, 8, 9]
+    assert packed.mask.tolist() == [[[True, False], [True, True]]]
 
 
 def test_mask_comes_from_lengths_not_from_ids():

@@ -1,0 +1,324 @@
+"""Attention for groups that share a prompt: the prompt is computed, kept and read once.
+
+The tokens of a whole batch stand in one row without padding, so that no matrix product of the model
+sees a token that is not there. Only attention has to know whose token is whose, and this file is
+where it does. There are two cases, each a *layout* that is handed through the model:
+
+- ``Groups``: prompts and completions at once, with gradients (training, and the prefill)
+
+      prompt 0 | prompt 1 | completion 0 of 0 | completion 1 of 0 | completion 0 of 1 | ...
+
+- ``Decoding``: the newest token of each running completion, against keys and values kept before.
+
+transformers lets one register an attention function by name; extra keyword arguments of a model,
+here ``layout``, reach it. So any decoder of Hugging Face that attends through this interface works
+as it is: Llama, Qwen, Mistral, Gemma 3 with its sliding windows.
+
+Shapes: N tokens of the row, P prompts of at most L tokens, C completions of at most T, G to each
+prompt; H query heads, K key-value heads, r = H / K queries to a key; D the width of a head.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from sqlenv.errors import UserError
+
+NAME = "shared_prefix"
+UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias")  # they change the scores
+
+
+def shared_prefix(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    layout=None,
+    scaling=None,
+    sliding_window=None,
+    **rest,
+):
+    """What transformers calls in every layer: (1, H, N, D), (1, K, N, D) twice -> (1, N, H, D).
+
+    Without a layout the model is used in the ordinary way: plain SDPA.
+    """
+    if layout is None:
+        rest |= {"scaling": scaling, "sliding_window": sliding_window}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
+    extra = [name for name in UNSUPPORTED if rest.get(name) is not None]
+    if extra or rest.get("dropout") or not getattr(module, "is_causal", True):
+        what = extra[0] if extra else "dropout" if rest.get("dropout") else "no causal order"
+        raise UserError(f"{type(module).__name__} has {what} in its attention: not supported")
+    layout.calls += 1
+    rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # (N, heads, D)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return layout.attend(module.layer_idx, *rows, scale, sliding_window)[None], None
+
+
+AttentionInterface.register(NAME, shared_prefix)
+AttentionMaskInterface.register(NAME, sdpa_mask)  # for the ordinary use
+
+
+def hidden_states(model, ids: Tensor, positions: Tensor, layout) -> Tensor:
+    """Last hidden states of a row of tokens: (N,), (N,) -> (N, width).
+
+    Raises:
+        UserError: a layer of the model mixes tokens otherwise than by this attention.
+    """
+    if model.config._attn_implementation != NAME:
+        model.set_attn_implementation(NAME)
+    layout.calls = 0
+    found = model.base_model(
+        input_ids=ids[None],
+        position_ids=positions[None],
+        use_cache=False,
+        attention_mask=ids.new_zeros(1, 1, 1, 1),  # four dimensions: transformers makes none
+        layout=layout,
+    ).last_hidden_state[0]
+    if layout.calls != model.config.get_text_config().num_hidden_layers:
+        raise UserError(
+            f"{type(model).__name__}: not every layer attends through transformers' attention "
+            "interface, so a group cannot share its prompt; choose a model whose layers all do"
+        )
+    return found
+
+
+def padded_rows(lengths: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """Sequences that follow each other in the row from index ``first`` on, as rows of equal width.
+
+    Returns:
+        index (B, width) int64 of each token in the row, 0 where there is none; exists (B, width)
+        bool; width is that of the longest, at least 1.
+    """
+    place = torch.arange(max(1, int(lengths.max())), device=lengths.device)
+    exists = place < lengths[:, None]
+    starts = first + lengths.cumsum(0) - lengths
+    return (starts[:, None] + place).where(exists, 0), exists
+
+
+def share_keys(query: Tensor, heads: int) -> Tensor:
+    """(B, T, H, D) -> (B, K, r T, D): the r queries of a key-value head one after another, so
+    that keys and values need not be repeated r times.
+    """
+    return query.unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+
+
+def split_keys(out: Tensor, length: int) -> Tensor:
+    """The way back: (B, K, r T, D) -> (B, T, H, D)."""
+    return out.unflatten(2, (-1, length)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+class Groups:
+    """All tokens of P prompts, then all tokens of their completions, G to each.
+
+    Args:
+        prompt_lengths: P numbers of tokens.
+        completion_lengths: C = P G numbers, a prompt's completions one after another; none: the
+            prefill, whose keys and values are kept.
+
+    Attributes:
+        prompts: (P, L) index in the row of each prompt token; ``completions`` (C, T) likewise.
+        kept: of each layer the prompts' keys and values, (P, K, L, D).
+    """
+
+    def __init__(self, prompt_lengths: list[int], completion_lengths: list[int]):
+        self.prompt_lengths = torch.tensor(prompt_lengths)
+        self.prompts, exists = padded_rows(self.prompt_lengths, 0)
+        self.exists, self.masks, self.kept, self.completions = None, {}, {}, None
+        places = exists.flatten().nonzero()[:, 0]
+        if completion_lengths:
+            lengths = torch.tensor(completion_lengths)
+            self.completions, self.exists = padded_rows(lengths, len(places))
+            more = self.exists.flatten().nonzero()[:, 0] + exists.numel()
+            places = torch.cat([places, more])
+        self.places = places  # (N,) of each token in the padded rows, prompts' and completions'
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """(N, H, D), (N, K, D) twice -> (N, H, D)."""
+        # index_select, whose backward adds rows up; that of query[index] sorts them first
+        take = lambda x, index: x.index_select(0, index.flatten()).unflatten(0, index.shape)  # noqa: E731
+        q, k, v = (take(x, self.prompts) for x in (query, key, value))  # (P, L, heads, D)
+        out = self._prompts(q, k.transpose(1, 2), v.transpose(1, 2), scale, window)
+        out = out.flatten(0, 1)  # (P L, H, D)
+        if self.completions is None:
+            self.kept[layer] = tuple(x.transpose(1, 2).contiguous() for x in (k, v))
+        else:
+            own = (take(x, self.completions) for x in (query, key, value))  # (C, T, heads, D)
+            out = torch.cat([out, self._completions(*own, k, v, scale, window).flatten(0, 1)])
+        return out.index_select(0, self.places)
+
+    def _prompts(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+        """Each prompt on its own: (P, L, H, D), (P, K, L, D) twice -> (P, L, H, D). Padding is at
+        the end, so that causal order keeps it out of sight.
+        """
+        length = q.shape[1]
+        if window is None or window >= length:
+            out = F.scaled_dot_product_attention(
+                q.transpose(1, 2), k, v, is_causal=True, scale=scale, enable_gqa=True
+            )
+            return out.transpose(1, 2)
+        if ("prompts", window) not in self.masks:
+            place = torch.arange(length, device=q.device)
+            back = place[:, None] - place
+            seen = ((back >= 0) & (back < window)).repeat(q.shape[2] // k.shape[1], 1)
+            self.masks["prompts", window] = additive(seen, q.dtype)
+        mask = self.masks["prompts", window]  # (r L, L)
+        out = share_keys(q, k.shape[1])
+        out = F.scaled_dot_product_attention(out, k, v, attn_mask=mask, scale=scale)
+        return split_keys(out, length)
+
+    def _completions(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        prompt_k: Tensor,
+        prompt_v: Tensor,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Each completion sees its prompt and itself: (C, T, H, D), (C, T, K, D) twice and the
+        prompts' (P, L, K, D) twice -> (C, T, H, D).
+        """
+        count, length, heads = k.shape[:3]
+        size = count // len(prompt_k)
+        k, v = (
+            torch.cat([shared.repeat_interleave(size, 0), own], 1).transpose(1, 2)
+            for shared, own in ((prompt_k, k), (prompt_v, v))
+        )  # (C, K, L + T, D)
+        if window not in self.masks:
+            seen = self._seen(length, size, window).repeat(1, q.shape[2] // heads, 1)
+            self.masks[window] = additive(seen, q.dtype)[:, None]
+        mask = self.masks[window]  # (C, 1, r T, L + T), the same for all layers with this window
+        out = share_keys(q, heads)
+        out = F.scaled_dot_product_attention(out, k, v, attn_mask=mask, scale=scale)
+        return split_keys(out, length)
+
+    def _seen(self, length: int, size: int, window: int | None) -> Tensor:
+        """Which keys (prompt's, own) each completion token sees, (C, T, L + T) bool."""
+        start = self.prompt_lengths.repeat_interleave(size)[:, None, None]  # (C, 1, 1)
+        t = torch.arange(length, device=start.device)
+        place = torch.arange(self.prompts.shape[1], device=start.device)
+        shared = (place < start).expand(-1, length, -1)  # (C, T, L)
+        own = t <= t[:, None]  # (T, T)
+        if window is not None:
+            shared = shared & (start + t[:, None] - place < window)
+            own = own & (t[:, None] - t < window)
+        return torch.cat([shared, own.expand(len(start), -1, -1)], -1)
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask as the numbers to add to attention scores: 0 or -inf."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf"))
+
+
+class Decoding:
+    """The newest token of each running completion. Keys and values of prompts are kept once for
+    each, those of completions in buffers allocated once.
+
+    Args:
+        prefill: the prompts, after they went through the model.
+        group_size: G completions begin for each prompt.
+        capacity: tokens of a completion whose keys and values are kept.
+    """
+
+    def __init__(self, prefill: Groups, group_size: int, capacity: int):
+        self.lengths, self.shared = prefill.prompt_lengths, dict(prefill.kept)
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}  # of each layer, (C, K, capacity, D)
+        self.capacity, self.length = capacity, 0
+        self.owner = torch.arange(len(self.lengths), device=self.lengths.device)
+        self.owner = self.owner.repeat_interleave(group_size)  # (C,) each one's prompt
+        self._arrange()
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these completions go on: (C',) ascending. Prompts without one leave, too."""
+        for layer, buffers in self.own.items():
+            for buffer in buffers:  # into their beginning: nothing is allocated for good
+                buffer[: len(rows), :, : self.length] = buffer[rows, :, : self.length]
+            self.own[layer] = tuple(buffer[: len(rows)] for buffer in buffers)
+        prompts, self.owner = self.owner[rows].unique(return_inverse=True)
+        if len(prompts) < len(self.lengths):
+            self.lengths = self.lengths[prompts]
+            longest = int(self.lengths.max())
+            for layer, buffers in self.shared.items():
+                self.shared[layer] = tuple(x[:, :, :longest][prompts] for x in buffers)
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """The completions as a grid of P x A, A at most to a prompt: ``grid`` (P A,) has their
+        numbers, 0 where there is none, and ``cells`` (C,) the place of each in the grid.
+        """
+        counts = self.owner.bincount(minlength=len(self.lengths))
+        grid, exists = padded_rows(counts, 0)
+        self.width, self.grid = grid.shape[1], grid.flatten()
+        self.cells = exists.flatten().nonzero()[:, 0]
+        self.padded = bool((self.lengths < self.lengths.max()).any())
+
+    def advance(self) -> Tensor:
+        """Makes room for one more token; returns its positions (C,)."""
+        self.length += 1
+        return (self.lengths + self.length - 1)[self.owner]
+
+    def _by_prompt(self, x: Tensor) -> Tensor:
+        """All queries of a prompt in one matrix: (C, K, r, E) -> (P, K, A r, E)."""
+        x = x.index_select(0, self.grid).unflatten(0, (-1, self.width))  # (P, A, K, r, E)
+        return x.transpose(1, 2).flatten(2, 3)
+
+    def _by_completion(self, x: Tensor) -> Tensor:
+        """The way back: (P, K, A r, E) -> (C, K, r, E)."""
+        x = x.unflatten(2, (self.width, -1)).transpose(1, 2)  # (P, A, K, r, E)
+        return x.flatten(0, 1).index_select(0, self.cells)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """(C, H, D), (C, K, D) twice -> (C, H, D): a score with each key of the prompt and with
+        each own one, and one softmax over both.
+        """
+        if layer not in self.own:
+            self.own[layer] = tuple(
+                x.new_empty(*x.shape[:2], self.capacity, x.shape[2]) for x in (key, value)
+            )
+        first = 0 if window is None else max(0, self.length - window)  # the oldest own one seen
+        own_k, own_v = (buffer[:, :, first : self.length] for buffer in self.own[layer])
+        own_k[:, :, -1], own_v[:, :, -1] = key, value
+        shared_k, shared_v = self.shared[layer]  # (P, K, L, D)
+        query = query.unflatten(1, (key.shape[1], -1))  # (C, K, r, D)
+        shared = self._by_prompt(query) @ shared_k.transpose(2, 3)  # (P, K, A r, L)
+        own = self._by_prompt(query @ own_k.transpose(2, 3))  # (P, K, A r, t)
+        scores = torch.cat([shared, own], -1).float() * scale
+        hidden = self._hidden(shared_k.shape[2], window)
+        if hidden is not None:
+            scores[..., : shared_k.shape[2]].masked_fill_(hidden, float("-inf"))
+        weights = scores.softmax(-1).to(value.dtype)
+        shared, own = weights.split([shared_k.shape[2], own_k.shape[2]], -1)
+        out = self._by_completion(shared @ shared_v) + self._by_completion(own) @ own_v
+        return out.flatten(1, 2)  # (C, K, r, D) -> (C, H, D)
+
+    def _hidden(self, size: int, window: int | None) -> Tensor | None:
+        """(P, 1, 1, L) bool, the prompt keys not to be seen: padding, and what the window left."""
+        if not self.padded and window is None:
+            return None
+        place, ends = torch.arange(size, device=self.lengths.device), self.lengths[:, None]
+        hidden = place >= ends
+        if window is not None:
+            hidden |= place <= ends + self.length - 1 - window
+        return hidden[:, None, None]

@@ -1,0 +1,280 @@
+"""Shared-prefix attention by hand, and against the naive way: one padded row per completion,
+through transformers' own attention.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from grpo.attention import Decoding, Groups
+from grpo.logprobs import completion_logprobs
+from grpo.lora import add_lora, lora_parameters
+from grpo.sampler import sample_groups
+from sqlenv import UserError
+
+SHAPE = dict(
+    vocab_size=50,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=128,
+    pad_token_id=0,
+    eos_token_id=1,
+)
+LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+MODELS = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
+    # Windows shorter than the prompts and than the completions.
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, dict(sliding_window=4, layer_types=LAYERS)),
+    "mistral": (MistralForCausalLM, MistralConfig, dict(sliding_window=3)),
+}
+WAYS = [  # bfloat16 against sdpa only: eager rounds its scores to it, which alone moves 2 %
+    ("sdpa", torch.float32, 1e-5),
+    ("eager", torch.float32, 1e-5),
+    ("sdpa", torch.bfloat16, 2e-2),
+]
+BATCHES = {  # (prompt lengths, completion lengths of each)
+    "ragged, one empty": ([9, 3, 6], [[4, 7], [0, 2], [5, 1]]),
+    "one prompt": ([8], [[3, 6, 1]]),
+    "one completion each": ([2, 7], [[5], [3]]),
+    "equal lengths": ([6, 6], [[4, 4], [4, 4]]),
+}
+
+
+def make(kind: str, dtype: torch.dtype = torch.float32, attention: str = "sdpa"):
+    """Random weights, the same each time, with LoRA."""
+    torch.manual_seed(0)
+    model, config, more = MODELS[kind]
+    model = model._from_config(config(**SHAPE, **more), attn_implementation=attention).eval()
+    with torch.no_grad():  # sharper than a fresh model, so that differences show
+        for tensor in model.parameters():
+            tensor.mul_(3) if tensor.dim() > 1 else None
+    add_lora(model.to(dtype), rank=3, alpha=6)
+    with torch.no_grad():
+        for tensor in lora_parameters(model).values():
+            tensor.copy_(torch.randn_like(tensor) * 0.1)
+    return model
+
+
+def batch(lengths: tuple[list[int], list[list[int]]]):
+    """Random tokens of these lengths."""
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda n: torch.randint(2, 50, (n,), generator=generator).tolist()  # noqa: E731
+    return [draw(n) for n in lengths[0]], [[draw(n) for n in group] for group in lengths[1]]
+
+
+def naive_logprobs(model, prompts, completions) -> torch.Tensor:
+    """One row for each completion, padded at the end, through the whole model: (P, G, T)."""
+    rows = [(q, one) for q, group in zip(prompts, completions) for one in group]
+    width = max(len(q) + len(one) for q, one in rows)
+    ids = torch.tensor([q + one + [0] * (width - len(q) - len(one)) for q, one in rows])
+    sizes = torch.tensor([[len(q) + len(one)] for q, one in rows])
+    mask = (torch.arange(width) < sizes).long()
+    logprobs = model(ids, attention_mask=mask).logits.float().log_softmax(-1)
+    longest = max(1, max(len(one) for _, one in rows))
+    found = [
+        torch.cat(
+            [
+                logprobs[i, range(len(q) - 1, len(q) + len(one) - 1), one],
+                torch.zeros(longest - len(one)),
+            ]
+        )
+        for i, (q, one) in enumerate(rows)
+    ]
+    return torch.stack(found).unflatten(0, (len(prompts), -1))
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("attention, dtype, limit", WAYS)
+@pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize("kind", MODELS)
+def test_logprobs_and_gradients_equal_the_naive_ones(kind, lengths, attention, dtype, limit):
+    """Within the limit, relative to their norm."""
+    ours, naive = make(kind, dtype), make(kind, dtype, attention)
+    texts = batch(lengths)
+    found, expected = completion_logprobs(ours, *texts), naive_logprobs(naive, *texts)
+    assert found.shape == expected.shape
+    assert error(found, expected) <= limit
+    assert torch.equal(found == 0, expected == 0)  # nothing where there is no token
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
+    gradients = [
+        torch.autograd.grad((logprobs * weights).sum(), lora_parameters(model).values())
+        for model, logprobs in ((ours, found), (naive, expected))
+    ]
+    assert error(*(torch.cat([one.flatten() for one in ones]) for ones in gradients)) <= limit
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_greedy_decoding_equals_generate(kind):
+    """Also where completions end at different times: any of 12 tokens ends one."""
+    prompts, _ = batch(([9, 2, 6, 4], []))
+    eos = set(range(1, 13))
+    ours = sample_groups(make(kind), prompts, 2, 24, eos, temperature=0)
+    lengths = set()
+    for prompt, group in zip(prompts, ours.tokens):
+        expected = (
+            make(kind)
+            .generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=24,
+                do_sample=False,
+                eos_token_id=list(eos),
+            )[0, len(prompt) :]
+            .tolist()
+        )
+        assert group == [expected, expected]
+        lengths.add(len(expected))
+    assert len(lengths) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", MODELS)
+def test_decoding_gives_the_log_probs_of_training(kind, dtype):
+    """Groups whose completions leave one after another, some groups whole before others."""
+    model = make(kind, dtype)
+    prompts, _ = batch(([9, 2, 6, 4], []))
+    generator = torch.Generator().manual_seed(3)
+    samples = sample_groups(model, prompts, 5, 12, set(range(1, 13)), 1.0, generator)
+    assert len({len(one) for group in samples.tokens for one in group}) > 4
+    again = completion_logprobs(model, prompts, samples.tokens)
+    assert error(samples.logprobs, again) <= (1e-5 if dtype == torch.float32 else 2e-2)
+
+
+def seen(attend, count: int, window: int | None) -> torch.Tensor:
+    """With keys of zero every key that is seen weighs the same; with one-hot values the result
+    tells them apart: (N, N) for N tokens, each row sums to 1.
+    """
+    zeros, values = torch.zeros(count, 1, count), torch.eye(count)[:, None]
+    return attend(0, zeros, zeros, values, 1.0, window)[:, 0]
+
+
+def test_who_sees_whom_by_hand():
+    """Prompt a b, completions c and d e, in the row a b c d e. e sees a, b, d and itself, not c.
+    Positions are 0 1 2 2 3, so within a window of 2 e sees d and itself, and c sees b and itself.
+    """
+    layout = Groups([2], [1, 2])
+    third, half = 1 / 3, 1 / 2
+    expected = [
+        [1, 0, 0, 0, 0],
+        [half, half, 0, 0, 0],
+        [third, third, third, 0, 0],
+        [third, third, 0, third, 0],
+        [0.25, 0.25, 0, 0.25, 0.25],
+    ]
+    assert torch.allclose(seen(layout.attend, 5, None), torch.tensor(expected))
+    expected = [
+        [1, 0, 0, 0, 0],
+        [half, half, 0, 0, 0],
+        [0, half, half, 0, 0],
+        [0, half, 0, half, 0],
+        [0, 0, 0, half, half],
+    ]
+    assert torch.allclose(seen(layout.attend, 5, 2), torch.tensor(expected))
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 6), st.lists(st.integers(0, 5), min_size=2, max_size=2)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.one_of(st.none(), st.integers(1, 8)),
+)
+@settings(deadline=None, max_examples=60)
+def test_who_sees_whom(groups, window):
+    """For any lengths and window: a token sees its prompt and its own completion, from itself
+    back.
+    """
+    owner, position = [], []  # (prompt, completion or -1) of each token of the row
+    for p, (length, _) in enumerate(groups):
+        owner += [(p, -1)] * length
+        position += range(length)
+    for p, (length, sizes) in enumerate(groups):
+        for g, size in enumerate(sizes):
+            owner += [(p, g)] * size
+            position += range(length, length + size)
+    expected = torch.zeros(len(owner), len(owner))
+    for i, (p, g) in enumerate(owner):
+        for j, (q, h) in enumerate(owner):
+            back = position[i] - position[j]
+            near = back >= 0 and (window is None or back < window)
+            expected[i, j] = p == q and h in (-1, g) and near
+    expected /= expected.sum(1, keepdim=True)
+    layout = Groups([length for length, _ in groups], [n for _, sizes in groups for n in sizes])
+    assert torch.allclose(seen(layout.attend, len(owner), window), expected)
+
+
+def test_decoding_by_hand():
+    """Prompt values 1 and 3, own values 5 and 7, all keys 0: the first own token sees
+    (1 + 3 + 5) / 3 = 3, the second (1 + 3 + 5 + 7) / 4 = 4, within a window of 3 (3 + 5 + 7) / 3
+    = 5. The other prompt, with value 2, has a completion that leaves after its first token:
+    (2 + 8) / 2 = 5.
+    """
+    one = lambda *values: torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)  # noqa: E731
+    prefill = Groups([2, 1], [])
+    prefill.attend(0, one(0, 0, 0), one(0, 0, 0), one(1, 3, 2), 1.0, None)
+    for window, last in ((None, 4), (3, 5)):
+        decoding = Decoding(prefill, 1, 2)
+        assert decoding.advance().tolist() == [2, 1]
+        out = decoding.attend(0, one(0, 0), one(0, 0), one(5, 8), 1.0, window)
+        assert out.flatten().tolist() == [3, 5]
+        decoding.keep(torch.tensor([0]))
+        assert decoding.advance().tolist() == [3]
+        out = decoding.attend(0, one(0), one(0), one(7), 1.0, window)
+        assert out.flatten().tolist() == [last]
+
+
+def test_the_prompt_goes_through_the_model_once():
+    """Prompts of 9 and 3 tokens, 2 + 1 and 4 + 0 completion tokens: 19 rows in every product."""
+    model, rows = make("llama"), []
+    for layer in model.base_model.layers:
+        layer.mlp.register_forward_hook(lambda _, inputs, out: rows.append(out.shape[:-1].numel()))
+    completion_logprobs(model, *batch(([9, 3], [[2, 1], [4, 0]])))
+    assert rows == [19, 19, 19]
+
+
+def test_the_model_works_in_the_ordinary_way_afterwards():
+    """Padded rows, with the padding at the left, as before its attention was replaced."""
+    model = make("gemma3")
+    ids = torch.tensor([[0, 0, 5, 6, 7, 8, 9], [3, 4, 5, 6, 7, 8, 9]])
+    mask = (ids > 0).long()
+    before = model(ids, attention_mask=mask).logits
+    completion_logprobs(model, [[5, 6]], [[[7, 8]]])
+    assert torch.allclose(model(ids, attention_mask=mask).logits[1], before[1], atol=1e-6)
+    assert torch.allclose(model(ids, attention_mask=mask).logits[0, 2:], before[0, 2:], atol=1e-6)
+
+
+def test_attention_with_more_to_it_is_a_clear_error():
+    model = Gemma2ForCausalLM(Gemma2Config(**SHAPE, attn_logit_softcapping=30.0)).eval()
+    with pytest.raises(UserError, match="Gemma2Attention has softcap in its attention"):
+        completion_logprobs(model, [[5, 6]], [[[7, 8]]])
+
+
+def test_a_layer_that_mixes_tokens_otherwise_is_a_clear_error():
+    """A layer whose attention is not transformers' would mix the groups without a word."""
+    model = make("llama")
+    attention = model.base_model.layers[1].self_attn
+    attention.forward = lambda hidden_states, **rest: (hidden_states.cumsum(1), None)
+    with pytest.raises(UserError, match="LlamaForCausalLM: not every layer attends through"):
+        completion_logprobs(model, [[5, 6]], [[[7, 8]]])
