@@ -19,13 +19,15 @@ import torch
 from encoder import ContrastiveEncoder, SemanticReward
 from grpo import report as report_files
 from grpo.analysis import check_same_questions, compare, full_report
-from grpo.checkpoint import load_adapter, write_file, write_json
+from grpo.checkpoint import load_adapter
 from grpo.config import ASSETS, Config
 from grpo.evaluation import Prediction, evaluate_policy, load_suites, prediction_rows, score
 from grpo.lora import lora_folded
 from grpo.models import load_policy
 from grpo.rewards import Judge
 from sqlenv import EMBEDDED, Example, Sandbox, UserError, read_dataset
+from sqlenv.errors import exit_code
+from sqlenv.files import write_file, write_json
 from sqlenv.predictions import read_predictions, without_prediction
 from train import chosen_languages
 
@@ -268,11 +270,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return run(parse_arguments(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from encoder import ContrastiveEncoder, SemanticReward
 from grpo import report
-from grpo.checkpoint import load_state, save_adapter, save_state, write_json
+from grpo.checkpoint import load_state, save_adapter, save_state
 from grpo.config import Config
 from grpo.evaluation import (
     Prediction,
@@ -36,6 +36,8 @@ from grpo.models import load_policy
 from grpo.rewards import Judge, Rewards
 from grpo.trainer import Trainer
 from sqlenv import LANGUAGES, Example, Sandbox, UserError, load_dataset, paired_difference
+from sqlenv.errors import exit_code
+from sqlenv.files import write_json
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[Config, argparse.Namespace]:
@@ -327,11 +329,7 @@ def resume_command(folder: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        return run(*parse_arguments(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: run(*parse_arguments(argv)))
 
 
 if __name__ == "__main__":

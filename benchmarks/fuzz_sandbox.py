@@ -28,7 +28,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sqlenv import EMBEDDED, Execution, Sandbox, UserError, load_dataset
+from sqlenv import EMBEDDED, Execution, Sandbox, load_dataset
+from sqlenv.errors import exit_code
 
 HOSTILE = Path(__file__).parents[1] / "tests" / "hostile_sql.jsonl"
 STATUSES = ("ok", "error", "denied", "timeout", "too_large")
@@ -349,8 +350,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(main))

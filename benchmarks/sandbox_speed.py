@@ -14,7 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from sqlenv import EMBEDDED, Sandbox, UserError, load_dataset
+from sqlenv import EMBEDDED, Sandbox, load_dataset
+from sqlenv.errors import exit_code
 
 
 def open_databases(paths: set[Path]) -> dict[Path, sqlite3.Connection]:
@@ -79,8 +80,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(main))

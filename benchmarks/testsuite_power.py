@@ -32,10 +32,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sqlenv import Sandbox, UserError, load_dataset, load_schema, results_match
+from sqlenv import Sandbox, load_dataset, load_schema, results_match
 from sqlenv.blueprint import open_read_only, read_blueprint
 from sqlenv.distill import Drawn, Gold, choose_variants
 from sqlenv.draw import draw_database
+from sqlenv.errors import exit_code
 from sqlenv.mutants import KINDS as MISS_KINDS
 from sqlenv.mutants import NearMiss, near_misses
 from sqlenv.rewrites import KINDS as REWRITE_KINDS
@@ -297,12 +298,7 @@ def print_row(kind: str, made: int, differ: int, *seen: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        run(arguments(argv))
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: run(arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ TRAINED = (
     "all tables",
     "gold's table with every aggregate",
     "gold twice",
+    "gold counted",
     "gold and a column more",
     "gold with a hundred conditions",
     "gold or nothing",

@@ -6,7 +6,6 @@ and with near misses and other SQLs of the database (wrong), and a logistic curv
 them (Platt scaling, Platt 1999).
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +25,6 @@ class Calibration:
         With slope 10 and bias -5, a cosine of 0.5 scores 0.5 and one of 0.7 sigmoid(2) = 0.881.
         """
         return torch.sigmoid(self.slope * cosines + self.bias)
-
-    @property
-    def threshold(self) -> float:
-        """The cosine that scores 0.5: above it, SQL counts as right (the metric "semantic")."""
-        return -self.bias / self.slope if self.slope > 0 else math.inf
 
 
 def fit_calibration(right: Tensor, wrong: Tensor) -> Calibration:

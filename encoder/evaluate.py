@@ -23,7 +23,7 @@ from encoder.calibration import Calibration
 from encoder.model import ContrastiveEncoder
 from encoder.negatives import draw_negatives
 from encoder.pairs import Entry, load_entries
-from encoder.report import check_writable, plot, text_of, write_json
+from encoder.report import check_writable, plot, text_of
 from encoder.retrieval import (
     Embeddings,
     Question,
@@ -38,6 +38,8 @@ from encoder.retrieval import (
 from encoder.samples import auc_report, read_samples
 from encoder.text import sql_text
 from sqlenv import EMBEDDED, LANGUAGES, UserError, share
+from sqlenv.errors import exit_code
+from sqlenv.files import write_json
 from sqlenv.metrics import resampled_means, summary
 
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "encoder"
@@ -238,12 +240,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0, or 2 after a one-line error."""
-    try:
-        run(parse_arguments(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import inspect
 import json
 import math
 import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from transformers import (
 
 from encoder.calibration import Calibration
 from sqlenv.errors import UserError
+from sqlenv.files import WRITE_ERRORS, write_directory, write_json
 
 PREFIXES = {"query": "query: ", "sql": "sql: "}
 MAX_TOKENS = 256
@@ -218,13 +218,12 @@ class ContrastiveEncoder(nn.Module):
             path: a new or an empty directory.
             dtype: of the stored weights; float16 halves the size and changes cosines by < 0.001.
         Raises:
-            UserError: `path` is a directory with something in it, or a file.
+            UserError: `path` is a directory with something in it, or a file, or cannot be written.
         """
         path = Path(path)
         require_new(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-            folder = Path(scratch) / "encoder"
+
+        def write(folder: Path) -> None:
             copy.deepcopy(self.backbone).to(dtype).save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             state = {"log_scale": self.log_scale.data}
@@ -233,9 +232,9 @@ class ContrastiveEncoder(nn.Module):
             save_file(state, folder / "contrastive.safetensors")
             calibrations = {target: asdict(one) for target, one in self.calibrations.items()}
             settings = {"calibrations": calibrations, "with_schema": self.with_schema}
-            text = json.dumps(settings, indent=2)
-            (folder / "contrastive.json").write_text(text + "\n")
-            os.replace(folder, path)
+            write_json(folder / "contrastive.json", settings)
+
+        write_directory(path, write, (*WRITE_ERRORS, SafetensorError))
 
 
 def require_new(path: Path) -> None:

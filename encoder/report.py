@@ -1,13 +1,11 @@
 """What an evaluation of an encoder shows and writes: Markdown tables, JSON and a plot."""
 
-import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from encoder.negatives import KINDS
 from sqlenv import LANGUAGES, UserError
+from sqlenv.files import write_file
 
 LABELS = {
     "mean_over_kinds": "mean over kinds",
@@ -195,22 +193,3 @@ def check_writable(outputs: dict[str, str | None]) -> None:
             folder = next(one for one in Path(path).absolute().parents if one.exists())
             if Path(path).is_dir() or not os.access(folder, os.W_OK):
                 raise UserError(f"{option} {path}: cannot be written")
-
-
-def write_json(path: Path, report: dict) -> None:
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes under a temporary name and renames. Raises UserError if that cannot be done."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
-    finally:
-        with suppress(OSError):  # it is gone if all went well
-            temporary.unlink()

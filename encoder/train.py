@@ -7,9 +7,7 @@ is kept in OUTPUT.checkpoint.pt: after a kill, repeat the command line, and it g
 """
 
 import argparse
-import json
 import math
-import os
 import random
 import sys
 import time
@@ -29,7 +27,8 @@ from encoder.reward import TARGETS, SemanticReward
 from encoder.scratch import small_encoder
 from encoder.text import sql_text
 from sqlenv import LANGUAGES, equivalent_rewrites
-from sqlenv.errors import UserError
+from sqlenv.errors import UserError, exit_code
+from sqlenv.files import write_file, write_json
 
 
 def has_fast_bfloat16(device: str) -> bool:
@@ -111,15 +110,13 @@ def train_step(
 
 
 def save_checkpoint(path: Path, parts: dict, settings: dict, step: int) -> None:
-    """Written under another name and renamed: a full disk or a kill leaves the one before."""
-    state = {name: part.state_dict() for name, part in parts.items()}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save({"settings": settings, "step": step, "parts": state}, temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}") from error
+    """All that the next step depends on. Raises UserError if it cannot be written."""
+    state = {
+        "settings": settings,
+        "step": step,
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+    }
+    write_file(path, lambda temporary: torch.save(state, temporary))
 
 
 def load_checkpoint(path: Path | None, parts: dict, settings: dict) -> int:
@@ -255,19 +252,14 @@ def run(args: argparse.Namespace) -> None:
     encoder.save(output, dtype=torch.float16)
     seconds = round(time.monotonic() - started, 1)
     summary = {"arguments": vars(args), "seconds": seconds}
-    (output / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(output / "training.json", summary)
     checkpoint.unlink(missing_ok=True)
     print(f"{encoder.calibration}\nsaved to {output} in {seconds:.0f} s")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0, or 2 after a one-line error."""
-    try:
-        run(parse_arguments(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,7 @@ adapter_model.safetensors).
 """
 
 import json
-import os
 import pickle
-import shutil
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -20,54 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from grpo.lora import add_lora, lora_layers, lora_parameters
 from sqlenv.errors import UserError
+from sqlenv.files import WRITE_ERRORS, write_file, write_json
 
-# torch reports a full disk as RuntimeError, safetensors as its own.
-WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
-READ_ERRORS = (*WRITE_ERRORS, ValueError, EOFError, pickle.UnpicklingError)
-
-
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls ``write`` with a temporary path beside ``path`` and renames the result: a full disk or
-    a kill leaves the previous file as it was.
-
-    Raises:
-        UserError: the file cannot be written; names it, and what became of the one before.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except WRITE_ERRORS as error:
-        kept = "; the previous one is kept" if path.exists() else ""
-        raise UserError(f"cannot write {path}: {error}{kept}") from error
-    finally:
-        with suppress(OSError):  # it is gone if all went well
-            temporary.unlink()
-
-
-def write_directory(path: Path, write: Callable[[Path], None]) -> None:
-    """The same for a new directory."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except WRITE_ERRORS as error:
-        raise UserError(f"cannot write {path}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_json(path: Path, value) -> None:
-    write_file(
-        path,
-        lambda temporary: temporary.write_text(
-            json.dumps(value, indent=2) + "\n", encoding="utf-8"
-        ),
-    )
+SAFETENSORS_ERRORS = (*WRITE_ERRORS, SafetensorError)
+READ_ERRORS = (*SAFETENSORS_ERRORS, ValueError, EOFError, pickle.UnpicklingError)
 
 
 def save_state(path: Path, state: dict) -> None:
@@ -98,6 +50,7 @@ def save_adapter(model, folder: Path, base: str) -> None:
     write_file(
         folder / "adapter_model.safetensors",
         lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}),
+        SAFETENSORS_ERRORS,
     )
     rank = first.lora_A.shape[0]
     write_json(

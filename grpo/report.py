@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from grpo.checkpoint import write_file
 from sqlenv import LANGUAGES, UserError
+from sqlenv.files import write_file
 
 Rows = list[tuple[str, ...]]  # of a table, the first being the heading
 LABELS = {"valid": "valid", "execution": "EX", "test_suite": "TS", "semantic": "semantic"}

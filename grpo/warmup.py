@@ -23,11 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from grpo.checkpoint import load_state, save_state, write_directory
+from grpo.checkpoint import SAFETENSORS_ERRORS, load_state, save_state
 from grpo.logprobs import completion_logprobs
 from grpo.models import load_policy
 from grpo.prompt import question_text
 from sqlenv import EMBEDDED, LANGUAGES, Example, UserError, load_dataset, load_schema, schema_text
+from sqlenv.errors import exit_code
+from sqlenv.files import write_directory
 
 SPECIAL = ["<s>", "</s>", "<pad>"]
 SAVE_EVERY = 100  # steps
@@ -245,7 +247,7 @@ def warmup(arguments: argparse.Namespace) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    write_directory(output, write)
+    write_directory(output, write, SAFETENSORS_ERRORS)
     checkpoint.unlink(missing_ok=True)
     print(f"wrote {output}")
 
@@ -268,12 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--question-weight", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
-    try:
-        warmup(parser.parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: warmup(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -12,17 +12,16 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from grpo.checkpoint import (
+    SAFETENSORS_ERRORS,
     load_adapter,
     load_state,
     save_adapter,
     save_state,
-    write_directory,
-    write_file,
-    write_json,
 )
 from grpo.lora import add_lora, lora_parameters
 from grpo.report import append_metrics, keep_metrics, read_metrics
 from sqlenv import UserError
+from sqlenv.files import write_directory, write_file, write_json
 
 SHAPE = dict(
     vocab_size=50,
@@ -131,6 +130,14 @@ def test_a_bug_in_the_writer_is_no_user_error(tmp_path):
         write_file(tmp_path / "file", lambda temporary: {}["no such key"])
 
 
+def test_json_that_cannot_be_written_leaves_the_file_before(tmp_path):
+    path = tmp_path / "report.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(ValueError):
+        write_json(path, {"new": float("nan")})
+    assert json.loads(path.read_text()) == {"old": 1} and list(tmp_path.iterdir()) == [path]
+
+
 def test_write_json(tmp_path):
     value = {"lang": "vi", "text": "Mỗi ca sĩ", "numbers": [1, 0.5, None]}
     write_json(tmp_path / "a.json", value)
@@ -150,7 +157,7 @@ def test_a_directory_is_whole_or_not_there(tmp_path):
         write_half(temporary / "b.txt")
 
     with pytest.raises(UserError, match="model.*No space left"):
-        write_directory(tmp_path / "model", write)
+        write_directory(tmp_path / "model", write, SAFETENSORS_ERRORS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -238,7 +245,7 @@ def test_a_full_disk_while_a_model_directory_is_written(tmp_path):
         save_file({"weight": torch.zeros(5000)}, temporary / "model.safetensors")
 
     with full_disk(), pytest.raises(UserError, match="model"):
-        write_directory(tmp_path / "model", write)
+        write_directory(tmp_path / "model", write, SAFETENSORS_ERRORS)
     assert list(tmp_path.iterdir()) == []
 
 

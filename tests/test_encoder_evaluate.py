@@ -17,7 +17,7 @@ from encoder import ContrastiveEncoder, evaluate
 from encoder.attacks import ATTACKS
 from encoder.negatives import NearMiss
 from encoder.pairs import Entry
-from encoder.report import cell, text_of, write_json
+from encoder.report import cell, text_of
 from encoder.retrieval import (
     Embeddings,
     Mean,
@@ -387,18 +387,6 @@ def test_samples_that_were_not_judged_are_named(tmp_path):
 def test_cells():
     assert cell({"value": 0.6142, "low": 0.561, "high": 0.667, "n": 9}) == "61.4 (56-67)"
     assert cell({"value": None, "low": None, "high": None, "n": 0}) == cell(None) == "-"
-
-
-def test_a_failed_write_leaves_the_file_before(tmp_path):
-    path = tmp_path / "report.json"
-    write_json(path, {"old": 1})
-    with pytest.raises(ValueError):
-        write_json(path, {"new": math.nan})
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*file/report.json"):
-        write_json(tmp_path / "file" / "report.json", {})
-    assert json.loads(path.read_text()) == {"old": 1}
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "report.json"]
 
 
 def test_shipped_encoder(tmp_path, capsys):

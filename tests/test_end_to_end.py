@@ -155,6 +155,7 @@ def test_evaluate_a_run_and_its_predictions_file(finished, tmp_path, capsys):
                 str(finished),
                 "--limit",
                 "6",
+                "--test-suite",
                 "--json",
                 str(report),
                 "--save-predictions",
@@ -166,7 +167,8 @@ def test_evaluate_a_run_and_its_predictions_file(finished, tmp_path, capsys):
     measured = json.loads(report.read_text())
     assert measured["vi"] == json.loads((finished / "summary.json").read_text())["after"]["vi"]
     assert measured["average"]["execution"]["n"] == 6
-    assert evaluate.main(["--predictions", str(predictions), "--json", str(report)]) == 0
+    again = ["--predictions", str(predictions), "--test-suite", "--json", str(report)]
+    assert evaluate.main(again) == 0
     assert json.loads(report.read_text())["vi"] == measured["vi"]
     assert "EX" in capsys.readouterr().out
 
