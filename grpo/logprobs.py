@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from grpo.attention import hidden_states
 from grpo.packing import pack_groups
 
-CHUNK = 1024  # tokens whose logits exist at a time: 1024 x 128k in float32 are half a gigabyte
+CHUNK = 512  # tokens whose logits exist at a time: 512 x 128k in float32 are a quarter gigabyte
 
 
 def _chunk_logprobs(hidden: Tensor, head, targets: Tensor, temperature: float, with_entropy: bool):
@@ -24,6 +24,37 @@ def _chunk_logprobs(hidden: Tensor, head, targets: Tensor, temperature: float, w
     return picked, total - torch.linalg.vecdot(probabilities, logits)
 
 
+class _FrozenHead(torch.autograd.Function):
+    """`_chunk_logprobs` whose gradient is taken while the logits are there, and kept in their
+    place: a token's log-probability depends on its own hidden state alone, so the gradient of their
+    sum is that of each. Logits are computed once and never stored.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, *rest):
+        with torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            found = _chunk_logprobs(hidden, *rest)
+            (slope,) = torch.autograd.grad(found[0].sum(), hidden)  # (N, D)
+        ctx.save_for_backward(slope)
+        ctx.mark_non_differentiable(*found[1:])
+        return tuple(one.detach() for one in found)
+
+    @staticmethod
+    def backward(ctx, weight: Tensor, *_):  # (N,)
+        (slope,) = ctx.saved_tensors
+        return (weight[:, None] * slope).to(slope.dtype), None, None, None, None
+
+
+def _head_logprobs(hidden: Tensor, head, *rest):
+    """`_chunk_logprobs`, in the cheapest way that has the gradients asked for."""
+    if not (torch.is_grad_enabled() and hidden.requires_grad):
+        return _chunk_logprobs(hidden, head, *rest)
+    if any(parameter.requires_grad for parameter in head.parameters()):
+        return checkpoint(_chunk_logprobs, hidden, head, *rest, use_reentrant=False)
+    return _FrozenHead.apply(hidden, head, *rest)
+
+
 def completion_logprobs(
     model,
     prompts: list[list[int]],
@@ -33,8 +64,7 @@ def completion_logprobs(
 ):
     """log pi(o_t | q, o_<t) of every completion token, at the temperature that it was sampled with.
 
-    Logits are computed only where a completion token is predicted, a chunk at a time, and
-    recomputed in the backward pass instead of kept.
+    Logits are computed only where a completion token is predicted, a chunk at a time.
 
     Args:
         model: a Hugging Face causal language model.
@@ -50,16 +80,8 @@ def completion_logprobs(
     picked = hidden.index_select(0, packed.predictors)  # (C, D), C = completion tokens
     head = model.get_output_embeddings()
     parts = [
-        checkpoint(
-            _chunk_logprobs,
-            picked[i : i + CHUNK],
-            head,
-            packed.targets[i : i + CHUNK],
-            temperature,
-            with_entropy,
-            use_reentrant=False,
-        )
-        for i in range(0, max(1, len(picked)), CHUNK)
+        _head_logprobs(states, head, targets, temperature, with_entropy)
+        for states, targets in zip(picked.split(CHUNK), packed.targets.split(CHUNK))
     ]
     spread = [
         torch.zeros(packed.mask.shape, device=model.device).masked_scatter(

@@ -46,8 +46,9 @@ class LoRALinear(nn.Module):
         out = self.base(x)
         if not self.enabled:
             return out
-        update = F.linear(F.linear(x.float(), self.lora_A), self.lora_B)
-        return out + (self.scale * update).to(out.dtype)
+        # The products are of the base's dtype, as in sampling; the sums that Adam makes are not.
+        narrow = F.linear(x, self.lora_A.to(x.dtype))  # (..., r)
+        return out + F.linear(narrow, (self.scale * self.lora_B).to(x.dtype))
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
