@@ -1,0 +1,276 @@
+"""docs/results.md from the cells of `paper_table`: tables with intervals, curves, examples.
+
+The text of docs/results.md is written by hand; what stands between `<!-- NAME -->` and
+`<!-- end -->` is made here. Intervals are bootstrap intervals over gold queries (a question and its
+translations are drawn together) and, where there are several, over seeds. Rows are compared
+resample by resample, on the same questions.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from grpo.report import Rows, cell, markdown_table, read_metrics, signed_cell
+from sqlenv import EMBEDDED, LANGUAGES, UserError, canonical_sql, load_dataset
+from sqlenv.files import write_file
+from sqlenv.metrics import summary
+
+METRICS = {"valid": "valid", "execution": "EX", "test_suite": "TS", "semantic": "semantic"}
+RESAMPLES = 2000
+EXAMPLES = 8  # questions whose answers are kept
+CURVE = ("reward", "reward/execution", "reward/semantic", "kl")
+MAIN = ("warm start", "larger warm start", "GRPO", "GRPO + contrastive")
+PAPER = {  # averages over seven languages, arXiv 2510.13827: "execution" / "semantic" accuracy
+    "warm start": "61.4 / 19.4",
+    "larger warm start": "81.4 / 68.6",
+    "GRPO": "87.4 / 52.3",
+    "GRPO + contrastive": "88.9 / 59.1",
+}
+
+
+def outcomes(predictions: Path) -> dict:
+    """What a cell keeps of its answers: for each language and metric a text of 0 and 1, in the
+    order of the dev split, and the SQL of a few.
+    """
+    rows = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    if not all(row["gold_ok"] for row in rows):
+        raise UserError(f"{predictions}: gold fails on a question of the embedded dataset")
+    found: dict[str, dict] = {}
+    for row in rows:
+        found.setdefault(row["lang"], []).append(row)
+    step = {lang: max(1, len(ones) // EXAMPLES) for lang, ones in found.items()}
+    return {
+        "outcomes": {
+            lang: {m: "".join(str(int(one[m])) for one in ones) for m in METRICS}
+            for lang, ones in found.items()
+        },
+        "answers": {
+            lang: {str(i): ones[i]["predicted"] for i in range(0, len(ones), step[lang])}
+            for lang, ones in found.items()
+        },
+    }
+
+
+def curve(metrics: Path, points: int = 24) -> dict[str, list[float]]:
+    """Means over equal parts of training, of what `CURVE` names."""
+    rows = read_metrics(metrics)
+    parts = np.array_split(np.arange(len(rows)), min(points, len(rows)))
+    return {
+        name: [round(float(np.mean([rows[i][name] for i in part])), 4) for part in parts]
+        for name in CURVE
+        if name in rows[0]
+    }
+
+
+@dataclass
+class Means:
+    """Of a row: (L, M) shares by language and metric, and (RESAMPLES, L, M) of resamples."""
+
+    value: np.ndarray
+    resampled: np.ndarray
+    langs: list[str]
+    seeds: int
+    n: int
+
+    def minus(self, other: "Means") -> "Means":
+        value, resampled = self.value - other.value, self.resampled - other.resampled
+        return Means(value, resampled, self.langs, self.seeds, self.n)
+
+    def average(self, metric: str) -> dict:
+        m = list(METRICS).index(metric)
+        return summary(self.value[:, m].mean(), self.resampled[:, :, m].mean(1), self.n)
+
+    def of(self, lang: str, metric: str) -> dict:
+        i, m = self.langs.index(lang), list(METRICS).index(metric)
+        return summary(self.value[i, m], self.resampled[:, i, m], self.n)
+
+
+@cache
+def dev_clusters() -> tuple[np.ndarray, np.ndarray]:
+    """For each dev question the number of its gold query, and whether training has its database."""
+    dev = load_dataset(EMBEDDED, "en", "dev")
+    known = {one.db_id for one in load_dataset(EMBEDDED, "en", "train")}
+    keys = [(one.db_id, canonical_sql(one.gold_sql)) for one in dev]
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return np.array([number[key] for key in keys]), np.array([one.db_id in known for one in dev])
+
+
+@cache
+def draws(count: int) -> np.ndarray:
+    """How often each of ``count`` things is drawn, (RESAMPLES, count): the same for every row, so
+    that differences are paired.
+    """
+    even = np.full(count, 1 / count)
+    return np.random.default_rng(count).multinomial(count, even, RESAMPLES)
+
+
+def means(cells: list[dict], questions: np.ndarray | None = None) -> Means:
+    """The mean over seeds of the cells of a row, of all dev questions or those of a mask."""
+    clusters, _ = dev_clusters()
+    kept = np.ones(len(clusters), bool) if questions is None else questions
+    langs = [lang for lang in LANGUAGES if all(lang in one["outcomes"] for one in cells)]
+    bits = np.array(
+        [
+            [[list(map(int, one["outcomes"][lang][m])) for m in METRICS] for lang in langs]
+            for one in cells
+        ],
+        dtype=float,
+    )[..., kept]  # (S, L, M, Q)
+    numbers = np.unique(clusters[kept], return_inverse=True)[1]
+    count = numbers.max() + 1
+    sums = np.zeros((count, *bits.shape[:3]))
+    np.add.at(sums, numbers, bits.transpose(3, 0, 1, 2))  # (C, S, L, M)
+    sizes = np.bincount(numbers)
+    drawn = draws(count)  # (R, C)
+    shares = np.tensordot(drawn, sums, 1) / (drawn @ sizes)[:, None, None, None]  # (R, S, L, M)
+    seeds = len(cells)
+    resampled = np.einsum("rs,rslm->rlm", draws(seeds) / seeds, shares)
+    return Means(bits.mean((0, 3)), resampled, langs, seeds, int(kept.sum()) * len(langs))
+
+
+class Results:
+    """All cells that are there, by row; ``joint`` or, for each language, on its own."""
+
+    def __init__(self, folder: Path):
+        found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+        self.joint, self.single = {}, {}
+        for one in found:
+            if one["lang"] == "all":
+                self.joint.setdefault(one["row"], []).append(one)
+            else:
+                self.single.setdefault((one["row"], one["lang"]), []).append(one)
+
+
+def main_table(results: Results) -> Rows:
+    rows = [("row", "seeds", *METRICS.values(), "the paper's execution / semantic")]
+    for name in MAIN:
+        if name in results.joint:
+            one = means(results.joint[name])
+            shares = (cell(one.average(metric)) for metric in METRICS)
+            rows.append((name, str(one.seeds), *shares, PAPER[name]))
+    return rows
+
+
+def known_table(results: Results) -> Rows:
+    """TS on databases that training has, and on the others."""
+    _, known = dev_clusters()
+    rows = [("row", "EX, known databases", "TS", "EX, unseen databases", "TS")]
+    for name in MAIN:
+        if name in results.joint:
+            sides = [means(results.joint[name], mask) for mask in (known, ~known)]
+            shares = [cell(side.average(m)) for side in sides for m in ("execution", "test_suite")]
+            rows.append((name, *shares))
+    return rows
+
+
+def difference_table(results: Results, pairs: list[tuple[str, str]]) -> Rows:
+    rows = [("difference", *METRICS.values())]
+    for after, before in pairs:
+        if after in results.joint and before in results.joint:
+            gained = means(results.joint[after]).minus(means(results.joint[before]))
+            shares = (signed_cell(gained.average(metric)) for metric in METRICS)
+            rows.append((f"{after} - {before}", *shares))
+    return rows
+
+
+def language_table(results: Results) -> Rows:
+    """EX of each language in the main rows, and its distance to English in the same row."""
+    rows = [("row", *LANGUAGES, "largest distance to en")]
+    for name in MAIN:
+        if name in results.joint:
+            one = means(results.joint[name])
+            shares = [one.of(lang, "execution") for lang in one.langs]
+            english = shares[one.langs.index("en")]["value"]
+            lowest = min(share["value"] for share in shares) - english
+            rows.append((name, *map(cell, shares), f"{100 * lowest:+.1f}"))
+    return rows
+
+
+def single_table(results: Results) -> Rows:
+    """Trained on one language at a time, and jointly: EX on that language."""
+    rows = [("lang", "row", "alone", "jointly", "difference")]
+    for (name, lang), cells in sorted(results.single.items()):
+        if name in results.joint and cells[0]["curve"]:
+            alone, joint = means(cells), means(results.joint[name])
+            place = joint.langs.index(lang)
+            same = Means(
+                joint.value[place : place + 1],
+                joint.resampled[:, place : place + 1],
+                [lang],
+                joint.seeds,
+                alone.n,
+            )
+            shares = (one.of(lang, "execution") for one in (alone, same))
+            gained = signed_cell(same.minus(alone).of(lang, "execution"))
+            rows.append((lang, name, *map(cell, shares), gained))
+    return rows
+
+
+def example_text(results: Results) -> str:
+    """Questions with gold and the answers of the main rows, of the first seed."""
+    rows = {name: results.joint[name][0] for name in MAIN if name in results.joint}
+    langs, lines = list(LANGUAGES), []
+    for number, place in enumerate(next(iter(rows.values()))["answers"]["en"]):
+        lang = langs[number % len(langs)]
+        asked = load_dataset(EMBEDDED, lang, "dev")[int(place)]
+        lines += [f"    {lang}, {asked.db_id}: {asked.question}", f"    gold: {asked.gold_sql}"]
+        for name, one in rows.items():
+            bits = one["outcomes"][lang]
+            marks = ", ".join(label for m, label in METRICS.items() if bits[m][int(place)] == "1")
+            lines.append(f"    {name} ({marks or 'nothing right'}): {one['answers'][lang][place]}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def plot(results: Results, path: Path) -> None:
+    """The reward `execution` over training, for each row and seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for axis, key in zip(axes, ("reward/execution", "reward/semantic")):
+        for number, name in enumerate(MAIN):
+            for one in results.joint.get(name, []):
+                values = one["curve"].get(key, [])
+                label = name if one["seed"] == 0 and values else None
+                place = [(i + 0.5) / len(values) for i in range(len(values))]
+                axis.plot(place, values, color=f"C{number}", label=label, linewidth=1.2)
+        axis.set_title(key, fontsize=10)
+        axis.set_xlabel("share of training")
+        axis.grid(alpha=0.2)
+    axes[0].legend(fontsize=8)
+    write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    plt.close(figure)
+
+
+def write(folder: Path, path: Path) -> None:
+    """Puts the tables into their places in ``path``. Raises UserError if a place has no table."""
+    results = Results(folder)
+    others = [name for name in results.joint if name not in MAIN]
+    best = "GRPO + contrastive"
+    pairs = [(best, "warm start"), ("GRPO", "warm start"), (best, "GRPO"), (best, MAIN[1])]
+    tables = {
+        "main": markdown_table(main_table(results)),
+        "known": markdown_table(known_table(results)),
+        "differences": markdown_table(difference_table(results, pairs)),
+        "languages": markdown_table(language_table(results)),
+        "ablations": markdown_table(difference_table(results, [(name, best) for name in others])),
+        "single": markdown_table(single_table(results)),
+        "examples": example_text(results),
+    }
+
+    def filled(found: re.Match) -> str:
+        if found[1] not in tables:
+            raise UserError(f"{path}: there is no table {found[1]!r}; of {', '.join(tables)}")
+        return f"<!-- {found[1]} -->\n\n{tables[found[1]]}\n\n<!-- end -->"
+
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", filled, text, flags=re.DOTALL)
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    plot(results, path.with_name("results-curves.png"))

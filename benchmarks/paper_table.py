@@ -1,0 +1,176 @@
+"""The experiment of the paper: does the contrastive reward help, in seven languages?
+
+    python -m benchmarks.paper_table                            # all cells; repeat it to go on
+    python -m benchmarks.paper_table --rows "GRPO,GRPO + contrastive" --languages vi,en --seeds 1
+    python -m benchmarks.paper_table --report                   # docs/results.md from what is there
+
+A cell is one row of the table for one language (or all of them trained jointly) and one seed: it
+runs train.py, then evaluate.py on all dev questions with the shipped encoder as the metric, and
+keeps what came of it in docs/results/, a small JSON file each. Cells that are there are not made
+again, and one that was interrupted goes on from its last checkpoint. Runs are in runs/paper/.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks import paper_report
+from grpo.config import ASSETS
+from sqlenv import LANGUAGES
+from sqlenv.errors import UserError, exit_code
+from sqlenv.files import write_json
+
+RUNS, RESULTS = Path("runs/paper"), Path("docs/results")
+NO_SEMANTIC = ["--reward", "semantic=0"]
+# Options of train.py; None for a policy that is only measured.
+ROWS: dict[str, list[str] | None] = {
+    "warm start": None,
+    "larger warm start": None,
+    "GRPO": NO_SEMANTIC,
+    "GRPO + contrastive": [],
+    "weaker encoder": ["--encoder", str(RUNS / "weak-encoder")],
+    "no schema reward": ["--reward", "schema=0"],
+    "advantage group": ["--advantage", "group"],
+    "advantage per_reward": ["--advantage", "per_reward"],
+    "300 examples": ["--examples", "300"],
+    "1,000 examples": ["--examples", "1000"],
+    "target gold": ["--semantic-target", "gold"],
+    "semantic ungated": ["--semantic-ungated"],
+    "semantic raw": ["--semantic-raw"],
+}
+MODELS = {"larger warm start": RUNS / "larger"}
+# What a row needs and nobody ships; made once.
+MADE = {
+    "weaker encoder": (
+        f"-m encoder.train --split warmup,train --steps 100 --negatives 0 "
+        f"--output {RUNS / 'weak-encoder'}"
+    ),
+    "larger warm start": (
+        f"-m grpo.warmup --hidden 640 --layers 6 --stop 900 --output {RUNS / 'larger'}"
+    ),
+}
+EXAMPLES = 3000
+
+
+@dataclass(frozen=True)
+class Cell:
+    row: str
+    lang: str  # a language, or all
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return re.sub(r"\W+", "-", f"{self.row} {self.lang} {self.seed}")
+
+    @property
+    def result(self) -> Path:
+        return RESULTS / f"{self.name}.json"
+
+    @property
+    def run(self) -> Path:
+        return RUNS / self.name
+
+
+def cells(rows: list[str], langs: list[str], seeds: int) -> list[Cell]:
+    """All cells, seed by seed, so that an unfinished table is a table with fewer seeds."""
+    found = [
+        Cell(row, lang, seed)
+        for seed in range(seeds)
+        for lang in langs
+        for row in rows
+        if ROWS[row] is not None or seed == 0  # greedy answers of a fixed policy have no seed
+    ]
+    return found
+
+
+def python(*words: str) -> None:
+    """Runs a command of this project, with its progress bars. Raises UserError if it fails."""
+    done = subprocess.run([sys.executable, *words])
+    if done.returncode in (130, -2):
+        raise UserError("interrupted; the same command goes on from the last checkpoint")
+    if done.returncode:
+        raise UserError(f"python {' '.join(words)} ended with exit code {done.returncode}")
+
+
+def train(cell: Cell) -> None:
+    options = ROWS[cell.row]
+    given = ["--lang", cell.lang, "--seed", str(cell.seed), "--output", str(cell.run)]
+    if "--examples" not in options:
+        given += ["--examples", str(EXAMPLES)]
+    # evaluate.py measures afterwards, with the shipped encoder whatever the reward was.
+    given += ["--dev-limit", "1", *options]
+    if (cell.run / "summary.json").exists():
+        return
+    if cell.run.exists():
+        given.append("--resume")
+    python("train.py", *given)
+
+
+def make(cell: Cell) -> None:
+    """Makes a cell and writes its JSON file."""
+    started = time.time()
+    output = MADE.get(cell.row, "").split()
+    if output and not Path(output[-1]).exists():
+        python(*output)
+    if ROWS[cell.row] is not None:
+        train(cell)
+        source = ["--run", str(cell.run)]
+    else:
+        source = ["--model", str(MODELS.get(cell.row, ASSETS / "policy")), "--lang", cell.lang]
+    predictions = RUNS / f"{cell.name}.jsonl"
+    python("evaluate.py", *source, "--test-suite", "--save-predictions", str(predictions))
+    metrics = cell.run / "metrics.jsonl"
+    write_json(
+        cell.result,
+        {
+            "row": cell.row,
+            "lang": cell.lang,
+            "seed": cell.seed,
+            "minutes": round((time.time() - started) / 60, 1),
+            **paper_report.outcomes(predictions),
+            "curve": paper_report.curve(metrics) if metrics.exists() else {},
+        },
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    rows = list(ROWS) if arguments.rows == "all" else arguments.rows.split(",")
+    unknown = [row for row in rows if row not in ROWS]
+    if unknown:
+        raise UserError(f"--rows {unknown[0]!r}: choose from {', '.join(ROWS)}")
+    langs = arguments.languages.split(",")
+    unknown = [lang for lang in langs if lang not in (*LANGUAGES, "all")]
+    if unknown:
+        raise UserError(f"--languages {unknown[0]!r}: choose from all, {', '.join(LANGUAGES)}")
+    if not arguments.report:
+        RUNS.mkdir(parents=True, exist_ok=True)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        wanted = cells(rows, langs, arguments.seeds)
+        missing = [cell for cell in wanted if not cell.result.exists()]
+        print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there; to be made:")
+        print("".join(f"  {cell.name}\n" for cell in missing), end="", flush=True)
+        for cell in tqdm(missing, unit="cell"):
+            make(cell)
+    paper_report.write(RESULTS, Path("docs/results.md"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--rows", default="all", help=f"a comma list of {', '.join(ROWS)} (all)")
+    add("--languages", default="all", help="a comma list; all is one joint training (%(default)s)")
+    add("--seeds", type=int, default=3)
+    add("--report", action="store_true", help="only write docs/results.md from docs/results")
+    return exit_code(lambda: run(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The statistics and the bookkeeping of the paper's experiment."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import paper_report, paper_table
+from benchmarks.paper_report import METRICS, Results, means
+from benchmarks.paper_table import Cell, cells
+from sqlenv import EMBEDDED, LANGUAGES, UserError, load_dataset
+
+LENGTH = len(load_dataset(EMBEDDED, "en", "dev"))
+
+
+def made_cell(row: str, share: float, seed: int = 0, lang: str = "all") -> dict:
+    """The first part of the questions right in every metric and language."""
+    right = round(share * LENGTH)
+    bits = "1" * right + "0" * (LENGTH - right)
+    langs = LANGUAGES if lang == "all" else [lang]
+    return {
+        "row": row,
+        "lang": lang,
+        "seed": seed,
+        "outcomes": {one: dict.fromkeys(METRICS, bits) for one in langs},
+        "answers": {one: {"0": "SELECT 1"} for one in langs},
+        "curve": {"reward/execution": [0.1, 0.2]},
+    }
+
+
+def test_a_row_is_the_mean_of_its_seeds():
+    """(0.25 + 0.75) / 2 = 0.5; with such seeds the interval is at least as wide as they are apart
+    half of the time: both drawn alike has probability 1/2, so 2.5 % and 97.5 % are near them.
+    """
+    found = means([made_cell("a", 0.25, 0), made_cell("a", 0.75, 1)]).average("execution")
+    assert found["value"] == pytest.approx(0.5, abs=1e-3)
+    assert found["low"] < 0.28 and found["high"] > 0.72 and found["n"] == 7 * LENGTH
+
+
+def test_differences_are_paired():
+    """The same questions but 10 % more: with paired draws the gain is sure, and the interval of
+    the gain is narrower than that of either row.
+    """
+    one, other = means([made_cell("a", 0.4)]), means([made_cell("b", 0.5)])
+    gained = other.minus(one).average("test_suite")
+    alone = one.average("test_suite")
+    assert gained["value"] == pytest.approx(0.1, abs=2e-3) and gained["low"] > 0.05
+    assert gained["high"] - gained["low"] < alone["high"] - alone["low"]
+    same = one.minus(means([made_cell("c", 0.4)])).average("valid")
+    assert same["value"] == same["low"] == same["high"] == 0
+
+
+def test_questions_of_one_gold_query_are_drawn_together():
+    """The interval over clusters is that of resampling clusters by hand."""
+    clusters, _ = paper_report.dev_clusters()
+    cell = made_cell("a", 0.5)
+    bits = np.array(list(map(int, cell["outcomes"]["vi"]["valid"])))
+    rng = np.random.default_rng(1)
+    groups = [bits[clusters == i] for i in range(clusters.max() + 1)]
+    draws = []
+    for _ in range(500):
+        drawn = [groups[i] for i in rng.integers(len(groups), size=len(groups))]
+        draws.append(np.concatenate(drawn).mean())
+    found = means([cell]).of("vi", "valid")
+    assert found["high"] - found["low"] == pytest.approx(
+        np.percentile(draws, 97.5) - np.percentile(draws, 2.5), rel=0.15
+    )
+
+
+def test_known_and_unseen_databases_make_up_all_questions():
+    _, known = paper_report.dev_clusters()
+    one = made_cell("a", 0.5)
+    sides = [means([one], mask).average("valid") for mask in (known, ~known)]
+    sizes = [side["n"] for side in sides]
+    total = sum(side["value"] * n for side, n in zip(sides, sizes)) / sum(sizes)
+    assert sum(sizes) == 7 * LENGTH
+    assert total == pytest.approx(means([one]).average("valid")["value"])
+
+
+def test_cells_are_made_seed_by_seed_and_a_fixed_policy_once():
+    found = cells(["warm start", "GRPO"], ["all"], 2)
+    assert found == [
+        Cell("warm start", "all", 0),
+        Cell("GRPO", "all", 0),
+        Cell("GRPO", "all", 1),
+    ]
+    assert Cell("GRPO + contrastive", "all", 1).name == "GRPO-contrastive-all-1"
+    names = {cell.name for cell in cells(list(paper_table.ROWS), list(LANGUAGES), 3)}
+    assert len(names) == len(cells(list(paper_table.ROWS), list(LANGUAGES), 3))
+
+
+def test_the_page_is_filled_from_the_cells(tmp_path):
+    """Only what stands between the marks changes; filling twice gives the same page."""
+    folder, page = tmp_path / "results", tmp_path / "results.md"
+    folder.mkdir()
+    for one in (
+        made_cell("warm start", 0.3),
+        made_cell("GRPO", 0.4),
+        made_cell("GRPO + contrastive", 0.5),
+        made_cell("GRPO", 0.45, lang="vi"),
+    ):
+        name = f"{one['row']}-{one['lang']}.json"
+        (folder / name).write_text(json.dumps(one))
+    page.write_text("Text.\n\n<!-- main -->\nold\n<!-- end -->\n\n<!-- single -->\n<!-- end -->\n")
+    paper_report.write(folder, page)
+    first = page.read_text()
+    assert first.startswith("Text.\n\n<!-- main -->\n\n| row |") and "old" not in first
+    assert "| GRPO + contrastive | 1 | 50.0 (" in first
+    assert "| vi | GRPO | 45.0 (" in first and "| -5.1 (" in first
+    paper_report.write(folder, page)
+    assert page.read_text() == first
+    assert (tmp_path / "results-curves.png").stat().st_size > 1000
+    page.write_text("<!-- unknown -->\n<!-- end -->")
+    with pytest.raises(UserError, match="there is no table 'unknown'"):
+        paper_report.write(folder, page)
+
+
+def test_unknown_rows_and_languages_are_refused(capsys):
+    assert paper_table.main(["--rows", "GRPO,nothing", "--report"]) == 2
+    assert "--rows 'nothing': choose from warm start" in capsys.readouterr().err
+    assert paper_table.main(["--languages", "xx", "--report"]) == 2
+    assert "--languages 'xx'" in capsys.readouterr().err
+
+
+def test_outcomes_of_a_predictions_file(tmp_path):
+    """Two questions in one language; every one is kept as an example, as there are under eight."""
+    rows = [
+        dict.fromkeys(METRICS, value) | {"lang": "vi", "gold_ok": True, "predicted": sql}
+        for value, sql in ((True, "SELECT 1"), (False, None))
+    ]
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = paper_report.outcomes(path)
+    assert found["outcomes"] == {"vi": dict.fromkeys(METRICS, "10")}
+    assert found["answers"] == {"vi": {"0": "SELECT 1", "1": None}}
+    assert isinstance(Results(tmp_path), Results)
