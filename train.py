@@ -66,7 +66,8 @@ def parse_arguments(argv: list[str] | None) -> tuple[Config, argparse.Namespace]
         action="append",
         default=[],
         metavar="NAME=WEIGHT",
-        help="weight of execution, syntax, schema, semantic, overlong or FILE.py:FUNCTION; "
+        help="weight of execution, test_suite, syntax, schema, semantic, overlong or "
+        "FILE.py:FUNCTION; "
         "repeatable; 0 drops the reward",
     )
     parser.add_argument("--output", help="folder of the run (a fresh runs/<lang>-<n>)")
@@ -288,6 +289,8 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
         stack.callback(rewards.close)
         train, dev = load_questions(config, judge)
         suites = load_suites(judge.sandbox, dev)
+        if config.reward.get("test_suite"):
+            rewards.suites = load_suites(judge.sandbox, train)
         add_lora(policy.model, config.lora_rank, config.lora_alpha, config.seed)
         trainer = Trainer(policy, rewards, train, config)
         start_or_resume(trainer, folder, config, arguments.resume)

@@ -38,6 +38,7 @@ ROWS: dict[str, list[str] | None] = {
     "no schema reward": ["--reward", "schema=0"],
     "advantage group": ["--advantage", "group"],
     "advantage per_reward": ["--advantage", "per_reward"],
+    "test suite for execution": ["--reward", "test_suite=1", "--reward", "execution=0"],
     "300 examples": ["--examples", "300"],
     "1,000 examples": ["--examples", "1000"],
     "target gold": ["--semantic-target", "gold"],

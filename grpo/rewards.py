@@ -1,5 +1,5 @@
-"""The four rewards of the paper: execution, syntax, schema match and semantic agreement; DAPO's
-length penalty; and rewards of one's own.
+"""The four rewards of the paper: execution, syntax, schema match and semantic agreement; execution
+on a test suite; DAPO's length penalty; and rewards of one's own.
 
 The paper's are in [0, 1], the penalty in [-1, 0]. Their weights must keep the order that matters:
 no wrong SQL may ever score above a right one, so what the auxiliary terms can make up for stays
@@ -8,6 +8,7 @@ below what execution adds to a right one.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,13 +18,16 @@ from sqlenv import (
     Example,
     Execution,
     Sandbox,
+    Suite,
     UserError,
     extract_sql,
     is_ordered,
     results_match,
+    suite_matches,
 )
 
 WEIGHTS = {"execution": 1.0, "syntax": 0.1, "schema": 0.2, "semantic": 0.3}
+OTHERS = ("test_suite", "overlong")
 AUXILIARY = ("schema", "semantic", "overlong")  # what a right answer can lack and a wrong one have
 
 
@@ -33,22 +37,23 @@ def check_weights(weights: dict[str, float]) -> None:
 
     A right answer runs, so it has execution and syntax in full. A wrong one can have at most all
     the others. What a reward from a file returns is its author's business, and so is its weight.
+    With ``test_suite``, right means right on the whole suite.
     """
     for name, weight in weights.items():
-        if name not in WEIGHTS and name != "overlong" and not is_custom(name):
+        if name not in (*WEIGHTS, *OTHERS) and not is_custom(name):
             raise UserError(
-                f"--reward {name}: unknown reward; choose from {', '.join(WEIGHTS)}, overlong, or "
-                "FILE.py:FUNCTION"
+                f"--reward {name}: unknown reward; choose from {', '.join((*WEIGHTS, *OTHERS))}, "
+                "or FILE.py:FUNCTION"
             )
         if not math.isfinite(weight) or (weight < 0 and not is_custom(name)):
             raise UserError(f"--reward {name}={weight:g}: a weight must be a number from 0 up")
     present = [name for name in AUXILIARY if weights.get(name)]
     auxiliary = sum(weights[name] for name in present)
-    if weights.get("execution", 0) <= auxiliary:
+    judge = "test_suite" if weights.get("test_suite") else "execution"
+    if weights.get(judge, 0) <= auxiliary:
         raise UserError(
             f"--reward: {' + '.join(present) or 'the others'} ({auxiliary:g}) must weigh less than "
-            f"execution ({weights.get('execution', 0):g}), or a wrong query could score above a "
-            "right one"
+            f"{judge} ({weights.get(judge, 0):g}), or a wrong query could score above a right one"
         )
 
 
@@ -136,6 +141,7 @@ class Rewards:
         weights: by name; those of 0 are left out.
         longest, buffer: tokens, of the reward ``overlong``.
         timeout: seconds that a custom reward may take for a batch.
+        suites: of each database, for ``test_suite``.
     """
 
     def __init__(
@@ -146,8 +152,10 @@ class Rewards:
         longest: int = 0,
         buffer: int = 0,
         timeout: float = 10.0,
+        suites: dict[Path, Suite] | None = None,
     ):
         check_weights(weights)
+        self.suites = suites
         self.judge, self.semantic, self.longest, self.buffer = judge, semantic, longest, buffer
         self.specs = [name for name, weight in weights.items() if weight]
         self.names = [spec.rpartition(":")[2] for spec in self.specs]
@@ -215,6 +223,14 @@ class Rewards:
 
     def _execution(self, examples, judged) -> list[float]:
         return [float(one.correct) for one in judged]
+
+    def _test_suite(self, examples, judged) -> list[float]:
+        right = [i for i, one in enumerate(judged) if one.correct]
+        cases = [
+            (self.suites[examples[i].db_path], examples[i].gold_sql, judged[i].sql) for i in right
+        ]
+        found = dict(zip(right, suite_matches(self.judge.sandbox, cases)))
+        return [float(found.get(i, False)) for i in range(len(judged))]
 
     def _syntax(self, examples, judged) -> list[float]:
         return [float(one.valid) for one in judged]

@@ -26,7 +26,7 @@ from grpo.rewards import (
     overlong_penalty,
     schema_match,
 )
-from sqlenv import Example, Sandbox, UserError
+from sqlenv import Example, Sandbox, UserError, load_suite
 
 ANY_SPEED = settings(deadline=None)  # a busy machine is no failure
 GOLD = "SELECT name FROM singer WHERE age > 30"  # Bob, Cid and Dee
@@ -607,6 +607,7 @@ def test_a_term_that_does_not_apply_neither_helps_nor_hurts(flat):
         {"execution": 1, "overlong": 0.9},
         {"execution": 1, "schema": 0.2, "semantic": 0.3, "overlong": 0.4},
         {"execution": 1, "overlong": 0},
+        {"execution": 0, "test_suite": 1, "semantic": 0.3},
         {"execution": 1, "a.py:f": 5},  # its author's business
         {"execution": 1, "a.py:f": -5, "semantic": 0.9},
     ],
@@ -624,6 +625,7 @@ def test_weights_of_length_and_custom_rewards_that_are_allowed(weights):
         ({"execution": 1, "overlong": NAN}, "overlong=nan"),
         ({"execution": 1, "a.py:f": NAN}, "a.py:f=nan"),
         ({"execution": 1, "a.py:f": float("-inf")}, "a.py:f=-inf"),
+        ({"execution": 1, "test_suite": 0.4, "schema": 0.5}, "less than test_suite .0.4."),
         ({"a.py:f": 5}, "execution"),  # a custom reward is no execution
         ({"execution": 1, "a.py": 1}, "unknown reward.*FILE.py:FUNCTION"),
         ({"execution": 1, "f:a": 1}, "unknown reward"),
@@ -632,6 +634,18 @@ def test_weights_of_length_and_custom_rewards_that_are_allowed(weights):
 def test_weights_of_length_and_custom_rewards_that_are_refused(weights, message):
     with pytest.raises(UserError, match=message):
         check_weights(weights)
+
+
+def test_the_test_suite_reward_is_not_paid_for_the_right_rows_of_a_near_miss(sandbox, db):
+    """Nobody is 30, so > 29 gives gold's rows; on a variant of the database it does not."""
+    texts = [GOLD, "SELECT name FROM singer WHERE age > 29", "SELECT age FROM singer", "no SQL"]
+    rewards = Rewards(
+        Judge(sandbox),
+        None,
+        {"execution": 0.5, "test_suite": 1.0},
+        suites={db: load_suite(db, [GOLD], sandbox)},
+    )
+    assert rewards([ask(db)], [texts]).tolist() == [[[1, 1], [1, 0], [0, 0], [0, 0]]]
 
 
 def test_a_wrong_short_answer_stays_below_a_right_one_that_is_cut():
