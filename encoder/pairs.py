@@ -11,7 +11,7 @@ from encoder.negatives import draw_negatives, hard_negatives
 from encoder.text import sql_text
 from sqlenv import Schema, UserError, load_dataset, load_schema
 
-ATTACK_SHARE = 1.0  # of SQLs have an attack among their negatives
+ATTACK_SHARE = 0.5  # of SQLs have an attack among their negatives
 
 
 @dataclass(frozen=True)

@@ -37,26 +37,6 @@ def test_docstring():
         ("SELECT a, count(*) FROM t", "SELECT a AS words, count(*) how_many FROM t"),
         ("SELECT a AS x FROM t ORDER BY x", "SELECT a AS words FROM t ORDER BY words"),
         ("WITH x AS (SELECT 1) SELECT * FROM x", "WITH q AS (SELECT 1) SELECT * FROM q -- q"),
-        ("SELECT a FROM t", "SELECT s.a FROM t AS s"),
-        (
-            "SELECT t.a, u.b FROM t JOIN u ON t.x = u.x",
-            "SELECT p.a, q.b FROM t p JOIN u q ON p.x = q.x",
-        ),
-        ("SELECT t.a FROM t JOIN t AS b ON t.x = b.y", "SELECT p.a FROM t p JOIN t q ON p.x = q.y"),
-        (
-            "SELECT a FROM t WHERE b = (SELECT max(b) FROM t)",
-            "SELECT p.a FROM t AS p WHERE p.b = (SELECT max(q.b) FROM t AS q)",
-        ),
-        (
-            "SELECT a FROM t WHERE EXISTS (SELECT * FROM u WHERE u.x = t.x)",
-            "SELECT p.a FROM t AS p WHERE EXISTS (SELECT * FROM u AS q WHERE q.x = p.x)",
-        ),
-        (
-            "SELECT t.a FROM t JOIN u INTERSECT SELECT t.a FROM t JOIN v",
-            "SELECT T1.a FROM t AS T1 JOIN u AS T2 INTERSECT SELECT T2.a FROM t AS T2 JOIN v AS T1",
-        ),
-        ("SELECT a FROM (SELECT b AS a FROM t)", "SELECT q.c FROM (SELECT p.b c FROM t p) AS q"),
-        ("WITH x AS (SELECT 1 AS b) SELECT b FROM x", "WITH q AS (SELECT 1 z) SELECT q.z FROM q"),
         (
             "SELECT a.x FROM (SELECT x FROM t) AS a JOIN t AS b ON a.x = b.x",
             "SELECT p.x FROM (SELECT x AS words FROM t) AS p JOIN t AS q ON p.x = q.x",
@@ -85,11 +65,6 @@ def test_what_is_longer_than_any_value_is_left_out():
         ("SELECT T1.a FROM t AS T1 JOIN u AS T2", "SELECT T2.a FROM t AS T1 JOIN u AS T2"),
         ("SELECT a FROM t WHERE b = 'AS c'", "SELECT a FROM t WHERE b = ''"),
         ("SELECT a FROM t ORDER BY a", "SELECT a FROM t ORDER BY a DESC"),
-        ("SELECT -a AS a FROM t ORDER BY a", "SELECT -a AS a FROM t ORDER BY t.a"),
-        (
-            "SELECT a FROM t WHERE EXISTS (SELECT 1 FROM t AS u WHERE u.x = t.y)",
-            "SELECT a FROM t WHERE EXISTS (SELECT 1 FROM t AS u WHERE u.x = u.y)",
-        ),
     ],
 )
 def test_what_changes_the_meaning_changes_the_text(one, other):
