@@ -296,3 +296,13 @@ def test_command_line_trains_from_scratch_and_from_its_own_output(tmp_path, caps
     assert "first already exists" in capsys.readouterr().err
     assert training.main([*options, "--output", str(tmp_path / "x"), "--batch-size", "0"]) == 2
     assert "--batch-size must be at least 1" in capsys.readouterr().err
+
+
+def test_the_bar_of_a_resumed_run_starts_where_it_was(tmp_path, capsys, monkeypatch):
+    """One batch was left of six: the bar ends at 6/6, not at 1/6."""
+    write_dataset(tmp_path / "data")
+    monkeypatch.setattr(training, "train", lambda *_: iter([(6, 0.5, 0.5)]))
+    options = ["--data", str(tmp_path / "data"), "--lang", "en,vi", "--steps", "6"]
+    assert training.main([*options, "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().err
+    assert "6/6" in shown and "1/6" not in shown
