@@ -53,8 +53,8 @@ def train(
     entries: list[Entry],
     args: argparse.Namespace,
     checkpoint: Path | None = None,
-) -> Iterator[tuple[float, float]]:
-    """Trains in place for `args.steps` batches; yields (loss, in-batch accuracy) after each.
+) -> Iterator[tuple[int, float, float]]:
+    """Trains in place for `args.steps` batches; yields (batches done, loss, in-batch accuracy).
 
     5 % linear warm-up, then cosine decay to 0, gradient norm clipped at 1. The accuracy is the
     share of questions whose own SQL is the closest of the batch, near misses included. Goes on
@@ -79,7 +79,7 @@ def train(
             batches = epoch_batches(entries, args.batch_size, rng)
         rng = random.Random(f"{args.seed} {step} batch")
         torch.manual_seed(rng.getrandbits(63))  # dropout
-        yield train_step(encoder, batches[step % per_epoch], optimizer, args, rng)
+        yield step + 1, *train_step(encoder, batches[step % per_epoch], optimizer, args, rng)
         schedule.step()
         if checkpoint and (step + 1) % args.save_every == 0:
             save_checkpoint(checkpoint, parts, vars(args), step + 1)
@@ -245,9 +245,12 @@ def run(args: argparse.Namespace) -> None:
     )
     checkpoint = output.with_name(output.name + ".checkpoint.pt")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(train(encoder, known, args, checkpoint), total=args.steps) as bar:
-        for loss, accuracy in bar:
+    with tqdm(total=args.steps) as bar:
+        for done, loss, accuracy in train(encoder, known, args, checkpoint):
+            if not bar.n:  # a resumed run goes on where it was, and so does its time left
+                bar.initial = bar.n = done - 1
             bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", refresh=False)
+            bar.update()
     encoder.calibrations = calibrate(encoder, held_out, entries, args.seed)
     encoder.save(output, dtype=torch.float16)
     seconds = round(time.monotonic() - started, 1)

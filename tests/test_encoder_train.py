@@ -214,7 +214,7 @@ def test_training_lowers_the_loss_and_finds_the_right_sql():
         return (sqls @ questions.T).argmax(0).eq(torch.arange(40)).float().mean().item()
 
     before = recall()
-    losses = [loss for loss, _ in training.train(encoder, entries, args)]
+    losses = [loss for _, loss, _ in training.train(encoder, entries, args)]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert recall() > max(0.8, before + 0.2)
     assert encoder.scale.item() != scale and not encoder.training
@@ -228,12 +228,12 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
         encoder = tiny(args)
         encoder.backbone.embeddings.dropout.p = 0.1
         steps = training.train(encoder, entries, args, checkpoint)
-        return encoder, [loss for _, (loss, _) in zip(range(stop), steps)]
+        return encoder, [(done, loss) for _, (done, loss, _) in zip(range(stop), steps)]
 
     whole, losses = run(tmp_path / "whole.pt")
     run(tmp_path / "killed.pt", stop=6)  # the generator is left behind in its sixth step
     resumed, rest = run(tmp_path / "killed.pt")
-    assert rest == losses[4:]
+    assert rest == losses[4:] and rest[0][0] == 5
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
     with pytest.raises(UserError, match="other settings"):
@@ -296,3 +296,13 @@ def test_command_line_trains_from_scratch_and_from_its_own_output(tmp_path, caps
     assert "first already exists" in capsys.readouterr().err
     assert training.main([*options, "--output", str(tmp_path / "x"), "--batch-size", "0"]) == 2
     assert "--batch-size must be at least 1" in capsys.readouterr().err
+
+
+def test_the_bar_of_a_resumed_run_starts_where_it_was(tmp_path, capsys, monkeypatch):
+    """One batch was left of six: the bar ends at 6/6, not at 1/6."""
+    write_dataset(tmp_path / "data")
+    monkeypatch.setattr(training, "train", lambda *_: iter([(6, 0.5, 0.5)]))
+    options = ["--data", str(tmp_path / "data"), "--lang", "en,vi", "--steps", "6"]
+    assert training.main([*options, "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().err
+    assert "6/6" in shown and "1/6" not in shown
