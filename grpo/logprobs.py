@@ -7,38 +7,46 @@ from torch.utils.checkpoint import checkpoint
 from grpo.attention import hidden_states
 from grpo.packing import pack_groups
 
-CHUNK = 512  # tokens whose logits exist at a time: 512 x 128k in float32 are a quarter gigabyte
+CHUNK = 256  # tokens whose logits exist at a time: 256 x 128k in float32 are an eighth gigabyte
+
+
+def _distribution(hidden: Tensor, head, temperature: float) -> Tensor:
+    """log pi of every token, (N, D) -> (N, V), float32 before the softmax."""
+    logits = head(hidden).float()
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
+
+
+def _entropy(distribution: Tensor) -> Tensor:
+    """(N, V) -> (N,), without gradient."""
+    distribution = distribution.detach()
+    return -torch.linalg.vecdot(distribution.exp(), distribution)
 
 
 def _chunk_logprobs(hidden: Tensor, head, targets: Tensor, temperature: float, with_entropy: bool):
     """(N, D), (N,) -> log-probability of the targets (N,) and perhaps the entropy (N,), float32."""
-    logits = head(hidden).float()  # (N, V); float32 before the softmax
-    if temperature != 1:
-        logits = logits / temperature
-    total = logits.logsumexp(dim=-1)  # (N,)
-    picked = logits.gather(1, targets[:, None])[:, 0] - total
-    if not with_entropy:
-        return (picked,)
-    logits, total = logits.detach(), total.detach()
-    probabilities = (logits - total[:, None]).exp_()
-    return picked, total - torch.linalg.vecdot(probabilities, logits)
+    distribution = _distribution(hidden, head, temperature)
+    picked = distribution.gather(1, targets[:, None])[:, 0]
+    return (picked, _entropy(distribution)) if with_entropy else (picked,)
 
 
 class _FrozenHead(torch.autograd.Function):
     """`_chunk_logprobs` whose gradient is taken while the logits are there, and kept in their
-    place: a token's log-probability depends on its own hidden state alone, so the gradient of their
-    sum is that of each. Logits are computed once and never stored.
+    place: with rows w of the head's weight and probabilities p of the vocabulary,
+
+        d log pi(target) / d hidden = (w_target - sum_v p_v w_v) / temperature,
+
+    so logits are computed once and never stored.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, *rest):
-        with torch.enable_grad():
-            hidden = hidden.detach().requires_grad_()
-            found = _chunk_logprobs(hidden, *rest)
-            (slope,) = torch.autograd.grad(found[0].sum(), hidden)  # (N, D)
-        ctx.save_for_backward(slope)
+    def forward(ctx, hidden: Tensor, head, targets: Tensor, temperature: float, with_entropy: bool):
+        distribution = _distribution(hidden, head, temperature)
+        picked = distribution.gather(1, targets[:, None])[:, 0]
+        found = (picked, _entropy(distribution)) if with_entropy else (picked,)
+        mean = distribution.exp_().to(hidden.dtype) @ head.weight  # (N, D)
+        ctx.save_for_backward((head.weight[targets] - mean) / temperature)
         ctx.mark_non_differentiable(*found[1:])
-        return tuple(one.detach() for one in found)
+        return found
 
     @staticmethod
     def backward(ctx, weight: Tensor, *_):  # (N,)
@@ -50,7 +58,8 @@ def _head_logprobs(hidden: Tensor, head, *rest):
     """`_chunk_logprobs`, in the cheapest way that has the gradients asked for."""
     if not (torch.is_grad_enabled() and hidden.requires_grad):
         return _chunk_logprobs(hidden, head, *rest)
-    if any(parameter.requires_grad for parameter in head.parameters()):
+    trained = any(parameter.requires_grad for parameter in head.parameters())
+    if trained or not isinstance(head, torch.nn.Linear):
         return checkpoint(_chunk_logprobs, hidden, head, *rest, use_reentrant=False)
     return _FrozenHead.apply(hidden, head, *rest)
 

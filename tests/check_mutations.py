@@ -72,9 +72,16 @@ MUTATIONS = [
     (
         "sampled at one temperature, scored at another",
         "grpo/logprobs.py",
-        "logits = logits / temperature",
-        "pass",
+        "logits if temperature == 1 else logits / temperature",
+        "logits",
         ["test_packing", "test_trainer"],
+    ),
+    (
+        "the head's gradient without the temperature",
+        "grpo/logprobs.py",
+        "(head.weight[targets] - mean) / temperature",
+        "head.weight[targets] - mean",
+        ["test_packing", "test_attention"],
     ),
     (
         "log-softmax in bfloat16",

@@ -45,10 +45,10 @@ MODELS = {
     "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, dict(sliding_window=4, layer_types=LAYERS)),
     "mistral": (MistralForCausalLM, MistralConfig, dict(sliding_window=3)),
 }
-WAYS = [  # bfloat16 against sdpa only: eager rounds its scores to it, which alone moves 2 %
+WAYS = [  # bfloat16 against eager, which rounds its scores to it as ours: sdpa alone moves 2 to 3 %
     ("sdpa", torch.float32, 1e-5),
     ("eager", torch.float32, 1e-5),
-    ("sdpa", torch.bfloat16, 2e-2),
+    ("eager", torch.bfloat16, 2e-2),
 ]
 BATCHES = {  # (prompt lengths, completion lengths of each)
     "ragged, one empty": ([9, 3, 6], [[4, 7], [0, 2], [5, 1]]),
