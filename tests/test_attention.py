@@ -80,14 +80,15 @@ def batch(lengths: tuple[list[int], list[list[int]]]):
     return [draw(n) for n in lengths[0]], [[draw(n) for n in group] for group in lengths[1]]
 
 
-def naive_logprobs(model, prompts, completions) -> torch.Tensor:
+def naive_logprobs(model, prompts, completions, temperature: float = 1) -> torch.Tensor:
     """One row for each completion, padded at the end, through the whole model: (P, G, T)."""
     rows = [(q, one) for q, group in zip(prompts, completions) for one in group]
     width = max(len(q) + len(one) for q, one in rows)
     ids = torch.tensor([q + one + [0] * (width - len(q) - len(one)) for q, one in rows])
     sizes = torch.tensor([[len(q) + len(one)] for q, one in rows])
     mask = (torch.arange(width) < sizes).long()
-    logprobs = model(ids, attention_mask=mask).logits.float().log_softmax(-1)
+    logits = model(ids, attention_mask=mask).logits.float() / temperature
+    logprobs = logits.log_softmax(-1)
     longest = max(1, max(len(one) for _, one in rows))
     found = [
         torch.cat(
@@ -99,6 +100,13 @@ def naive_logprobs(model, prompts, completions) -> torch.Tensor:
         for i, (q, one) in enumerate(rows)
     ]
     return torch.stack(found).unflatten(0, (len(prompts), -1))
+
+
+def gradient(model, logprobs: torch.Tensor) -> torch.Tensor:
+    """That of a weighted sum of the log-probabilities, of all LoRA weights in one row."""
+    weights = torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(2))
+    found = torch.autograd.grad((logprobs * weights).sum(), lora_parameters(model).values())
+    return torch.cat([one.flatten() for one in found])
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -116,12 +124,18 @@ def test_logprobs_and_gradients_equal_the_naive_ones(kind, lengths, attention, d
     assert found.shape == expected.shape
     assert error(found, expected) <= limit
     assert torch.equal(found == 0, expected == 0)  # nothing where there is no token
-    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
-    gradients = [
-        torch.autograd.grad((logprobs * weights).sum(), lora_parameters(model).values())
-        for model, logprobs in ((ours, found), (naive, expected))
-    ]
-    assert error(*(torch.cat([one.flatten() for one in ones]) for ones in gradients)) <= limit
+    assert error(gradient(ours, found), gradient(naive, expected)) <= limit
+
+
+def test_the_temperature_is_in_the_gradient_too():
+    """Dividing the logits by 0.5 doubles what a weight changes in them, besides moving them."""
+    ours, naive = make("llama"), make("llama")
+    texts = batch(BATCHES["one prompt"])
+    found, entropy = completion_logprobs(ours, *texts, temperature=0.5, with_entropy=True)
+    expected = naive_logprobs(naive, *texts, temperature=0.5)
+    assert error(found, expected) <= 1e-5
+    assert error(gradient(ours, found), gradient(naive, expected)) <= 1e-5
+    assert not entropy.requires_grad
 
 
 @pytest.mark.parametrize("kind", MODELS)
