@@ -4,10 +4,11 @@ this folder.
     python -m data.generate               build data/build/ if missing or older than its sources
     python -m data.generate --show vi 20  print twenty random questions with their SQL
 
-Three splits: ``warmup`` to imitate (grpo.warmup), ``train`` to practise (train.py), ``dev`` to
-measure. Every question exists in all seven languages with the same SQL. A SQL text belongs to one
-split only, and so does a question's text; four databases occur in dev only. The same sources give
-the same files.
+Four splits: ``warmup`` to imitate (grpo.warmup), ``train`` to practise (train.py), ``encoder`` for
+the encoder alone to read more about (encoder.train), ``dev`` to measure. Every question exists in
+all seven languages with the same SQL. A SQL text belongs to one split only, and so does a
+question's text; four databases occur in dev only, twelve in encoder only. The same sources give the
+same files.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import sqlite3
 import tempfile
 from pathlib import Path
 
-from data.databases import UNSEEN, load_databases, write_database
+from data.databases import ENCODER, UNSEEN, load_databases, write_database
 from data.draw import Draw, Question
 from data.lexicon import Lexicon
 from data.shapes import SHAPES, ask
@@ -28,10 +29,12 @@ from data.shapes import SHAPES, ask
 HERE = Path(__file__).resolve().parent
 BUILD = HERE / "build"
 LANGUAGES = ("en", "de", "es", "fr", "ja", "vi", "zh")
-# Questions for each database: 14 x 430 = 6,020 to imitate, 14 x 215 = 3,010 to practise, and
-# 14 x 48 + 4 x 84 = 1,008 to measure, a third of them on databases never trained on.
+SPLITS = ("warmup", "train", "encoder", "dev")
+# Questions for each database: 14 x 430 = 6,020 to imitate, 14 x 215 = 3,010 to practise,
+# 12 x 250 = 3,000 for the encoder, and 14 x 48 + 4 x 84 = 1,008 to measure, a third of them on
+# databases never trained on.
 SEEN_PARTS = {"warmup": 430, "train": 215, "dev": 48}
-UNSEEN_PARTS = {"dev": 84}
+PARTS = dict.fromkeys(UNSEEN, {"dev": 84}) | dict.fromkeys(ENCODER, {"encoder": 250})
 MAX_ROWS = 400  # a longer answer is no answer to a person
 
 
@@ -83,12 +86,12 @@ def split_questions(
     folder: Path, lexicons: dict[str, Lexicon], seed: int = 0
 ) -> dict[str, list[dict]]:
     """The entries of each split; ``folder`` holds the databases."""
-    splits = {split: [] for split in SEEN_PARTS}
+    splits = {split: [] for split in SPLITS}
     seen = set()  # over all databases: two of them have a table "animals"
     for db, tables in load_databases().items():
         connection = sqlite3.connect(folder / db / f"{db}.sqlite")
         draw = Draw(db, tables, connection, random.Random(f"{seed} {db}"))
-        parts = UNSEEN_PARTS if db in UNSEEN else SEEN_PARTS
+        parts = PARTS.get(db, SEEN_PARTS)
         entries = draw_questions(draw, sum(parts.values()), lexicons, seen)
         connection.close()
         draw.rng.shuffle(entries)

@@ -19,7 +19,7 @@ from sqlenv.errors import UserError
 
 LANGUAGES = ("en", "de", "es", "fr", "ja", "vi", "zh")
 PLAIN_NAME = re.compile(r"\w[\w .-]*")  # a db_id: it becomes part of a path
-SPLITS = ("train", "dev", "warmup")
+SPLITS = ("train", "dev", "warmup", "encoder")
 EMBEDDED = Path(__file__).resolve().parents[1] / "data"
 
 logger = logging.getLogger(__name__)

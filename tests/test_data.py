@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from data import generate
-from data.databases import UNSEEN, load_databases
+from data.databases import ENCODER, UNSEEN, load_databases
 from data.draw import Draw
 from data.generate import build
 from data.lexicon import Lexicon
 from sqlenv import LANGUAGES, Sandbox, canonical_sql, is_ordered, load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
-SPLITS = ("warmup", "train", "dev")
+SPLITS = ("warmup", "train", "encoder", "dev")
 BUILD_INTO = (
     "import sys, pathlib; from data import generate; "
     "generate.BUILD = pathlib.Path(sys.argv[1]); generate.build()"
@@ -91,7 +91,7 @@ def test_two_builds_are_equal(built, tmp_path):
         check=True,
     )
     first_files, second_files = question_files(built), question_files(second)
-    assert list(first_files) == list(second_files) and len(first_files) == 21
+    assert list(first_files) == list(second_files) and len(first_files) == 28
     for name in first_files:
         assert first_files[name].read_bytes() == second_files[name].read_bytes(), name
     first_databases, second_databases = database_files(built), database_files(second)
@@ -172,7 +172,7 @@ def test_the_loader_reads_it(built, entries, split, lang):
 
 def test_sizes(entries):
     for (split, lang), rows in entries.items():
-        least = {"warmup": 3000, "train": 3000, "dev": 1000}[split]
+        least = {"warmup": 3000, "train": 3000, "encoder": 3000, "dev": 1000}[split]
         assert len(rows) >= least, (split, lang)
 
 
@@ -219,11 +219,13 @@ def test_a_question_that_sounds_like_another_is_not_asked(connections):
         generate.draw_questions(draw, 2, lexicons)
 
 
-def test_unseen_databases_are_in_dev_only(entries, connections):
+def test_some_databases_are_in_dev_or_encoder_only(entries, connections):
     counts = {split: Counter(e["db_id"] for e in entries[split, "en"]) for split in SPLITS}
-    assert set(counts["dev"]) == set(connections)
-    assert set(counts["train"]) == set(counts["warmup"]) == set(connections) - set(UNSEEN)
-    assert all(counts["dev"][name] >= 30 for name in connections)
+    shared = set(connections) - set(UNSEEN) - set(ENCODER)
+    assert set(counts["dev"]) == shared | set(UNSEEN)
+    assert set(counts["train"]) == set(counts["warmup"]) == shared
+    assert set(counts["encoder"]) == set(ENCODER)
+    assert all(count >= 30 for count in counts["dev"].values())
     unseen = sum(counts["dev"][name] for name in UNSEEN)
     assert unseen / counts["dev"].total() == pytest.approx(1 / 3, abs=0.01)
 
@@ -363,7 +365,7 @@ def test_every_kind_of_sql_occurs(entries, split):
     sqls = [e["query"] for e in entries[split, "en"]]
     counts = {name: sum(1 for sql in sqls if re.search(pattern, sql))
               for name, pattern in FEATURES.items()}  # fmt: skip
-    least = {"warmup": 10, "train": 5, "dev": 1}[split]
+    least = {"warmup": 10, "train": 5, "encoder": 5, "dev": 1}[split]
     assert {name: n for name, n in counts.items() if n < least} == {}
 
 
