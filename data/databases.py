@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 UNSEEN = ("museum", "restaurants", "railway", "zoo")  # databases that only dev questions are about
-# ... and those that only the encoder reads about, to know more words than the policy's databases have
+# ... and those that only the encoder reads about, for more words than the others have
 ENCODER = ("pets", "television", "dealers", "bank", "shipping", "gym", "athletics", "software")
 ENCODER += ("theater", "elections", "insurance", "climate")
 

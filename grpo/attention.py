@@ -29,7 +29,8 @@ from sqlenv.errors import UserError
 
 NAME = "shared_prefix"
 UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias")  # they change the scores
-LONG = 1024  # keys
+LONG = 2048  # keys
+BLOCK = 256  # queries of a prompt
 
 
 def shared_prefix(
@@ -169,14 +170,15 @@ class Groups:
         """(N, H, D), (N, K, D) twice -> (N, H, D)."""
         # index_select, whose backward adds rows up; that of query[index] sorts them first
         take = lambda x, index: x.index_select(0, index.flatten()).unflatten(0, index.shape)  # noqa: E731
-        q, k, v = (take(x, self.prompts) for x in (query, key, value))  # (P, L, heads, D)
-        out = self._prompts(q, k.transpose(1, 2), v.transpose(1, 2), scale, window)
-        out = out.flatten(0, 1)  # (P L, H, D)
+        q = take(query, self.prompts)  # (P, L, H, D)
+        k, v = (take(x, self.prompts).transpose(1, 2).contiguous() for x in (key, value))
+        out = self._prompts(q, k, v, scale, window).flatten(0, 1)  # (P L, H, D)
         if self.completions is None:
-            self.kept[layer] = tuple(x.transpose(1, 2).contiguous() for x in (k, v))
+            self.kept[layer] = k, v  # (P, K, L, D)
         else:
-            own = (take(x, self.completions) for x in (query, key, value))  # (C, T, heads, D)
-            out = torch.cat([out, self._completions(*own, k, v, scale, window).flatten(0, 1)])
+            q, *own = (take(x, self.completions) for x in (query, key, value))  # (C, T, heads, D)
+            own = [x.transpose(1, 2) for x in own]
+            out = torch.cat([out, self._completions(q, *own, k, v, scale, window).flatten(0, 1)])
         return out.index_select(0, self.places)
 
     def _prompts(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
@@ -189,16 +191,23 @@ class Groups:
                 q.transpose(1, 2), k, v, is_causal=True, scale=scale, enable_gqa=True
             )
             return out.transpose(1, 2)
-        if ("prompts", window) not in self.masks:
-            place = torch.arange(length, device=q.device)
-            back = place[:, None] - place
+        parts = []
+        for first in range(0, length, BLOCK):  # queries of a block see no key after it
+            rows, seen = slice(first, first + BLOCK), slice(0, first + BLOCK)
+            mask = self._causal_mask(first, length, window, q.shape[2] // k.shape[1], q.dtype)
+            out = share_keys(q[:, rows], k.shape[1])
+            out = weighted_values(out, k[:, :, seen], v[:, :, seen], mask, scale)
+            parts.append(split_keys(out, min(BLOCK, length - first)))
+        return torch.cat(parts, 1)
+
+    def _causal_mask(self, first: int, length: int, window, repeats: int, dtype) -> Tensor:
+        """Of the queries of a block to the keys up to its end, (r S, L'); for all layers alike."""
+        if (first, window) not in self.masks:
+            place = torch.arange(min(first + BLOCK, length), device=self.places.device)
+            back = place[first:, None] - place
             seen = (back >= 0) & (back < (window or length))
-            seen = seen.repeat(q.shape[2] // k.shape[1], 1)
-            self.masks["prompts", window] = additive(seen, q.dtype)
-        mask = self.masks["prompts", window]  # (r L, L)
-        out = share_keys(q, k.shape[1])
-        out = weighted_values(out, k, v, mask, scale)
-        return split_keys(out, length)
+            self.masks[first, window] = additive(seen.repeat(repeats, 1), dtype)
+        return self.masks[first, window]
 
     def _completions(
         self,
@@ -210,13 +219,13 @@ class Groups:
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Each completion sees its prompt and itself: (C, T, H, D), (C, T, K, D) twice and the
-        prompts' (P, L, K, D) twice -> (C, T, H, D).
+        """Each completion sees its prompt and itself: (C, T, H, D), (C, K, T, D) twice and the
+        prompts' (P, K, L, D) twice -> (C, T, H, D).
         """
-        count, length, heads = k.shape[:3]
+        count, heads, length = k.shape[:3]
         size = count // len(prompt_k)
         k, v = (
-            torch.cat([shared.repeat_interleave(size, 0), own], 1).transpose(1, 2)
+            torch.cat([shared.repeat_interleave(size, 0), own], 2)
             for shared, own in ((prompt_k, k), (prompt_v, v))
         )  # (C, K, L + T, D)
         if window not in self.masks:

@@ -19,6 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from grpo import attention
 from grpo.attention import Decoding, Groups
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, lora_parameters
@@ -58,11 +59,17 @@ BATCHES = {  # (prompt lengths, completion lengths of each)
 }
 
 
-def make(kind: str, dtype: torch.dtype = torch.float32, attention: str = "sdpa"):
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch):
+    """So that prompts have several blocks of queries, the last one cut off."""
+    monkeypatch.setattr(attention, "BLOCK", 4)
+
+
+def make(kind: str, dtype: torch.dtype = torch.float32, implementation: str = "sdpa"):
     """Random weights, the same each time, with LoRA."""
     torch.manual_seed(0)
     model, config, more = MODELS[kind]
-    model = model._from_config(config(**SHAPE, **more), attn_implementation=attention).eval()
+    model = model._from_config(config(**SHAPE, **more), attn_implementation=implementation).eval()
     with torch.no_grad():  # sharper than a fresh model, so that differences show
         for tensor in model.parameters():
             tensor.mul_(3) if tensor.dim() > 1 else None
