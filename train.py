@@ -2,6 +2,7 @@
 
 python train.py --lang vi
 python train.py --lang en,de --model DIR --data ROOT --steps 200
+torchrun --nproc-per-node 4 train.py --lang all          # the prompts of a step over 4 processes
 """
 
 import argparse
@@ -33,6 +34,7 @@ from grpo.evaluation import (
 )
 from grpo.lora import add_lora, lora_folded
 from grpo.models import load_policy
+from grpo.parallel import World, open_world
 from grpo.rewards import Judge, Rewards
 from grpo.trainer import Trainer
 from sqlenv import LANGUAGES, Example, Sandbox, UserError, load_dataset, paired_difference
@@ -190,16 +192,19 @@ class Interrupt:
 
 def train_loop(trainer: Trainer, folder: Path, config: Config) -> bool:
     """Trains to the last step; False if interrupted. Checkpoints every ``save_every`` steps, and
-    on Ctrl-C.
+    on Ctrl-C. The first process writes.
     """
-    interrupt = Interrupt()
+    interrupt, world = Interrupt(), trainer.world
     metrics_path, state_path = folder / "metrics.jsonl", folder / "checkpoint" / "state.pt"
-    board = report.open_tensorboard(folder, trainer.step) if config.tensorboard else None
+    board = None
+    if config.tensorboard and world.first:
+        board = report.open_tensorboard(folder, trainer.step)
     bar = tqdm(total=trainer.total_steps, initial=trainer.step, desc="GRPO", unit="step")
     with bar:
         while trainer.step < trainer.total_steps:
             metrics = trainer.train_step()
-            report.append_metrics(metrics_path, metrics)
+            if world.first:
+                report.append_metrics(metrics_path, metrics)
             if board:
                 report.add_to_tensorboard(board, metrics)
             shown = {"reward": "reward", "EX": "reward/execution", "KL": "kl"}
@@ -208,24 +213,25 @@ def train_loop(trainer: Trainer, folder: Path, config: Config) -> bool:
                 refresh=False,
             )
             bar.update()
-            done = trainer.step == trainer.total_steps
-            if done or interrupt.asked or trainer.step % config.save_every == 0:
+            done, asked = trainer.step == trainer.total_steps, any(world.gather(interrupt.asked))
+            if world.first and (done or asked or trainer.step % config.save_every == 0):
                 save_state(state_path, trainer.state_dict())
                 save_adapter(trainer.model, folder / "adapter", config.model)
-            if interrupt.asked and not done:
+            if asked and not done:
                 return False
     return True
 
 
-def before_training(folder: Path, measure) -> list[Prediction]:
+def before_training(folder: Path, measure, world: World) -> list[Prediction]:
     """The measurement before training; kept in the run's folder, so that --resume does not repeat
     it.
     """
     path = folder / "before.json"
-    if path.is_file():
+    if any(world.gather(path.is_file())):
         return [Prediction(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     predictions = measure("before")
-    write_json(path, prediction_rows(predictions))
+    if world.first:
+        write_json(path, prediction_rows(predictions))
     return predictions
 
 
@@ -252,9 +258,10 @@ def summary_of(before: list[Prediction], after: list[Prediction], seconds: float
 
 def start_or_resume(trainer: Trainer, folder: Path, config: Config, resume: bool) -> None:
     """Prepares the folder of a run, or takes up its last checkpoint."""
-    config_path = folder / "config.json"
+    config_path, first = folder / "config.json", trainer.world.first
     if not resume:
-        write_json(config_path, config.to_dict())
+        if first:
+            write_json(config_path, config.to_dict())
         return
     if not config_path.is_file():
         raise UserError(
@@ -269,17 +276,23 @@ def start_or_resume(trainer: Trainer, folder: Path, config: Config, resume: bool
     state_path = folder / "checkpoint" / "state.pt"
     if state_path.is_file():  # a run killed before its first checkpoint starts again
         trainer.load_state_dict(load_state(state_path))
-    report.keep_metrics(folder / "metrics.jsonl", trainer.step)
+    if first:
+        report.keep_metrics(folder / "metrics.jsonl", trainer.step)
 
 
 def run(config: Config, arguments: argparse.Namespace) -> int:
-    started = time.time()
     if config.device == "auto":
         config.device = "cuda" if torch.cuda.is_available() else "cpu"
+    with open_world(config.device) as (world, device):
+        return run_in(world, device, config, arguments)
+
+
+def run_in(world: World, device: str, config: Config, arguments: argparse.Namespace) -> int:
+    started = time.time()
     chosen_languages(config.lang)
-    folder = output_folder(arguments, config)
-    policy = load_policy(config.model, config.device, config.dtype)
-    encoder = ContrastiveEncoder.load(config.encoder).to(config.device)
+    folder = world.gather(output_folder(arguments, config) if world.first else None)[0]
+    policy = load_policy(config.model, device, config.dtype)
+    encoder = ContrastiveEncoder.load(config.encoder).to(device)
     with ExitStack() as stack:
         judge = Judge(stack.enter_context(Sandbox()))
         limits = config.max_new_tokens, config.overlong_buffer, config.reward_timeout
@@ -288,11 +301,12 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
         rewards = Rewards(judge, semantic, config.reward, *limits)
         stack.callback(rewards.close)
         train, dev = load_questions(config, judge)
-        suites = load_suites(judge.sandbox, dev)
-        if config.reward.get("test_suite"):
-            rewards.suites = load_suites(judge.sandbox, train)
+        with world.one_first():  # builds the suites that are not there yet
+            suites = load_suites(judge.sandbox, dev)
+            if config.reward.get("test_suite"):
+                rewards.suites = load_suites(judge.sandbox, train)
         add_lora(policy.model, config.lora_rank, config.lora_alpha, config.seed)
-        trainer = Trainer(policy, rewards, train, config)
+        trainer = Trainer(policy, rewards, train, config, world)
         start_or_resume(trainer, folder, config, arguments.resume)
         print(
             f"{folder}: {len(train)} training and {len(dev)} dev questions ({config.lang}), "
@@ -301,17 +315,22 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
         )
 
         def measure(label: str) -> list[Prediction]:
+            mine = [dev[i] for i in world.share(len(dev))]
             with lora_folded(policy.model):
                 metric = SemanticReward(encoder)
-                return evaluate_policy(
-                    policy, judge, metric, dev, config.max_new_tokens, label, suites
+                return world.joined(
+                    evaluate_policy(
+                        policy, judge, metric, mine, config.max_new_tokens, label, suites
+                    )
                 )
 
-        before = before_training(folder, measure)
+        before = before_training(folder, measure, world)
         if not train_loop(trainer, folder, config):
-            print(f"stopped after step {trainer.step}; go on with: {resume_command(folder)}")
+            print(f"stopped after step {trainer.step}; go on with: {resume_command(folder, world)}")
             return 130
         after = measure("after")
+    if not world.first:
+        return 0
     summary = summary_of(before, after, time.time() - started)
     write_json(folder / "summary.json", summary)
     report.plot_curves(folder / "curves.png", report.read_metrics(folder / "metrics.jsonl"))
@@ -322,12 +341,13 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def resume_command(folder: Path) -> str:
+def resume_command(folder: Path, world: World) -> str:
     """The command line of this run with --output and --resume."""
+    start = ["python"] if world.size == 1 else ["torchrun", "--nproc-per-node", str(world.size)]
     words = [word for word in sys.argv[1:] if word != "--resume"]
     if not any(word.startswith("--output") for word in words):
         words += ["--output", str(folder)]
-    return " ".join(["python", "train.py", *words, "--resume"])
+    return " ".join([*start, "train.py", *words, "--resume"])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -38,11 +38,23 @@ def _prefill(model, prompts: list[list[int]]) -> tuple[Groups, Tensor]:
     return layout, model.get_output_embeddings()(hidden[ends])
 
 
-def _draw(
-    logits: Tensor, temperature: float, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Next tokens and their log-probabilities: (C, V) -> (C,), (C,). Temperature 0 takes the
-    likeliest.
+def _random_numbers(seeds: list[int], group_size: int, count: int, device) -> Tensor:
+    """Uniform numbers for each token of each completion, (P G, T): those of a prompt are a function
+    of its seed alone, whatever prompts are beside it, in this process or another.
+    """
+    # In float32 the sums that they are compared with would round rare tokens away (MPS has
+    # nothing better).
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    drawn = [
+        torch.rand(group_size, count, dtype=wide, generator=torch.Generator().manual_seed(seed))
+        for seed in seeds
+    ]
+    return torch.cat(drawn).to(device)
+
+
+def _draw(logits: Tensor, temperature: float, at: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Next tokens and their log-probabilities: (C, V), numbers from 0 to 1 (C,) -> (C,), (C,).
+    Temperature 0 takes the likeliest.
     """
     logits = logits.float()
     if temperature not in (0, 1):
@@ -57,11 +69,8 @@ def _draw(
     else:
         # One random number a completion, looked up among the cumulative probabilities, in place of
         # torch.multinomial's one for each token of the vocabulary: a tenth of the time.
-        # In float32 the sums would round rare tokens away (MPS has nothing better).
-        wide = torch.float32 if logits.device.type == "mps" else torch.float64
-        cumulative = (logits - total).exp_().cumsum(-1, dtype=wide)
-        at = torch.rand(len(logits), 1, dtype=wide, device=logits.device, generator=generator)
-        tokens = torch.searchsorted(cumulative, at * cumulative[:, -1:], right=True)
+        cumulative = (logits - total).exp_().cumsum(-1, dtype=at.dtype)
+        tokens = torch.searchsorted(cumulative, at[:, None] * cumulative[:, -1:], right=True)
         tokens.clamp_(max=logits.shape[-1] - 1)  # where the product rounds up to the sum itself
     return tokens[:, 0], (logits.gather(-1, tokens) - total)[:, 0]
 
@@ -74,7 +83,7 @@ def sample_groups(
     max_new_tokens: int,
     eos_ids: set[int],
     temperature: float = 1.0,
-    generator: torch.Generator | None = None,
+    seeds: list[int] | None = None,
 ) -> Samples:
     """Draws ``group_size`` completions of at most ``max_new_tokens`` tokens for each of P prompts.
 
@@ -85,10 +94,14 @@ def sample_groups(
         temperature: of the softmax sampled from, with no top-k and no top-p, so that log-
             probabilities computed later at the same temperature are those of this very
             distribution; 0 is greedy decoding.
+        seeds: one for each prompt; without, from torch's own generator.
 
     Raises:
         UserError: the model's logits are not finite.
     """
+    if seeds is None:
+        seeds = torch.randint(2**62, (len(prompts),)).tolist()
+    numbers = _random_numbers(seeds, group_size, max_new_tokens, model.device)  # (C, T)
     prefill, logits = _prefill(model, prompts)
     decoding = Decoding(prefill, group_size, max_new_tokens - 1)  # nothing sees the last token
     with torch.device(model.device):
@@ -99,7 +112,7 @@ def sample_groups(
         finished = torch.zeros(len(rows), dtype=torch.bool)
     logits = logits.repeat_interleave(group_size, 0)  # (C, V)
     for step in range(max_new_tokens):
-        drawn, logprobs[rows, step] = _draw(logits, temperature, generator)
+        drawn, logprobs[rows, step] = _draw(logits, temperature, numbers[rows, step])
         tokens[rows, step] = drawn
         ended = torch.isin(drawn, eos)
         finished[rows] = ended

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from contextlib import contextmanager
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from grpo.logprobs import completion_logprobs
 from grpo.lora import lora_disabled, lora_folded, lora_parameters
 from grpo.loss import policy_loss, token_kl, token_weights
 from grpo.models import Policy
+from grpo.parallel import ALONE, World
 from grpo.prompt import PromptBuilder
 from grpo.rewards import Rewards
 from grpo.rollout import Rollout, collect
@@ -28,15 +30,34 @@ from sqlenv import Example
 from sqlenv.errors import UserError
 
 log = logging.getLogger("grpo")
+PHASES = ("sample", "reward", "train")
 MAX_BAD_UPDATES = 3  # updates in a row with a non-finite loss or gradient that end a run
 SAMPLER_GAP = {torch.float32: 1e-4}  # mean |sampler - trainer| log-prob that is worth a warning
 SAMPLER_GAP_HALF = 1e-2  # the same for bfloat16 and float16
 
 
-class Trainer:
-    """Trains the LoRA weights of a policy. ``state_dict`` has all that a step depends on."""
+def combined(parts: list[dict[str, float]]) -> dict[str, float]:
+    """The metrics of all processes: each has its share of a sum, or its own maximum."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    found = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: (max if name.endswith("_max") else sum)(found[name]) for name in names}
 
-    def __init__(self, policy: Policy, rewards: Rewards, examples: list[Example], config: Config):
+
+class Trainer:
+    """Trains the LoRA weights of a policy. ``state_dict`` has all that a step depends on.
+
+    Of several processes (``world``) all have the same state at all times.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        rewards: Rewards,
+        examples: list[Example],
+        config: Config,
+        world: World = ALONE,
+    ):
+        self.world = world
         self.policy, self.rewards, self.examples, self.config = policy, rewards, examples, config
         self.model = policy.model
         self.prompts = PromptBuilder(policy.tokenizer)
@@ -44,12 +65,11 @@ class Trainer:
         self.total_steps = config.steps or -(-len(examples) // config.prompts_per_step)
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=config.lr, weight_decay=0.0)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
-        self.generator = torch.Generator(self.model.device).manual_seed(config.seed)
         self.step = 0
         self.cursor = 0  # how many questions have been drawn so far
         self.bad_updates = 0  # in a row
         self.gap_checked = False
-        self.seconds: dict[str, float] = {}
+        self.seconds = dict.fromkeys(PHASES, 0.0)  # of this process, in the step
 
     def _lr_factor(self, step: int) -> float:
         """Linear warm-up, then linear decay to 0 after the last step."""
@@ -76,12 +96,21 @@ class Trainer:
     def _timed(self, name: str):
         start = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[name] += time.perf_counter() - start
 
     def rollout(self, count: int) -> Rollout:
-        """Samples a group for each of the next ``count`` questions and scores it."""
+        """Samples a group for each of the next ``count`` questions and scores it. Each process does
+        its share, and all get the groups of all.
+        """
+        seeds = [(self.config.seed << 32) + self.cursor + i for i in range(count)]
+        examples, mine = self.next_examples(count), self.world.share(count)
+        part = slice(mine.start, mine.stop)
+        made = [self._rollout(examples[part], seeds[part])] if mine else []
+        first, *others = self.world.joined(made)
+        return reduce(Rollout.joined, others, first)
+
+    def _rollout(self, examples: list[Example], seeds: list[int]) -> Rollout:
         config, tokenizer = self.config, self.policy.tokenizer
-        examples = self.next_examples(count)
         prompts = [self.prompts(example) for example in examples]
         with self._timed("sample"), lora_folded(self.model):
             samples = sample_groups(
@@ -91,7 +120,7 @@ class Trainer:
                 config.max_new_tokens,
                 self.policy.eos_ids,
                 config.temperature,
-                self.generator,
+                seeds,
             )
         with self._timed("reward"):
             texts = [tokenizer.batch_decode(g, skip_special_tokens=True) for g in samples.tokens]
@@ -101,15 +130,15 @@ class Trainer:
             examples,
             prompts,
             samples.tokens,
-            list(samples.logprobs),
-            samples.finished,
+            list(samples.logprobs.cpu()),
+            samples.finished.cpu(),
             terms,
             terms @ self.rewards.weights,
         )
 
     def train_step(self) -> dict:
         """Samples a batch and updates the policy on it; returns the step's metrics."""
-        config, self.seconds = self.config, {}
+        config, self.seconds = self.config, dict.fromkeys(PHASES, 0.0)
         batch, stats = collect(self.rollout, config.prompts_per_step, config.dynamic_sampling)
         if config.advantage == "per_reward":
             advantages = group_advantages(batch.terms, "per_reward", self.rewards.weights)
@@ -151,9 +180,9 @@ class Trainer:
         for name in updates[0]:
             values = [one[name] for one in updates]
             stats[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
-        if "kl" not in stats:
-            old, _ = fixed[0]
-            stats["kl"] = self._first_group_kl(batch, old[:1])
+        if "kl" not in stats:  # known to the process that has the first group
+            found = [self._first_group_kl(batch, fixed[0][0][:1])] if 0 in fixed else []
+            (stats["kl"],) = self.world.joined(found)
         stats["lr"] = self.schedule.get_last_lr()[0]
         self.schedule.step()
         self._check_sampler(stats["sampler_gap"])
@@ -167,14 +196,16 @@ class Trainer:
         shares: Tensor,
         fixed: dict[int, tuple],
     ) -> dict:
-        """Gradients of one update, micro-batch by micro-batch. ``fixed`` is filled in the first
+        """Gradients of one update, micro-batch by micro-batch, each process its share of the
+        prompts; then they are added up. ``fixed`` is filled in the first
         update on a batch: what stays the same in the others. ``shares`` (P, G, T) are the weights
         of a plain mean over tokens, which is what metrics are taken over.
         """
         config = self.config
         stats: dict[str, float] = {"loss": 0.0, "entropy": 0.0, "sampler_gap": 0.0}
-        for start in range(0, len(batch.prompts), config.micro_batch):
-            part = slice(start, start + config.micro_batch)
+        mine = self.world.share(len(batch.prompts))
+        for start in mine[:: config.micro_batch]:
+            part = slice(start, min(start + config.micro_batch, mine.stop))
             inputs = batch.prompts[part], batch.tokens[part]
             logprobs, entropy = completion_logprobs(
                 self.model, *inputs, config.temperature, with_entropy=True
@@ -205,7 +236,8 @@ class Trainer:
             for name in ("ratio", "sampler_gap"):
                 largest = (tokens[name] * (share > 0)).max().item()
                 stats[f"{name}_max"] = max(stats.get(f"{name}_max", 0.0), largest)
-        return stats
+        self.world.add_gradients(self.parameters.values())
+        return combined(self.world.gather(stats))
 
     def _reference(self, prompts: list[list[int]], tokens: list[list[list[int]]]) -> Tensor | None:
         """Log-probs of the frozen base, which is the policy with LoRA off; None if beta is 0."""
@@ -235,7 +267,8 @@ class Trainer:
         gap = torch.zeros_like(logprobs)
         for p, group in enumerate(sampled):
             size = min(group.shape[-1], gap.shape[-1])
-            gap[p, :, :size] = (logprobs[p, :, :size] - group[:, :size]).abs()
+            group = group[:, :size].to(gap.device)
+            gap[p, :, :size] = (logprobs[p, :, :size] - group).abs()
         return gap
 
     def _check_sampler(self, gap: float) -> None:
@@ -275,10 +308,12 @@ class Trainer:
         for r, name in enumerate(self.rewards.names):
             metrics[f"reward/{name}"] = batch.terms[..., r].mean().item()
             metrics[f"reward/{name}_std"] = batch.terms[..., r].std().item()
-        return metrics | self.rewards.failures()
+        return metrics | combined(self.world.gather(self.rewards.failures()))
 
     def _length_metrics(self, batch: Rollout, groups_sampled: int) -> dict:
-        """Completion lengths, and seconds and tokens a second of each phase."""
+        """Completion lengths, and seconds (of the slowest process) and tokens a second of each
+        phase.
+        """
         lengths = torch.tensor([float(len(one)) for group in batch.tokens for one in group])
         metrics = {
             "completion_length": lengths.mean().item(),
@@ -286,14 +321,16 @@ class Trainer:
         }
         trained = lengths.sum().item()
         sampled = trained * groups_sampled / len(batch.examples)  # discarded groups had to be made
-        for name, tokens in (("sample", sampled), ("reward", sampled), ("train", trained)):
-            metrics[f"{name}_seconds"] = self.seconds[name]
-            metrics[f"{name}_tokens_per_second"] = tokens / self.seconds[name]
+        clocks = self.world.gather(self.seconds)
+        for name, tokens in zip(PHASES, (sampled, sampled, trained)):
+            seconds = max(one[name] for one in clocks)
+            metrics[f"{name}_seconds"] = seconds
+            metrics[f"{name}_tokens_per_second"] = tokens / seconds
         return metrics
 
     def state_dict(self) -> dict:
-        """LoRA weights, optimizer, schedule, random generator, step and place in the data: all
-        that the next step depends on.
+        """LoRA weights, optimizer, schedule, step and place in the data: all that the next step
+        depends on, as what is drawn is a function of the seed and the place in the data.
         """
         return {
             "step": self.step,
@@ -302,7 +339,6 @@ class Trainer:
             "config": self.config.to_dict(),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),  # it would change in place
             "schedule": self.schedule.state_dict(),
-            "generator": self.generator.get_state(),
             "lora": {
                 name: tensor.detach().cpu().clone() for name, tensor in self.parameters.items()
             },
@@ -315,6 +351,5 @@ class Trainer:
                 tensor.copy_(state["lora"][name])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.schedule.load_state_dict(state["schedule"])
-        self.generator.set_state(state["generator"])
         for name in ("step", "cursor", "bad_updates"):
             setattr(self, name, state[name])

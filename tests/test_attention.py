@@ -175,8 +175,7 @@ def test_decoding_gives_the_log_probs_of_training(kind, dtype):
     """Groups whose completions leave one after another, some groups whole before others."""
     model = make(kind, dtype)
     prompts, _ = batch(([9, 2, 6, 4], []))
-    generator = torch.Generator().manual_seed(3)
-    samples = sample_groups(model, prompts, 5, 12, set(range(1, 13)), 1.0, generator)
+    samples = sample_groups(model, prompts, 5, 12, set(range(1, 13)), 1.0, [3, 4, 5, 6])
     assert len({len(one) for group in samples.tokens for one in group}) > 4
     again = completion_logprobs(model, prompts, samples.tokens)
     assert error(samples.logprobs, again) <= (1e-5 if dtype == torch.float32 else 2e-2)

@@ -142,9 +142,9 @@ def test_sampled_logprobs_are_the_trainers():
     other than 1.
     """
     model = with_lora()
-    generator = torch.Generator().manual_seed(3)
+    seeds = list(range(3 * len(PROMPTS)))
     with lora_folded(model):
-        samples = sample_groups(model, PROMPTS * 3, 5, 16, set(range(1, 14)), 0.7, generator)
+        samples = sample_groups(model, PROMPTS * 3, 5, 16, set(range(1, 14)), 0.7, seeds)
     lengths = {len(one) for group in samples.tokens for one in group}
     assert len(lengths) > 4  # the test is about ragged completions
     again = completion_logprobs(model, PROMPTS * 3, samples.tokens, temperature=0.7)
@@ -155,14 +155,23 @@ def test_sampled_logprobs_are_the_trainers():
             assert ended == (1 <= one[-1] < 14) and (ended or len(one) == 16)
 
 
+def test_completions_are_a_function_of_their_prompts_seed():
+    """Whoever is beside them, so that a batch can be shared between processes."""
+    model, seeds = make(), list(range(7, 7 + len(PROMPTS)))
+    together = sample_groups(model, PROMPTS, 4, 10, {1}, 1.0, seeds)
+    for prompt, seed, group in zip(PROMPTS, seeds, together.tokens, strict=True):
+        assert sample_groups(model, [prompt], 4, 10, {1}, 1.0, [seed]).tokens == [group]
+    other = sample_groups(model, PROMPTS, 4, 10, {1}, 1.0, seeds[::-1])
+    assert other.tokens != together.tokens
+
+
 def test_sampling_follows_the_distribution():
     """The first token's frequencies over 4,000 draws are the softmax's, within four standard
     errors.
     """
     model = make()
     probabilities = torch.softmax(model(torch.tensor([PROMPTS[0]])).logits[0, -1].float(), -1)
-    generator = torch.Generator().manual_seed(0)
-    drawn = sample_groups(model, [PROMPTS[0]], 4000, 1, {1}, 1.0, generator)
+    drawn = sample_groups(model, [PROMPTS[0]], 4000, 1, {1}, 1.0, [0])
     counts = torch.bincount(torch.tensor([one[0] for one in drawn.tokens[0]]), minlength=50) / 4000
     assert (
         (counts - probabilities).abs()

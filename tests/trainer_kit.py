@@ -13,6 +13,7 @@ import grpo.trainer
 from grpo.config import Config
 from grpo.lora import add_lora, lora_disabled, lora_layers, lora_parameters
 from grpo.models import Policy
+from grpo.parallel import ALONE
 from grpo.rollout import Rollout
 from grpo.trainer import Trainer
 
@@ -138,10 +139,10 @@ class RareRewards(WordRewards):
         return [float("old" in text.split())]
 
 
-def make_trainer(examples, rewards=None, policy=None, **changes) -> Trainer:
+def make_trainer(examples, rewards=None, policy=None, world=ALONE, **changes) -> Trainer:
     small = dict(prompts_per_step=4, group_size=3, max_new_tokens=8, micro_batch=2, steps=4)
     config = Config.with_recipe(**small | dict(lr=5e-3, warmup_steps=1) | changes)
-    return Trainer(policy or make_policy(), rewards or WordRewards(), examples, config)
+    return Trainer(policy or make_policy(), rewards or WordRewards(), examples, config, world)
 
 
 def replay(trainer: Trainer, *batches: Rollout) -> None:

@@ -1,0 +1,73 @@
+"""Several processes make the update that one makes: real processes, joined by gloo."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from parallel_steps import steps
+
+from grpo.parallel import ALONE, World
+
+TESTS = Path(__file__).resolve().parent
+
+
+@given(count=st.integers(0, 100), size=st.integers(1, 9))
+def test_shares_are_a_partition_into_nearly_equal_parts(count, size):
+    shares = [World(rank, size).share(count) for rank in range(size)]
+    assert [i for share in shares for i in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def launch(count: int, *words: str) -> subprocess.CompletedProcess:
+    start = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone"]
+    return subprocess.run(
+        [sys.executable, *start, *words],
+        cwd=TESTS.parent,
+        env={
+            "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
+            "OMP_NUM_THREADS": "1",
+            "PATH": "/usr/bin:/bin",
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+OPTIONS = {  # 3 or 5 prompts do not divide by 2; 1 prompt leaves a process without any
+    "plain": {"prompts_per_step": 3, "steps": 3},
+    "no reference, one prompt": {"prompts_per_step": 1, "beta": 0.0, "steps": 2},
+    "dynamic sampling": {"prompts_per_step": 5, "dynamic_sampling": 3, "steps": 2, "rare": True},
+    "two updates, a mean of means": {
+        **{"prompts_per_step": 5, "micro_batch": 1, "updates_per_batch": 2, "steps": 2},
+        **{"loss": "sequence", "advantage": "per_reward", "mask_truncated": True},
+    },
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_two_processes_make_the_update_of_one(options, examples, tmp_path):
+    """LoRA weights and metrics after every step, within 1e-5, and the same on both."""
+    folder, file = examples[0].db_path.parent, tmp_path / "states.pt"
+    done = launch(2, str(TESTS / "parallel_steps.py"), str(folder), str(file), json.dumps(options))
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, ranks = steps(ALONE, folder, options), torch.load(file)
+    assert len(ranks) == 2 and any(e["metrics"]["grad_norm"] > 0 for e in expected)
+    for found in ranks:
+        for ours, one in zip(found, expected, strict=True):
+            assert ours["cursor"] == one["cursor"]
+            assert ours["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=2e-6)
+            for name, tensor in one["lora"].items():
+                assert (ours["lora"][name] - tensor).norm() <= 1e-5 * tensor.norm(), name
+
+
+def test_a_process_that_ends_ends_the_run(examples, tmp_path):
+    folder, file = examples[0].db_path.parent, tmp_path / "states.pt"
+    words = str(TESTS / "parallel_steps.py"), str(folder), str(file), json.dumps({"dies": True})
+    done = launch(2, *words)
+    assert done.returncode != 0 and not file.exists()
