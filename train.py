@@ -33,7 +33,7 @@ from grpo.evaluation import (
     summarize,
 )
 from grpo.lora import add_lora, lora_folded
-from grpo.models import load_policy
+from grpo.models import checkpoint_activations, load_policy
 from grpo.parallel import World, open_world
 from grpo.rewards import Judge, Rewards
 from grpo.trainer import Trainer
@@ -306,6 +306,8 @@ def run_in(world: World, device: str, config: Config, arguments: argparse.Namesp
             if config.reward.get("test_suite"):
                 rewards.suites = load_suites(judge.sandbox, train)
         add_lora(policy.model, config.lora_rank, config.lora_alpha, config.seed)
+        if config.checkpoint_activations:
+            checkpoint_activations(policy.model)
         trainer = Trainer(policy, rewards, train, config, world)
         start_or_resume(trainer, folder, config, arguments.resume)
         print(

@@ -40,6 +40,9 @@ class Config:
     micro_batch: int = option(
         4, "prompts in a forward and backward pass; does not change the result"
     )
+    checkpoint_activations: bool = option(
+        False, "compute activations again in the backward pass: less memory, a third more time"
+    )
     lr: float = option(6e-4, "peak learning rate of AdamW on the LoRA weights")
     warmup_steps: int = option(
         5, "steps over which the learning rate rises; then it falls linearly to 0"

@@ -50,6 +50,12 @@ class LoRALinear(nn.Module):
         narrow = F.linear(x, self.lora_A.to(x.dtype))  # (..., r)
         return out + F.linear(narrow, (self.scale * self.lora_B).to(x.dtype))
 
+    @torch.no_grad()
+    def sum(self) -> Tensor:
+        """W + scale * B A, (out, in) in the base's dtype."""
+        update = self.scale * (self.lora_B @ self.lora_A)
+        return (self.base.weight.float() + update).to(self.base.weight.dtype)
+
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
     """(name, layer) of every LoRA layer, in the model's order."""
@@ -114,12 +120,21 @@ def lora_folded(model: nn.Module):
     The base weights are never added to and subtracted from, which would drift in bfloat16.
     """
     layers = [layer for _, layer in lora_layers(model)]
-    with torch.no_grad():
-        for layer in layers:
-            update = layer.scale * (layer.lora_B @ layer.lora_A)  # (out, in)
-            layer.folded = (layer.base.weight.float() + update).to(layer.base.weight.dtype)
+    for layer in layers:
+        layer.folded = layer.sum()
     try:
         yield model
     finally:
         for layer in layers:
             layer.folded = None
+
+
+def merge_lora(model: nn.Module) -> nn.Module:
+    """Replaces every LoRA layer by its base with the update added to the weight, in place, for
+    good.
+    """
+    for name, layer in list(lora_layers(model)):
+        parent, _, child = name.rpartition(".")
+        layer.base.weight.data = layer.sum()
+        setattr(model.get_submodule(parent), child, layer.base)
+    return model

@@ -23,6 +23,7 @@ from grpo import attention
 from grpo.attention import Decoding, Groups
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, lora_parameters
+from grpo.models import checkpoint_activations
 from grpo.sampler import sample_groups
 from sqlenv import UserError
 
@@ -132,6 +133,18 @@ def test_logprobs_and_gradients_equal_the_naive_ones(kind, lengths, attention, d
     assert error(found, expected) <= limit
     assert torch.equal(found == 0, expected == 0)  # nothing where there is no token
     assert error(gradient(ours, found), gradient(naive, expected)) <= limit
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_checkpointed_activations_change_nothing(kind):
+    plain, checkpointed = make(kind), make(kind)
+    checkpoint_activations(checkpointed)
+    texts = batch(BATCHES["ragged, one empty"])
+    ours, theirs = (completion_logprobs(model, *texts) for model in (checkpointed, plain))
+    assert torch.equal(ours, theirs)
+    assert torch.equal(gradient(checkpointed, ours), gradient(plain, theirs))
+    kept = sample_groups(checkpointed, texts[0], 2, 8, {1}, 1.0, [1, 2, 3])
+    assert kept.tokens == sample_groups(plain, texts[0], 2, 8, {1}, 1.0, [1, 2, 3]).tokens
 
 
 def test_the_temperature_is_in_the_gradient_too():

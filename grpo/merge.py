@@ -1,0 +1,88 @@
+"""Writes a run's policy as an ordinary Hugging Face model directory: the base with LoRA folded into
+its weights, its tokenizer, and a model card. Whatever loads such directories loads it.
+
+    python -m grpo.merge runs/vi-1 my-model
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from grpo.checkpoint import READ_ERRORS, SAFETENSORS_ERRORS, load_adapter
+from grpo.lora import merge_lora
+from grpo.models import load_policy
+from grpo.report import before_after_table
+from sqlenv.errors import UserError, exit_code
+from sqlenv.files import write_directory
+
+CARD = """\
+---
+library_name: transformers
+base_model: {model}
+---
+# {name}
+
+Writes SQLite queries for questions in {lang}; `{model}` trained with GRPO (LoRA, folded in) by
+grpo-text2sql on `{data}`.
+
+## Settings
+
+{settings}
+
+## Before and after
+
+{table}
+"""
+
+
+def read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except READ_ERRORS as error:
+        raise UserError(f"{path}: not the folder of a finished run of train.py: {error}") from error
+
+
+def card(run: Path, name: str) -> str:
+    """The model card: settings, data, and the measurements before and after."""
+    config, summary = read(run / "config.json"), read(run / "summary.json")
+    settings = "\n".join(f"- {key}: {value}" for key, value in config.items() if value != "")
+    table = f"```\n{before_after_table(summary)}\n```"
+    return CARD.format(**config, name=name, settings=settings, table=table)
+
+
+def merge(run: Path, output: Path, dtype: str) -> None:
+    """Raises UserError if the run is not finished or ``output`` exists."""
+    if output.exists():
+        raise UserError(f"{output} exists; name another folder or remove it")
+    text, base = card(run, output.name), read(run / "config.json")["model"]
+    policy = load_policy(base, "cpu", "float32")  # the sum is rounded once, at the end
+    load_adapter(policy.model, run / "adapter")
+    model = merge_lora(policy.model).to(getattr(torch, dtype))
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        policy.tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+    write_directory(output, write, SAFETENSORS_ERRORS)
+    print(f"wrote {output}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder that train.py wrote")
+    parser.add_argument("output", type=Path, help="new model directory")
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"], help="of weights"
+    )
+    arguments = parser.parse_args(argv)
+    return exit_code(lambda: merge(arguments.run, arguments.output, arguments.dtype))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
