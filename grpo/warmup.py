@@ -1,11 +1,13 @@
-"""Supervised warm start: trains the small policy from scratch until it knows the task imperfectly.
+"""Supervised warm start: trains a policy to imitate gold until it knows the task imperfectly.
+Reinforcement learning from a model that never gets a reward cannot start.
 
-Reinforcement learning from a model that never gets a reward cannot start, so the policy first
-imitates gold on a split of its own. Many questions share a schema, so a batch is packed like
-a GRPO group (grpo/packing.py): one schema, then many "question, SQL" continuations that do not see
-each other.
+    python -m grpo.warmup --output DIR                                      a small one, from scratch
+    python -m grpo.warmup --model M --data ROOT --split train --output DIR     a model that exists
 
-    python -m grpo.warmup --output DIR
+From scratch many questions share a schema, so a batch is packed like a GRPO group
+(grpo/packing.py): one schema, then many "question, SQL" continuations that do not see each other.
+A model that exists is asked as train.py will ask it, by its chat template if it has one, and
+learns through LoRA, which is folded in at the end, or with all its weights (--lora-rank 0).
 
 assets/README.md has the commands that made the shipped policy.
 """
@@ -25,8 +27,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from grpo.checkpoint import SAFETENSORS_ERRORS, load_state, save_state
 from grpo.logprobs import completion_logprobs
-from grpo.models import load_policy
-from grpo.prompt import question_text
+from grpo.lora import add_lora, merge_lora
+from grpo.models import Policy, checkpoint_activations, load_policy
+from grpo.prompt import PromptBuilder, question_text
 from sqlenv import EMBEDDED, LANGUAGES, Example, UserError, load_dataset, load_schema, schema_text
 from sqlenv.errors import exit_code
 from sqlenv.files import write_directory
@@ -143,6 +146,32 @@ class Packs:
         return prompts, groups, torch.tensor(sizes)
 
 
+def answer_end(tokenizer, eos_ids: set[int]) -> int:
+    """The token that ends an answer: the chat template's, or the tokenizer's."""
+    if not tokenizer.chat_template:
+        return tokenizer.eos_token_id
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "SELECT 1"}]
+    asked = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+    whole = tokenizer.apply_chat_template(turns, return_dict=False)
+    return next((t for t in whole[len(asked) :] if t in eos_ids), tokenizer.eos_token_id)
+
+
+class Answers:
+    """Batches like those of ``Packs``, for a policy that exists: each question with its schema is a
+    prompt of its own, as in train.py, and gold its one continuation.
+    """
+
+    def __init__(self, examples: list[Example], policy: Policy, size: int, seed: int):
+        self.examples, self.size, self.seed = examples, size, seed
+        self.prompts = PromptBuilder(policy.tokenizer)
+        self.end = answer_end(policy.tokenizer, policy.eos_ids)
+
+    def __getitem__(self, step: int) -> tuple[list[list[int]], list[list[list[int]]], Tensor]:
+        picked = random.Random(f"{self.seed} {step}").choices(self.examples, k=self.size)
+        golds = [[self.prompts.encode(one.gold_sql) + [self.end]] for one in picked]
+        return [self.prompts(one) for one in picked], golds, torch.zeros(len(picked), 1)
+
+
 def supervised_loss(
     logprobs: Tensor, groups: list[list[list[int]]], asked: Tensor, question_weight: float
 ) -> Tensor:
@@ -153,13 +182,18 @@ def supervised_loss(
     index = torch.arange(logprobs.shape[-1])
     question = index < asked[..., None]  # (P, G, T)
     sql = (index < lengths[..., None]) & ~question
-    return -(logprobs[sql].mean() + question_weight * logprobs[question].mean())
+    loss = -logprobs[sql].mean()
+    return loss - question_weight * logprobs[question].mean() if question.any() else loss
 
 
-def make_optimizers(model, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon (orthogonalised momentum; Jordan et al. 2024) for the matrices of the decoder blocks,
-    AdamW for embeddings and norms. Here it needs about half as many steps as AdamW alone.
+def make_optimizers(model, lr: float, scratch: bool) -> list[torch.optim.Optimizer]:
+    """From scratch Muon (orthogonalised momentum; Jordan et al. 2024) for the matrices of the
+    decoder blocks, AdamW for embeddings and norms: it needs about half as many steps as AdamW
+    alone, which whatever is trained of a model that exists gets.
     """
+    if not scratch:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return [torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)]
     blocks = {id(p): p for p in model.base_model.layers.parameters() if p.dim() == 2}
     rest = [p for p in model.parameters() if id(p) not in blocks]
     return [
@@ -173,12 +207,12 @@ def lr_factor(step: int, steps: int) -> float:
     return min((step + 1) / max(1, steps // 20), 1.0, (steps - step) / (steps / 2))
 
 
-def train(model, packs: Packs, arguments: argparse.Namespace, checkpoint: Path) -> None:
+def train(model, batches: Packs | Answers, arguments: argparse.Namespace, checkpoint: Path) -> None:
     """Trains in place: bfloat16 matrix products, float32 weights. Now and then all that is
     needed to go on is written to ``checkpoint``, from which a run with equal arguments continues.
     """
     steps, settings = arguments.steps, vars(arguments) | {"output": "", "stop": 0}
-    optimizers = make_optimizers(model, arguments.lr)
+    optimizers = make_optimizers(model, arguments.lr, not arguments.model)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(one, lambda step: lr_factor(step, steps))
         for one in optimizers
@@ -196,7 +230,7 @@ def train(model, packs: Packs, arguments: argparse.Namespace, checkpoint: Path) 
     stop = arguments.stop or steps
     bar = tqdm(range(start, stop), desc="warm-up", initial=start, total=stop)
     for step in bar:
-        prompts, groups, asked = packs[step]
+        prompts, groups, asked = batches[step]
         with torch.autocast(model.device.type, dtype=torch.bfloat16):
             logprobs = completion_logprobs(model, prompts, groups)
         loss = supervised_loss(logprobs, groups, asked, arguments.question_weight)
@@ -223,25 +257,30 @@ def from_scratch(arguments: argparse.Namespace, examples: list[Example], rng: ra
 
 def warmup(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
+    if arguments.lr is None:
+        arguments.lr = 0.02 if not arguments.model else 2e-4 if arguments.lora_rank else 2e-5
     if output.exists():
         raise UserError(f"--output {output} exists; name another or remove it")
     torch.manual_seed(arguments.seed)
+    langs = LANGUAGES if arguments.lang == "all" else arguments.lang.split(",")
     examples = [
-        example
-        for lang in LANGUAGES
-        for example in load_dataset(arguments.data, lang, arguments.split)
+        example for lang in langs for example in load_dataset(arguments.data, lang, arguments.split)
     ]
     if arguments.model:
         policy = load_policy(arguments.model)
         model, tokenizer = policy.model, policy.tokenizer
+        batches = Answers(examples, policy, arguments.rows, arguments.seed)
+        if arguments.lora_rank:
+            add_lora(model, arguments.lora_rank, 2 * arguments.lora_rank, arguments.seed)
+        checkpoint_activations(model)
     else:
         model, tokenizer = from_scratch(arguments, examples, random.Random(arguments.seed))
-    size = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{size:.1f} M parameters, {len(examples)} examples")
+        batches = Packs(examples, tokenizer, arguments.rows, arguments.per_row, arguments.seed)
+    size = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    print(f"{size:.1f} M parameters to train, {len(examples)} examples")
     checkpoint = output.with_name(output.name + ".checkpoint.pt")
-    packs = Packs(examples, tokenizer, arguments.rows, arguments.per_row, arguments.seed)
-    train(model, packs, arguments, checkpoint)
-    model = model.to(torch.bfloat16)
+    train(model, batches, arguments, checkpoint)
+    model = merge_lora(model).to(torch.bfloat16)
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -258,16 +297,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", default=str(EMBEDDED), help="dataset directory")
     parser.add_argument("--output", required=True, help="new model directory")
-    parser.add_argument("--model", help="go on from this model directory, not from scratch")
+    parser.add_argument("--model", help="model directory or hub id to train, not one from scratch")
+    parser.add_argument("--lang", default="all", help="all, or a comma list such as en,vi")
     parser.add_argument("--split", default="warmup", help="warmup, or train where there is none")
+    parser.add_argument(
+        "--lora-rank", type=int, default=32, help="of --model's LoRA; 0 trains all weights (32)"
+    )
     parser.add_argument("--hidden", type=int, default=320)
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--vocab", type=int, default=5000)
     parser.add_argument("--steps", type=int, default=1300, help="of the learning rate's schedule")
     parser.add_argument("--stop", type=int, default=0, help="end after this many of the steps")
-    parser.add_argument("--rows", type=int, default=8, help="schemas in a batch")
+    parser.add_argument(
+        "--rows", type=int, default=8, help="schemas in a batch; prompts of --model"
+    )
     parser.add_argument("--per-row", type=int, default=8, help="questions behind each schema")
-    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--lr", type=float, help="0.02; with --model 2e-4 for LoRA, 2e-5 without")
     parser.add_argument("--question-weight", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
     return exit_code(lambda: warmup(parser.parse_args(argv)))

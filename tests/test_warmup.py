@@ -1,5 +1,6 @@
 """The supervised warm start: its batches, its learning rate, and that it resumes exactly."""
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -7,10 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from trainer_kit import TOKENIZER, make_policy
 
 from data.generate import build
 from grpo import warmup
-from grpo.warmup import lr_factor, shuffled_schema, supervised_loss, swap_literals
+from grpo.logprobs import completion_logprobs
+from grpo.lora import merge_lora
+from grpo.models import load_policy
+from grpo.warmup import Answers, lr_factor, shuffled_schema, supervised_loss, swap_literals
 from sqlenv import LANGUAGES, load_dataset, load_schema
 
 
@@ -117,3 +122,41 @@ def test_a_checkpoint_of_other_settings_is_refused(root, tmp_path, capsys):
     arguments = ["--data", str(root), "--output", output, "--rows", "2", "--hidden", "128"]
     assert warmup.main([*arguments, "--layers", "1", "--vocab", "400"]) == 2
     assert "new.checkpoint.pt is from a run with other settings" in capsys.readouterr().err
+
+
+CHAT = "{% for m in messages %}{{ m.role }} ? {{ m.content }} </s> {% endfor %}"
+CHAT += "{% if add_generation_prompt %}singer ?{% endif %}"
+
+
+@pytest.mark.parametrize("template", ["", CHAT])
+@pytest.mark.parametrize("rank", ["0", "4"])
+def test_a_model_that_exists_learns_to_answer(root, tmp_path, rank, template):
+    """As train.py asks it, with a chat template and without: gold, and the token that ends an
+    answer, become likelier. The base is left as it is.
+    """
+    base = make_policy()
+    merge_lora(base.model).save_pretrained(tmp_path / "base")
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.chat_template = template or None
+    tokenizer.save_pretrained(tmp_path / "base")
+    words = [
+        "--model",
+        str(tmp_path / "base"),
+        "--data",
+        str(root),
+        "--output",
+        str(tmp_path / "new"),
+    ]
+    words += ["--lora-rank", rank, "--lr", "0.01", "--steps", "8", "--lang", "en", "--rows", "4"]
+    assert warmup.main(words) == 0
+    losses = []
+    for folder in ("base", "new"):
+        policy = load_policy(str(tmp_path / folder))
+        batches = Answers(load_dataset(str(root), "en", "warmup"), policy, 8, 1)
+        prompts, groups, asked = batches[0]
+        assert all(group[0][-1] == 1 and len(group) == 1 for group in groups)
+        assert len(prompts) == 8
+        losses.append(
+            supervised_loss(completion_logprobs(policy.model, prompts, groups), groups, asked, 0.2)
+        )
+    assert losses[1] < 0.8 * losses[0]
