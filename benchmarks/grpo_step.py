@@ -229,6 +229,16 @@ def show(result: dict) -> None:
     )
 
 
+def show_profile(run, most: int = 8) -> None:
+    """The operators that take most of a step, with their shares of its time."""
+    with torch.profiler.profile() as found:
+        run()
+    rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    total = sum(row.self_cpu_time_total for row in rows)
+    for row in rows[:most]:
+        print(f"{row.key:40} {100 * row.self_cpu_time_total / total:5.1f} %, {row.count} calls")
+
+
 def peer(script: str, options: argparse.Namespace) -> dict:
     """The peer's last line; its script takes the same options."""
     words = [sys.executable, script, options.model, "--beta", str(options.beta)]
@@ -259,6 +269,7 @@ def main() -> None:
         "--fp32", dest="dtype", action="store_const", const="float32", default="bfloat16"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--profile", action="store_true", help="what a step more is spent on")
     parser.add_argument("--versus", metavar="SCRIPT", help="run a peer's script in turn")
     options = parser.parse_args()
     policy, optimizer, prompts = make_policy(options)
@@ -269,6 +280,8 @@ def main() -> None:
         steps += run()[1:]
     result = summary(policy.model, [len(p) for p in prompts], steps, options)
     show(result)
+    if options.profile:
+        show_profile(lambda: step(policy, optimizer, prompts, options))
     if other:
         mine, theirs = (
             statistics.mean(one["step_seconds"][1:] or one["step_seconds"])

@@ -4,8 +4,8 @@ An alias means nothing, and a policy is free to choose it: "number_of_singers" p
 that has read the question. So result columns lose theirs, or are called c1, c2, … where something
 refers to them, tables that have one are called t1, t2, …, and those of WITH w1, w2, …. Comments,
 case and spaces go as well, and so does what is in quotes and longer than any name or value that
-people ask for, such as a copy of the question. It need not be SQL that runs, only the same for the
-same query.
+people ask for, or compared with nothing, such as a copy of the question. It need not be SQL that
+runs, only the same for the same query.
 """
 
 import re
@@ -19,6 +19,7 @@ MAX_DEPTH = 50  # parentheses in each other
 MAX_QUOTED = 48  # bytes of what is in quotes; the longest in Spider's 8,000 gold queries has 39
 PLAIN = re.compile(r"[^\W\d]\w*")
 NAMES = ("name", "quoted")
+QUOTED = ("string", "quoted")
 
 
 def sql_text(sql: str, schema: Schema | None = None) -> str:
@@ -31,6 +32,8 @@ def sql_text(sql: str, schema: Schema | None = None) -> str:
     'SELECT t1.name FROM singer AS t1 ORDER BY t1.age'
     >>> sql_text("SELECT city, count(*) AS n FROM singer GROUP BY city HAVING n > 2 ORDER BY n")
     'SELECT city, count(*) AS c1 FROM singer GROUP BY city HAVING c1 > 2 ORDER BY c1'
+    >>> sql_text("SELECT 'How many?' FROM singer WHERE name = 'Ann' OR 'How many?' = 'How many?'")
+    "SELECT '…' FROM singer WHERE name = 'Ann' OR '…' = '…'"
     """
     sql = sql[:MAX_LENGTH].encode(errors="replace").decode()  # no lone surrogates
     query = parse(canonical_sql(sql))
@@ -53,6 +56,7 @@ def edits(query: Query) -> list[Edit]:
     given = dict.fromkeys(table_aliases(query), "t") | dict.fromkeys(column_aliases(query), "c")
     is_name = [token.kind in NAMES and tokens[i - 1].text != "." for i, token in enumerate(tokens)]
     used = {name_of(t) for i, t in enumerate(tokens) if is_name[i] and i not in given}
+    idle = idle_strings(query)
     for place, letter in sorted(given.items()):
         name, known = name_of(tokens[place]), tables if letter == "t" else columns
         if letter == "t" or name in used:
@@ -68,9 +72,22 @@ def edits(query: Query) -> list[Edit]:
             continue
         if new or (is_name[i] and is_needlessly_quoted(token, is_table)):
             found[i] = Edit(i, i + 1, new or name_of(token))
-        elif token.kind in ("string", "quoted") and len(token.text.encode()) > MAX_QUOTED:
+        elif i in idle or (token.kind in QUOTED and len(token.text.encode()) > MAX_QUOTED):
             found[i] = Edit(i, i + 1, "'…'")
     return list(found.values())
+
+
+def idle_strings(query: Query) -> set[int]:
+    """Strings in a result column or a condition that names no column: they ask for nothing."""
+    spans = [item for select in query.selects for item in query.items(select.clause("select"))]
+    for select in query.selects:
+        spans += [leaf for condition in select.conditions() for leaf in query.leaves(condition)]
+    idle = [
+        span
+        for span in spans
+        if not any(query.tokens[i].kind in NAMES and query.next_text(i) != "(" for i in span)
+    ]
+    return {i for span in idle for i in span if query.tokens[i].kind == "string"}
 
 
 def with_tables(query: Query) -> list[int]:

@@ -1,7 +1,7 @@
 """Supervised warm start: trains a policy to imitate gold until it knows the task imperfectly.
 Reinforcement learning from a model that never gets a reward cannot start.
 
-    python -m grpo.warmup --output DIR                                      a small one, from scratch
+    python -m grpo.warmup --output DIR                                     a small one, from scratch
     python -m grpo.warmup --model M --data ROOT --split train --output DIR     a model that exists
 
 From scratch many questions share a schema, so a batch is packed like a GRPO group

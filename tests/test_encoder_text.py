@@ -133,3 +133,15 @@ def test_words_in_a_comment_or_an_alias_do_not_reach_the_encoder(kind, examples)
     target = Target("Which zebra?", "", one.gold_sql, load_schema(one.db_path), random.Random(0))
     assert "zebra" in attack(kind, target) and "zebra" not in sql_text(attack(kind, target))
     assert "zebra" not in sql_text(attack("question in a comment", target))
+
+
+def test_a_string_that_is_compared_with_nothing_is_not_read():
+    """In results, and in conditions without a column; what a function of a column takes stays."""
+    assert sql_text("SELECT 'ab', a || 'cd' FROM t") == "SELECT '…', a || 'cd' FROM t"
+    assert sql_text("SELECT upper('ab') FROM t") == "SELECT upper('…') FROM t"
+    assert sql_text("SELECT a FROM t WHERE 'ab' LIKE '%' AND b = 'x'") == (
+        "SELECT a FROM t WHERE '…' LIKE '…' AND b = 'x'"
+    )
+    assert sql_text("SELECT strftime('%Y', b) FROM t") == "SELECT strftime('%Y', b) FROM t"
+    kept = "SELECT a FROM t WHERE b IN ('x', 'y') OR (c = 'z' AND d LIKE '%w')"
+    assert sql_text(kept) == kept
