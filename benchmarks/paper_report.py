@@ -263,6 +263,7 @@ def write(folder: Path, path: Path) -> None:
         "ablations": markdown_table(difference_table(results, [(name, best) for name in others])),
         "single": markdown_table(single_table(results)),
         "examples": example_text(results),
+        "curves": "![Rewards over training](results-curves.png)",
     }
 
     def filled(found: re.Match) -> str:

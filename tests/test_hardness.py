@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.clauses import parts
 from sqlenv.dataset import read_questions
 from sqlenv.hardness import LEVELS, counts, hardness
 
@@ -68,3 +69,24 @@ def test_published_numbers_of_the_dev_set(lang):
         pytest.skip(f"no MultiSpider data in {root}; set TEXT2SQL_DATA to its folder")
     levels = Counter(hardness(gold) for _, _, gold in read_questions(file))
     assert levels == {"easy": 248, "medium": 446, "hard": 174, "extra": 166}
+
+
+@pytest.mark.parametrize(
+    "sql, expected",
+    [
+        ("SELECT a FROM t", {"easy"}),
+        (
+            "SELECT T1.a, count(DISTINCT T2.b) FROM t AS T1 JOIN u AS T2 ON T1.i = T2.i "
+            "GROUP BY T1.a HAVING count(*) > 2",
+            {"join", "aggregate", "distinct", "group by", "having", "medium"},
+        ),
+        (
+            "SELECT a FROM t WHERE b NOT IN (SELECT b FROM u WHERE c BETWEEN 1 AND 2) "
+            "UNION SELECT a FROM v",
+            {"where", "nested query", "not", "between", "union", "extra"},
+        ),
+    ],
+)
+def test_parts_of_a_query(sql, expected):
+    """What benchmarks.clauses counts."""
+    assert parts(sql) == expected
