@@ -1,6 +1,6 @@
 """How a GRPO step grows with its workload: group size, lengths, model.
 
-    python -m benchmarks.scaling MODEL_DIR [--plot FILE]
+    python -m benchmarks.scaling MODEL_DIR [--series group,prompt] [--plot FILE]
 
 The middle of each series is four prompts of 400 tokens with eight completions of 48 tokens each, on
 the model given; larger and smaller models have its shape at other widths, with random weights. One
@@ -98,6 +98,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="Hugging Face model directory")
+    parser.add_argument("--series", default=",".join(SERIES), help="a comma list of %(default)s")
     parser.add_argument("--repeats", type=int, default=2, help="steps at each point (%(default)s)")
     parser.add_argument("--beta", type=float, default=0.04)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
@@ -108,7 +109,7 @@ def main() -> None:
     given = load_policy(options.model, options.device, options.dtype)
     add_lora(given.model)
     found: dict[str, dict] = {}
-    points = [(series, value) for series, values in SERIES.items() for value in values]
+    points = [(series, value) for series in options.series.split(",") for value in SERIES[series]]
     for series, value in tqdm(points):
         policy = scaled(given, value if series == "width" else 1.0)
         seconds = measure(policy, MIDDLE | {series: value}, options.repeats, options.beta)

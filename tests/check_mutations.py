@@ -107,8 +107,8 @@ MUTATIONS = [
     (
         "a completion sees the prompt of another group",
         "grpo/attention.py",
-        "torch.cat([shared.repeat_interleave(size, 0), own], 1)",
-        "torch.cat([shared.repeat(size, 1, 1, 1), own], 1)",
+        "torch.cat([shared.repeat_interleave(size, 0), own], 2)",
+        "torch.cat([shared.repeat(size, 1, 1, 1), own], 2)",
         ["test_packing", "test_attention"],
     ),
     (
@@ -128,9 +128,16 @@ MUTATIONS = [
     (
         "LoRA folded into the base itself",
         "grpo/lora.py",
-        "layer.folded = (layer.base.weight.float() + update).to(layer.base.weight.dtype)",
-        "layer.folded = layer.base.weight.add_(update.to(layer.base.weight.dtype))",
+        "return (self.base.weight.float() + update).to(self.base.weight.dtype)",
+        "return self.base.weight.add_(update.to(self.base.weight.dtype))",
         ["test_checkpoint", "test_packing", "test_trainer"],
+    ),
+    (
+        "each process follows its own gradient",
+        "grpo/trainer.py",
+        "self.world.add_gradients(self.parameters.values())",
+        "pass",
+        ["test_parallel"],
     ),
     (
         "old log-probs taken again in every update",
