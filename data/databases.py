@@ -16,8 +16,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 UNSEEN = ("museum", "restaurants", "railway", "zoo")  # databases that only dev questions are about
 # ... and those that only the encoder reads about, for more words than the others have
-ENCODER = ("pets", "television", "dealers", "bank", "shipping", "gym", "athletics", "software")
-ENCODER += ("theater", "elections", "insurance", "climate")
+ENCODER = (
+    *("pets", "television", "dealers", "bank", "shipping", "gym"),
+    *("athletics", "software", "theater", "elections", "insurance", "climate"),
+)
 
 FIRST = """
 Ada Ahmed Aiko Akira Amara Anh Beatriz Bruno Carla Chen Clara Dalia Diego Elena Emil Fatima Felix

@@ -124,8 +124,7 @@ def fast_products(q: Tensor, keys: int) -> bool:
 
 def weighted_values(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Attention of rows q (B, K, S, D) to keys and values (B, K, L, D), with numbers to add to the
-    scores (B or 1, 1, S, L).
-
+    scores, (B or 1, 1, S, L) or (S, L) -> (B, K, S, D).
     """
     if fast_products(q, k.shape[2]):
         scores = torch.add(mask, q @ k.transpose(2, 3), alpha=scale)

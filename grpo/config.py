@@ -41,7 +41,7 @@ class Config:
         4, "prompts in a forward and backward pass; does not change the result"
     )
     checkpoint_activations: bool = option(
-        False, "compute activations again in the backward pass: less memory, a third more time"
+        False, "compute activations again in the backward pass: less memory, one forward pass more"
     )
     lr: float = option(6e-4, "peak learning rate of AdamW on the LoRA weights")
     warmup_steps: int = option(

@@ -51,7 +51,7 @@ class LoRALinear(nn.Module):
         return out + F.linear(narrow, (self.scale * self.lora_B).to(x.dtype))
 
     @torch.no_grad()
-    def sum(self) -> Tensor:
+    def merged_weight(self) -> Tensor:
         """W + scale * B A, (out, in) in the base's dtype."""
         update = self.scale * (self.lora_B @ self.lora_A)
         return (self.base.weight.float() + update).to(self.base.weight.dtype)
@@ -121,7 +121,7 @@ def lora_folded(model: nn.Module):
     """
     layers = [layer for _, layer in lora_layers(model)]
     for layer in layers:
-        layer.folded = layer.sum()
+        layer.folded = layer.merged_weight()
     try:
         yield model
     finally:
@@ -135,6 +135,6 @@ def merge_lora(model: nn.Module) -> nn.Module:
     """
     for name, layer in list(lora_layers(model)):
         parent, _, child = name.rpartition(".")
-        layer.base.weight.data = layer.sum()
+        layer.base.weight.data = layer.merged_weight()
         setattr(model.get_submodule(parent), child, layer.base)
     return model

@@ -77,7 +77,7 @@ def load_policy(path: str, device: str = "cpu", dtype: str = "auto") -> Policy:
 
 def checkpoint_activations(model) -> None:
     """From now on the decoder blocks keep only their input for the gradient, and compute the rest
-    again in the backward pass: a third more arithmetic for a fraction of the memory.
+    again in the backward pass: one forward pass more for a fraction of the memory.
     """
     for layer in model.base_model.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

@@ -39,7 +39,9 @@ class World:
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def gather(self, value) -> list:
-        """What every process gives, in the order of their ranks; all must call it."""
+        """What every process gives, in the order of their ranks; all must call it. Raises UserError
+        if one of them is gone.
+        """
         if self.size == 1:
             return [value]
         found = [None] * self.size
@@ -52,7 +54,9 @@ class World:
         return [one for part in self.gather(values) for one in part]
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Sums the gradients over all processes, in place, in one message."""
+        """Sums the gradients over all processes, in place, in one message; a missing one is 0.
+        Raises UserError if a process is gone.
+        """
         if self.size == 1:
             return
         parameters = list(parameters)

@@ -99,9 +99,10 @@ def sample_groups(
     Raises:
         UserError: the model's logits are not finite.
     """
-    if seeds is None:
-        seeds = torch.randint(2**62, (len(prompts),)).tolist()
-    numbers = _random_numbers(seeds, group_size, max_new_tokens, model.device)  # (C, T)
+    numbers = None
+    if temperature:
+        seeds = seeds or torch.randint(2**62, (len(prompts),)).tolist()
+        numbers = _random_numbers(seeds, group_size, max_new_tokens, model.device)  # (C, T)
     prefill, logits = _prefill(model, prompts)
     decoding = Decoding(prefill, group_size, max_new_tokens - 1)  # nothing sees the last token
     with torch.device(model.device):
@@ -112,7 +113,8 @@ def sample_groups(
         finished = torch.zeros(len(rows), dtype=torch.bool)
     logits = logits.repeat_interleave(group_size, 0)  # (C, V)
     for step in range(max_new_tokens):
-        drawn, logprobs[rows, step] = _draw(logits, temperature, numbers[rows, step])
+        at = numbers[rows, step] if temperature else None
+        drawn, logprobs[rows, step] = _draw(logits, temperature, at)
         tokens[rows, step] = drawn
         ended = torch.isin(drawn, eos)
         finished[rows] = ended

@@ -26,7 +26,7 @@ def steps(world: World, folder: Path, options: dict) -> list[dict]:
     found = []
     while trainer.step < trainer.total_steps:
         metrics = without_clocks(trainer.train_step())
-        found.append({"metrics": metrics, "lora": lora_of(trainer), "cursor": trainer.cursor})
+        found.append({"metrics": metrics, "lora": lora_of(trainer), "state": trainer.state_dict()})
     return found
 
 

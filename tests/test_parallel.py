@@ -1,6 +1,7 @@
 """Several processes make the update that one makes: real processes, joined by gloo."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from parallel_steps import steps
+from trainer_kit import make_trainer
 
 from grpo.parallel import ALONE, World
 
@@ -60,10 +62,23 @@ def test_two_processes_make_the_update_of_one(options, examples, tmp_path):
     assert len(ranks) == 2 and any(e["metrics"]["grad_norm"] > 0 for e in expected)
     for found in ranks:
         for ours, one in zip(found, expected, strict=True):
-            assert ours["cursor"] == one["cursor"]
+            assert ours["state"]["cursor"] == one["state"]["cursor"]
             assert ours["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=2e-6)
             for name, tensor in one["lora"].items():
                 assert (ours["lora"][name] - tensor).norm() <= 1e-5 * tensor.norm(), name
+
+
+def test_one_process_goes_on_where_two_stopped(examples, tmp_path):
+    """After the first of two steps: the second is as if one process had made both."""
+    folder, file = examples[0].db_path.parent, tmp_path / "states.pt"
+    options = {"prompts_per_step": 3, "steps": 2}
+    done = launch(2, str(TESTS / "parallel_steps.py"), str(folder), str(file), json.dumps(options))
+    assert done.returncode == 0, done.stderr[-3000:]
+    trainer = make_trainer(examples, **options)
+    trainer.load_state_dict(torch.load(file)[1][0]["state"])
+    trainer.train_step()
+    for name, tensor in steps(ALONE, folder, options)[1]["lora"].items():
+        assert (trainer.parameters[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
 
 
 def test_a_process_that_ends_ends_the_run(examples, tmp_path):
@@ -71,3 +86,4 @@ def test_a_process_that_ends_ends_the_run(examples, tmp_path):
     words = str(TESTS / "parallel_steps.py"), str(folder), str(file), json.dumps({"dies": True})
     done = launch(2, *words)
     assert done.returncode != 0 and not file.exists()
+    assert re.search(r"exitcode\s*: 5\b", done.stderr), done.stderr[-3000:]
