@@ -305,7 +305,8 @@ def run_in(world: World, device: str, config: Config, arguments: argparse.Namesp
             suites = load_suites(judge.sandbox, dev)
             if config.reward.get("test_suite"):
                 rewards.suites = load_suites(judge.sandbox, train)
-        add_lora(policy.model, config.lora_rank, config.lora_alpha, config.seed)
+        targets = [one for one in config.lora_targets.split(",") if one]
+        add_lora(policy.model, config.lora_rank, config.lora_alpha, config.seed, targets)
         if config.checkpoint_activations:
             checkpoint_activations(policy.model)
         trainer = Trainer(policy, rewards, train, config, world)

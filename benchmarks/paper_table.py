@@ -57,6 +57,7 @@ MADE = {
     ),
 }
 EXAMPLES = 3000
+DTYPE = ["--dtype", "float32"]  # the same numbers on every machine
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def train(cell: Cell) -> None:
     if "--examples" not in options:
         given += ["--examples", str(EXAMPLES)]
     # evaluate.py measures afterwards, with the shipped encoder whatever the reward was.
-    given += ["--dev-limit", "1", *options]
+    given += ["--dev-limit", "1", *DTYPE, *options]
     if (cell.run / "summary.json").exists():
         return
     if cell.run.exists():
@@ -125,7 +126,7 @@ def make(cell: Cell) -> None:
     else:
         source = ["--model", str(MODELS.get(cell.row, ASSETS / "policy")), "--lang", cell.lang]
     predictions = RUNS / f"{cell.name}.jsonl"
-    python("evaluate.py", *source, "--test-suite", "--save-predictions", str(predictions))
+    python("evaluate.py", *source, "--test-suite", "--save-predictions", str(predictions), *DTYPE)
     metrics = cell.run / "metrics.jsonl"
     write_json(
         cell.result,

@@ -43,6 +43,14 @@ HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "vocab.json", "*.model"]
 
 
+def has_fast_bfloat16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return device == "cpu" and any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
 class ContrastiveEncoder(nn.Module):
     """Embeds questions and SQL; weights float32, in eval mode unless `train()` is called.
 

@@ -20,7 +20,12 @@ from tqdm import tqdm
 
 from encoder.calibration import Calibration, fit_calibration
 from encoder.loss import info_nce
-from encoder.model import MAX_LOG_SCALE, ContrastiveEncoder, require_new
+from encoder.model import (
+    MAX_LOG_SCALE,
+    ContrastiveEncoder,
+    has_fast_bfloat16,
+    require_new,
+)
 from encoder.negatives import draw_negatives, hard_negatives
 from encoder.pairs import Entry, by_database, epoch_batches, hold_out, load_entries, make_batch
 from encoder.reward import TARGETS, SemanticReward
@@ -29,14 +34,6 @@ from encoder.text import sql_text
 from sqlenv import LANGUAGES, equivalent_rewrites
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_file, write_json
-
-
-def has_fast_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware."""
-    if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
-    found = torch.cpu.get_capabilities()
-    return device == "cpu" and any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def make_optimizer(encoder: ContrastiveEncoder, lr: float) -> torch.optim.AdamW:

@@ -74,7 +74,7 @@ def hidden_states(model, ids: Tensor, positions: Tensor, layout) -> Tensor:
     if model.config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
     layout.calls = 0
-    found = model.base_model(
+    found = model.get_decoder()(
         input_ids=ids[None],
         position_ids=positions[None],
         use_cache=False,

@@ -19,6 +19,12 @@ from sqlenv.errors import UserError
 from sqlenv.files import WRITE_ERRORS, write_file, write_json
 
 SAFETENSORS_ERRORS = (*WRITE_ERRORS, SafetensorError)
+# Of PEFT's settings those that change what the tensors mean, or which there are.
+UNSUPPORTED = (
+    *("bias", "use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"),
+    *("layers_to_transform", "exclude_modules", "target_parameters", "trainable_token_indices"),
+    *("fan_in_fan_out", "lora_bias", "layer_replication"),
+)
 READ_ERRORS = (*SAFETENSORS_ERRORS, ValueError, EOFError, pickle.UnpicklingError)
 
 
@@ -71,10 +77,11 @@ def save_adapter(model, folder: Path, base: str) -> None:
 
 
 def load_adapter(model, folder: Path) -> None:
-    """Adds the LoRA layers of an adapter directory to ``model``, in place.
+    """Adds the LoRA layers of an adapter directory, ours or PEFT's, to ``model``, in place.
 
     Raises:
-        UserError: files are missing, or the adapter was made for another model.
+        UserError: files are missing, the adapter was made for another model, or it is more than
+        plain LoRA on linear layers of decoder blocks.
     """
     paths = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     for path in paths:
@@ -85,7 +92,10 @@ def load_adapter(model, folder: Path) -> None:
         tensors = load_file(paths[1])
     except READ_ERRORS as error:
         raise UserError(f"{folder}: the adapter is damaged and cannot be read: {error}") from error
-    add_lora(model, config["r"], config["lora_alpha"])
+    for key, value in config.items():
+        if key in UNSUPPORTED and value not in (None, False, "none", [], {}):
+            raise UserError(f"{folder}: an adapter with {key} = {value} cannot be read here")
+    add_lora(model, config["r"], config["lora_alpha"], targets=config["target_modules"])
     wanted = {
         f"base_model.model.{name}.weight": tensor for name, tensor in lora_parameters(model).items()
     }

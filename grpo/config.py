@@ -73,6 +73,9 @@ class Config:
     )
     lora_rank: int = option(32, "LoRA rank r")
     lora_alpha: float = option(64.0, "LoRA alpha; the update is scaled by alpha / r")
+    lora_targets: str = option(
+        "", "layers that LoRA wraps, such as q_proj,v_proj; otherwise all linear ones of the blocks"
+    )
     semantic_target: str = option(
         "question",
         "what the semantic reward compares the SQL with",

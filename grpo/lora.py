@@ -8,12 +8,15 @@ Adam step of 1e-6 on a bfloat16 weight rounds away.
 """
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sqlenv.errors import UserError
 
 
 class LoRALinear(nn.Module):
@@ -75,27 +78,53 @@ def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def add_lora(
-    model: nn.Module, rank: int = 16, alpha: float = 32, generator_seed: int = 0
-) -> nn.Module:
-    """Freezes ``model`` and wraps every linear layer of its decoder blocks (not the output head)
-    in LoRA, in place.
+def is_target(name: str, targets: Sequence[str] | str) -> bool:
+    """Whether the layer called ``name`` is meant, by PEFT's rule: its name ends in one of the
+    suffixes, or matches a regular expression as a whole.
 
-    The random A matrices come from ``generator_seed`` alone, whatever the state of the global
-    generator.
+    >>> is_target("layers.0.attn.q_proj", ["q_proj"]), is_target("layers.0.seq_proj", ["q_proj"])
+    (True, False)
+    """
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == one or name.endswith(f".{one}") for one in targets)
+
+
+def add_lora(
+    model: nn.Module,
+    rank: int = 16,
+    alpha: float = 32,
+    generator_seed: int = 0,
+    targets: Sequence[str] | str = (),
+) -> nn.Module:
+    """Freezes ``model`` and wraps linear layers of its decoder blocks in LoRA, in place.
+
+    Args:
+        generator_seed: the random A matrices come from it alone, whatever the state of the global
+            generator.
+        targets: suffixes of the layers' names, such as ``q_proj``, or a regular expression; without
+            any, all linear layers of the blocks, which is the best choice in every family of
+            models (arXiv 2305.14314, section 4).
+
+    Raises:
+        UserError: a target is not there.
     """
     model.requires_grad_(False)
-    head = model.get_output_embeddings()
-    found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.Linear) and child is not head
-    ]
+    blocks = model.get_decoder().layers
+    path = next(name for name, module in model.named_modules() if module is blocks)
+    linear = [name for name, layer in blocks.named_modules() if isinstance(layer, nn.Linear)]
+    linear = [f"{path}.{name}" for name in linear]
+    for one in [targets] if isinstance(targets, str) else targets:
+        if not any(is_target(name, one if one is targets else [one]) for name in linear):
+            there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise UserError(f"LoRA target {one!r}: no linear layer is called so; there are {there}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
-        for parent, name, child in found:
-            setattr(parent, name, LoRALinear(child, rank, alpha))
+        for name in linear:
+            if not targets or is_target(name, targets):
+                parent, _, child = name.rpartition(".")
+                parent = model.get_submodule(parent)
+                setattr(parent, child, LoRALinear(getattr(parent, child), rank, alpha))
     return model
 
 

@@ -48,7 +48,7 @@ class PromptBuilder:
         if self.tokenizer.chat_template:
             message = [{"role": "user", "content": chat_text(schema, example.question)}]
             return self.tokenizer.apply_chat_template(
-                message, add_generation_prompt=True, return_dict=False
+                message, add_generation_prompt=True, return_dict=False, enable_thinking=False
             )
         start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         return start + self.encode(schema) + self.encode(question_text(example.question))

@@ -194,7 +194,7 @@ def make_optimizers(model, lr: float, scratch: bool) -> list[torch.optim.Optimiz
     if not scratch:
         trained = [p for p in model.parameters() if p.requires_grad]
         return [torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)]
-    blocks = {id(p): p for p in model.base_model.layers.parameters() if p.dim() == 2}
+    blocks = {id(p): p for p in model.get_decoder().layers.parameters() if p.dim() == 2}
     rest = [p for p in model.parameters() if id(p) not in blocks]
     return [
         torch.optim.Muon(blocks.values(), lr=lr, momentum=0.95, weight_decay=0.05),

@@ -311,6 +311,60 @@ def test_peft_reads_the_adapter(tmp_path):
     assert torch.allclose(logits(theirs), logits(model), atol=1e-5)
 
 
+def peft_adapter(folder, **settings):
+    """A model with an adapter of PEFT that does something, and the adapter in ``folder``."""
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(make(), peft.LoraConfig(r=3, lora_alpha=5, **settings)).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "lora_" in name:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize(
+    "targets, count",
+    [(["q_proj", "v_proj"], 4), (r".*layers\.1\..*(up|down)_proj", 2), ("all-linear", 14)],
+)
+def test_an_adapter_of_peft_is_read(tmp_path, targets, count):
+    """Suffixes, a regular expression (of 2 layers one) and PEFT's own list of all."""
+    theirs, ours = peft_adapter(tmp_path, target_modules=targets), make()
+    assert not torch.allclose(logits(ours), logits(theirs), atol=1e-2)
+    load_adapter(ours, tmp_path)
+    assert torch.allclose(logits(ours), logits(theirs), atol=1e-5)
+    assert len(lora_parameters(ours)) == 2 * count
+
+
+@pytest.mark.parametrize(
+    "settings, what",
+    [
+        ({"use_rslora": True}, "use_rslora = True"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"layers_to_transform": [1]}, "layers_to_transform"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head.*down_proj, gate_proj"),
+    ],
+)
+def test_an_adapter_that_is_more_than_plain_lora_is_refused(tmp_path, settings, what):
+    peft_adapter(tmp_path, **{"target_modules": ["q_proj"]} | settings)
+    with pytest.raises(UserError, match=what):
+        load_adapter(make(), tmp_path)
+
+
+def test_an_adapter_of_some_layers_reads_back(tmp_path):
+    model = add_lora(make(), 3, 5, targets=["q_proj", "mlp.down_proj"])
+    assert len(lora_parameters(model)) == 2 * 4
+    with torch.no_grad():
+        for tensor in lora_parameters(model).values():
+            tensor.add_(0.3)
+    save_adapter(model, tmp_path, "base")
+    loaded = make()
+    load_adapter(loaded, tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+
+
 def test_the_format_is_what_a_model_with_its_own_arithmetic_expects(tmp_path):
     """W + alpha / r B A, from the files alone: what any reader of the format computes."""
     model = trained()

@@ -76,7 +76,7 @@ def test_a_run_writes_what_the_design_lists(finished):
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
         assert 0 <= row["reward/execution"] <= row["reward/syntax"] <= 1
-        assert row["kl"] >= 0 and row["sampler_gap"] < 1e-3
+        assert row["kl"] >= 0 and row["sampler_gap"] < 1e-2  # of bfloat16
     assert rows[0]["kl"] < 1e-6  # LoRA starts at the base, which is the reference
     assert any(row["grad_norm"] > 0 for row in rows)
     summary = json.loads((finished / "summary.json").read_text())

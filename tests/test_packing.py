@@ -2,6 +2,8 @@
 sampler agrees with it.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import (
@@ -183,24 +185,24 @@ def test_lora_by_hand():
     """Base weight [[1, 2]], A = [[1, 1]], B = [[0.5]], alpha / r = 2: y = x1 + 2 x2 + 2 * 0.5 *
     (x1 + x2).
     """
-    model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
-    model.get_output_embeddings = lambda: None
-    add_lora(model, rank=1, alpha=2)
+    model = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False)))
+    model.get_decoder = lambda: SimpleNamespace(layers=model[0])
+    layer = add_lora(model, rank=1, alpha=2)[0][0]
     with torch.no_grad():
-        model[0].base.weight.copy_(torch.tensor([[1.0, 2.0]]))
-        model[0].lora_A.copy_(torch.tensor([[1.0, 1.0]]))
-        model[0].lora_B.copy_(torch.tensor([[0.5]]))
+        layer.base.weight.copy_(torch.tensor([[1.0, 2.0]]))
+        layer.lora_A.copy_(torch.tensor([[1.0, 1.0]]))
+        layer.lora_B.copy_(torch.tensor([[0.5]]))
     x = torch.tensor([[3.0, 5.0]])
     assert model(x).item() == 13 + 8
     with lora_disabled(model):
         assert model(x).item() == 13
     with lora_folded(model):
         assert model(x).item() == 21
-    assert model[0].base.weight.tolist() == [[1.0, 2.0]]  # folding made a copy
+    assert layer.base.weight.tolist() == [[1.0, 2.0]]  # folding made a copy
     model(x).sum().backward()
-    assert model[0].base.weight.grad is None
-    assert model[0].lora_B.grad.tolist() == [[2.0 * 8]]  # scale * A x
-    assert model[0].lora_A.grad.tolist() == [[3.0, 5.0]]  # scale * B^T x
+    assert layer.base.weight.grad is None
+    assert layer.lora_B.grad.tolist() == [[2.0 * 8]]  # scale * A x
+    assert layer.lora_A.grad.tolist() == [[3.0, 5.0]]  # scale * B^T x
 
 
 def test_fresh_lora_is_the_base_and_stays_float32():
