@@ -13,7 +13,7 @@ import random
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -33,9 +33,10 @@ from grpo.evaluation import (
     summarize,
 )
 from grpo.lora import add_lora, lora_folded
-from grpo.models import checkpoint_activations, load_policy
+from grpo.models import Policy, checkpoint_activations, load_policy
 from grpo.parallel import World, open_world
 from grpo.rewards import Judge, Rewards
+from grpo.shard import in_step, open_mesh, shard
 from grpo.trainer import Trainer
 from sqlenv import LANGUAGES, Example, Sandbox, UserError, load_dataset, paired_difference
 from sqlenv.errors import exit_code
@@ -150,6 +151,20 @@ def output_folder(arguments: argparse.Namespace, config: Config) -> Path:
     while (folder := Path("runs") / f"{config.lang.replace(',', '-')}-{number}").exists():
         number += 1
     return folder
+
+
+def load_model(world: World, device: str, config: Config) -> tuple[Policy, World]:
+    """The policy with LoRA; with --shard spread over the processes, which keep in step then."""
+    targets = [one for one in config.lora_targets.split(",") if one]
+    mesh = open_mesh(world, device) if config.shard else None
+    with world.in_turn() if config.shard else nullcontext():  # the whole model is in memory once
+        policy = load_policy(config.model, device, config.dtype, stay_on_cpu=config.shard)
+        add_lora(policy.model, config.lora_rank, config.lora_alpha, config.seed, targets)
+        if config.checkpoint_activations:
+            checkpoint_activations(policy.model)
+        if config.shard:
+            shard(policy.model, mesh, device)
+    return policy, in_step(world, policy.model) if config.shard else world
 
 
 def load_questions(config: Config, judge: Judge) -> tuple[list[Example], list[Example]]:
@@ -291,7 +306,7 @@ def run_in(world: World, device: str, config: Config, arguments: argparse.Namesp
     started = time.time()
     chosen_languages(config.lang)
     folder = world.gather(output_folder(arguments, config) if world.first else None)[0]
-    policy = load_policy(config.model, device, config.dtype)
+    policy, world = load_model(world, device, config)
     encoder = ContrastiveEncoder.load(config.encoder).to(device)
     with ExitStack() as stack:
         judge = Judge(stack.enter_context(Sandbox()))
@@ -305,10 +320,6 @@ def run_in(world: World, device: str, config: Config, arguments: argparse.Namesp
             suites = load_suites(judge.sandbox, dev)
             if config.reward.get("test_suite"):
                 rewards.suites = load_suites(judge.sandbox, train)
-        targets = [one for one in config.lora_targets.split(",") if one]
-        add_lora(policy.model, config.lora_rank, config.lora_alpha, config.seed, targets)
-        if config.checkpoint_activations:
-            checkpoint_activations(policy.model)
         trainer = Trainer(policy, rewards, train, config, world)
         start_or_resume(trainer, folder, config, arguments.resume)
         print(

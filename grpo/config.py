@@ -38,10 +38,15 @@ class Config:
     max_new_tokens: int = option(96, "longest completion")
     temperature: float = option(1.0, "of sampling and of the log-probabilities alike")
     micro_batch: int = option(
-        4, "prompts in a forward and backward pass; does not change the result"
+        4, "prompts in a forward and backward pass; does not change the result", free=True
     )
     checkpoint_activations: bool = option(
-        False, "compute activations again in the backward pass: less memory, one forward pass more"
+        False,
+        "compute activations again in the backward pass: less memory, one forward pass more",
+        free=True,
+    )
+    shard: bool = option(
+        False, "spread the frozen weights over the processes of torchrun (FSDP2)", free=True
     )
     lr: float = option(6e-4, "peak learning rate of AdamW on the LoRA weights")
     warmup_steps: int = option(
@@ -90,8 +95,10 @@ class Config:
     dtype: str = option(
         "auto", "of the frozen weights", choices=["auto", "float32", "bfloat16", "float16"]
     )
-    save_every: int = option(20, "steps between checkpoints")
-    tensorboard: bool = option(False, "write the metrics for TensorBoard, too (if installed)")
+    save_every: int = option(20, "steps between checkpoints", free=True)
+    tensorboard: bool = option(
+        False, "write the metrics for TensorBoard, too (if installed)", free=True
+    )
 
     @classmethod
     def with_recipe(cls, recipe: str = "", reward: dict | None = None, **given) -> "Config":
@@ -108,10 +115,12 @@ class Config:
         return asdict(self)
 
     def differences(self, other: dict) -> list[str]:
-        """``name: other -> own`` for each setting that differs from a saved configuration."""
+        """``name: other -> own`` for each setting that differs from a saved configuration and
+        changes the results: one that is ``free`` does not.
+        """
         own = self.to_dict()
         return [
             f"{f.name}: {other.get(f.name)} -> {own[f.name]}"
             for f in fields(self)
-            if other.get(f.name) != own[f.name]
+            if other.get(f.name) != own[f.name] and not f.metadata.get("free")
         ]

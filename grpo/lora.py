@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sqlenv.errors import UserError
 
@@ -146,9 +147,10 @@ def lora_folded(model: nn.Module):
     """Within it every layer multiplies by one matrix, a *copy* with the update folded in: for
     sampling.
 
-    The base weights are never added to and subtracted from, which would drift in bfloat16.
+    The base weights are never added to and subtracted from, which would drift in bfloat16. Layers
+    whose weight is spread over processes (grpo/shard.py) stay as they are.
     """
-    layers = [layer for _, layer in lora_layers(model)]
+    layers = [one for _, one in lora_layers(model) if not isinstance(one.base.weight, DTensor)]
     for layer in layers:
         layer.folded = layer.merged_weight()
     try:

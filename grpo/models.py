@@ -75,9 +75,11 @@ def locate(path: str) -> tuple[str, dict]:
     return path, {}
 
 
-def load_policy(path: str, device: str = "cpu", dtype: str = "auto") -> Policy:
+def load_policy(
+    path: str, device: str = "cpu", dtype: str = "auto", stay_on_cpu: bool = False
+) -> Policy:
     """Loads a model directory, a .gguf file (its quantised weights become ordinary ones) or a hub
-    id.
+    id onto the device, or for the device onto the CPU.
 
     Raises:
         UserError: the directory is missing or has no model or no tokenizer, the hub cannot be
@@ -95,7 +97,7 @@ def load_policy(path: str, device: str = "cpu", dtype: str = "auto") -> Policy:
         reason = f"{str(error).strip() or type(error).__name__}".splitlines()[0]
         hint = "" if Path(path).exists() else "; without the hub, give the model's directory"
         raise UserError(f"{path}: cannot load the model: {reason}{hint}") from error
-    model.to(device).eval()
+    model.to("cpu" if stay_on_cpu else device).eval()
     eos_ids = end_tokens(model, tokenizer)
     if not eos_ids:
         raise UserError(f"{path}: neither model nor tokenizer names an end-of-sequence token")

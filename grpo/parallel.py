@@ -20,10 +20,14 @@ from sqlenv.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run; this one is ``rank`` of ``size``. Alone, everything is a no-op."""
+    """The processes of a run; this one is ``rank`` of ``size``. Alone, everything is a no-op.
+
+    ``lockstep`` is a ``grpo.shard.Lockstep`` where the model is spread over the processes.
+    """
 
     rank: int = 0
     size: int = 1
+    lockstep: object = None
 
     @property
     def first(self) -> bool:
@@ -39,14 +43,12 @@ class World:
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def gather(self, value) -> list:
-        """What every process gives, in the order of their ranks; all must call it. Raises UserError
-        if one of them is gone.
-        """
+        """What every process gives, in the order of their ranks; all must call it."""
         if self.size == 1:
             return [value]
+        self._wait()
         found = [None] * self.size
-        with lost_processes():
-            dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value)
         return found
 
     def joined(self, values: list) -> list:
@@ -54,18 +56,36 @@ class World:
         return [one for part in self.gather(values) for one in part]
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Sums the gradients over all processes, in place, in one message; a missing one is 0.
-        Raises UserError if a process is gone.
-        """
+        """Sums the gradients over all processes, in place, in one message; a missing one is 0."""
         if self.size == 1:
             return
+        self._wait()
         parameters = list(parameters)
         parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         flat = torch.cat([part.flatten() for part in parts])
-        with lost_processes():
-            dist.all_reduce(flat)
+        dist.all_reduce(flat)
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters])):
             parameter.grad = part.view_as(parameter)
+
+    def backward(self, loss: Tensor) -> None:
+        """``loss.backward()``; gradients stay this process's own."""
+        if self.lockstep:
+            self.lockstep.before_backward()
+        loss.backward()
+
+    def _wait(self) -> None:
+        """This process has nothing left to do until the others have not, either."""
+        if self.lockstep:
+            self.lockstep.help()
+
+    @contextmanager
+    def in_turn(self):
+        """The processes go through this block one after another."""
+        for _ in range(self.rank):
+            self.gather(None)
+        yield
+        for _ in range(self.size - self.rank):
+            self.gather(None)
 
     @contextmanager
     def one_first(self):
@@ -82,22 +102,15 @@ class World:
 ALONE = World()
 
 
-@contextmanager
-def lost_processes():
-    """A collective call that fails because another process is gone, as a clear error."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise UserError(
-            "another process of this run has ended, see its message; "
-            "start again with --resume to go on from the last checkpoint, on any number of them"
-        ) from error
+def is_lost(error: RuntimeError) -> bool:
+    """Whether a message to another process failed, which is gone then."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 @contextmanager
 def open_world(device: str):
     """The processes that torchrun started, or this one alone; yields (World, device). Those that
-    are not the first print nothing but their errors.
+    are not the first print nothing but their errors. Raises UserError if another process is gone.
     """
     if "RANK" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield ALONE, device
@@ -117,3 +130,10 @@ def open_world(device: str):
             yield world, device
         except UserError as error:
             raise UserError(f"process {world.rank}: {error}") from error
+        except RuntimeError as error:
+            if not is_lost(error):
+                raise
+            raise UserError(
+                f"process {world.rank}: another process of this run has ended, see its message; "
+                "start again with --resume to go on from the last checkpoint, on any number of them"
+            ) from error

@@ -227,7 +227,7 @@ class Trainer:
                 config.epsilon_low,
                 config.epsilon_high,
             )
-            loss.backward()
+            self.world.backward(loss)
             stats["loss"] += loss.item()
             tokens["entropy"] = entropy
             tokens["sampler_gap"] = self._sampler_gap(old, batch.logprobs[part])

@@ -9,10 +9,33 @@ import sys
 from pathlib import Path
 
 import torch
-from trainer_kit import QUESTIONS, RareRewards, WordRewards, lora_of, make_trainer, without_clocks
+from torch.distributed.tensor import DTensor
+from trainer_kit import (
+    QUESTIONS,
+    RareRewards,
+    WordRewards,
+    lora_of,
+    make_policy,
+    make_trainer,
+    without_clocks,
+)
 
+from grpo.models import checkpoint_activations
 from grpo.parallel import World, open_world
+from grpo.shard import in_step, open_mesh, shard
 from sqlenv import Example
+
+
+def spread(model, world: World) -> World:
+    """The model sharded; each process keeps its part of the decoder blocks' frozen weights."""
+    frozen = [p for p in model.get_decoder().layers.parameters() if not p.requires_grad]
+    before, mesh = sum(p.numel() for p in frozen), open_mesh(world, "cpu")
+    with world.in_turn():
+        shard(model, mesh, "cpu")
+    parts = [p for p in model.parameters() if isinstance(p, DTensor)]
+    assert len(parts) == len(frozen)
+    assert world.gather(sum(p.to_local().numel() for p in parts)) == [before / world.size] * 2
+    return in_step(world, model)
 
 
 def steps(world: World, folder: Path, options: dict) -> list[dict]:
@@ -21,8 +44,13 @@ def steps(world: World, folder: Path, options: dict) -> list[dict]:
     rewards = RareRewards() if options.pop("rare", False) else WordRewards()
     if options.pop("dies", False) and world.rank == 1:
         sys.exit(5)
+    policy = make_policy()
+    if options.get("checkpoint_activations"):
+        checkpoint_activations(policy.model)
+    if options.get("shard") and world.size > 1:
+        world = spread(policy.model, world)
     examples = [Example(q, "en", db, gold, folder / f"{db}.sqlite") for q, db, gold in QUESTIONS]
-    trainer = make_trainer(examples, rewards, world=world, **options)
+    trainer = make_trainer(examples, rewards, policy, world=world, **options)
     found = []
     while trainer.step < trainer.total_steps:
         metrics = without_clocks(trainer.train_step())

@@ -52,6 +52,11 @@ OPTIONS = {  # 3 or 5 prompts do not divide by 2; 1 prompt leaves a process with
 }
 
 
+SHARDED = {f"sharded, {name}": options | {"shard": True} for name, options in OPTIONS.items()}
+SHARDED["sharded, plain"]["checkpoint_activations"] = True
+OPTIONS |= SHARDED
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_two_processes_make_the_update_of_one(options, examples, tmp_path):
     """LoRA weights and metrics after every step, within 1e-5, and the same on both."""
