@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import random
 import signal
 import sys
@@ -33,7 +34,8 @@ from grpo.evaluation import (
     summarize,
 )
 from grpo.lora import add_lora, lora_folded
-from grpo.models import Policy, checkpoint_activations, load_policy
+from grpo.memory import GIB, Workload, device_memory, memory_errors, plan, read_shape
+from grpo.models import Policy, checkpoint_activations, choose_dtype, load_policy
 from grpo.parallel import World, open_world
 from grpo.rewards import Judge, Rewards
 from grpo.shard import in_step, open_mesh, shard
@@ -74,6 +76,15 @@ def parse_arguments(argv: list[str] | None) -> tuple[Config, argparse.Namespace]
         "repeatable; 0 drops the reward",
     )
     parser.add_argument("--output", help="folder of the run (a fresh runs/<lang>-<n>)")
+    parser.add_argument(
+        "--plan",
+        nargs="?",
+        type=float,
+        const=0.0,
+        metavar="GIB",
+        help="print how much memory the run needs, and what fits into this device or one of so "
+        "many GiB; load and train nothing",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
     arguments = parser.parse_args(argv)
     given = {f.name: getattr(arguments, f.name) for f in fields(Config) if f.name in arguments}
@@ -295,10 +306,29 @@ def start_or_resume(trainer: Trainer, folder: Path, config: Config, resume: bool
         report.keep_metrics(folder / "metrics.jsonl", trainer.step)
 
 
+def print_plan(config: Config, gib: float) -> None:
+    """The memory of this run, of one process where torchrun starts several."""
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    work = Workload(
+        dtype=str(choose_dtype(config.dtype, config.device)).removeprefix("torch."),
+        prompts_per_step=-(-config.prompts_per_step // size),
+        group_size=config.group_size,
+        max_new_tokens=config.max_new_tokens,
+        micro_batch=min(config.micro_batch, -(-config.prompts_per_step // size)),
+        lora_rank=config.lora_rank,
+        checkpoint_activations=config.checkpoint_activations,
+        devices=size if config.shard else 1,
+    )
+    budget = gib * GIB or device_memory(config.device)
+    print(plan(read_shape(config.model, config.encoder), work, budget))
+
+
 def run(config: Config, arguments: argparse.Namespace) -> int:
     if config.device == "auto":
         config.device = "cuda" if torch.cuda.is_available() else "cpu"
-    with open_world(config.device) as (world, device):
+    if arguments.plan is not None:
+        return print_plan(config, arguments.plan)
+    with open_world(config.device) as (world, device), memory_errors(config.micro_batch):
         return run_in(world, device, config, arguments)
 
 
