@@ -44,8 +44,8 @@ def end_tokens(model, tokenizer) -> set[int]:
     of sequence.
     """
     ids = {tokenizer.eos_token_id}
-    for settings in (model.generation_config, model.config):
-        value = settings.eos_token_id
+    for settings in (model.generation_config, model.config, model.config.get_text_config()):
+        value = getattr(settings, "eos_token_id", None)
         ids.update(value if isinstance(value, list) else [value])
     return ids - {None}
 

@@ -15,6 +15,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -42,6 +44,7 @@ SHAPE = dict(
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 MODELS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),  # its projections have biases
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
     # Windows shorter than the prompts and than the completions.
     "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, dict(sliding_window=4, layer_types=LAYERS)),
@@ -72,7 +75,8 @@ def make(kind: str, dtype: torch.dtype = torch.float32, implementation: str = "s
     model, config, more = MODELS[kind]
     model = model._from_config(config(**SHAPE, **more), attn_implementation=implementation).eval()
     with torch.no_grad():  # sharper than a fresh model, so that differences show
-        for tensor in model.parameters():
+        for name, tensor in model.named_parameters():
+            tensor.normal_() if name.endswith("bias") else None
             tensor.mul_(3) if tensor.dim() > 1 else None
     add_lora(model.to(dtype), rank=3, alpha=6)
     with torch.no_grad():

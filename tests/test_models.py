@@ -5,9 +5,18 @@ import json
 import pytest
 import torch
 from model_kit import CHAT, SHAPE, make_model, make_tokenizer, write_gguf
-from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
 from encoder.model import has_fast_bfloat16
+from grpo.logprobs import completion_logprobs
+from grpo.lora import add_lora, lora_parameters
 from grpo.models import choose_dtype, end_tokens, load_policy
 from sqlenv import UserError
 
@@ -74,6 +83,27 @@ def test_a_gguf_file_that_cannot_be_read_is_a_user_error(tmp_path):
         (tmp_path / "damaged.gguf").write_bytes(text)
         with pytest.raises(UserError, match="damaged.gguf: cannot load the model"):
             load_policy(str(tmp_path / "damaged.gguf"))
+
+
+def test_of_a_model_with_pictures_the_language_model_is_trained(tmp_path):
+    """Gemma 3 from 4B on comes with a vision tower, which gets neither LoRA nor a part in a pass:
+    log-probabilities are those of the whole model on text.
+    """
+    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = Gemma3Config(
+        text_config=SHAPE | {"num_hidden_layers": 2},
+        vision_config=vision | dict(image_size=28, patch_size=14),
+        mm_tokens_per_image=4,
+        image_token_index=261,
+    )
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    model = load_policy(str(tmp_path), "cpu", "float32").model
+    names = list(lora_parameters(add_lora(model, 2, 4)))
+    assert len(names) == 2 * 7 * 2 and all("language_model.layers" in name for name in names)
+    found = completion_logprobs(model, [[5, 6, 7]], [[[8, 9]]]).flatten()
+    plain = model(torch.tensor([[5, 6, 7, 8]])).logits[0, 2:].log_softmax(-1)
+    assert torch.allclose(found, plain[[0, 1], [8, 9]], atol=1e-5)
 
 
 def test_logits_that_are_more_than_a_product_are_a_user_error(folder):
