@@ -204,7 +204,7 @@ def summary(model, lengths: list[int], steps: list[dict], options) -> dict:
         "group": options.group,
         "new_tokens": options.new_tokens,
         "prompt_tokens": lengths,
-        "step_seconds": [round(sum(one.values()), 2) for one in steps],
+        "step_seconds": [round(sum(one.values()), 4) for one in steps],
         "phase_seconds": {name: round(one, 2) for name, one in phases.items()},
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit),
         "peak_cuda_mb": round(cuda),

@@ -40,7 +40,7 @@ ROWS: dict[str, list[str] | None] = {
     "advantage per_reward": ["--advantage", "per_reward"],
     "test suite for execution": ["--reward", "test_suite=1", "--reward", "execution=0"],
     "300 examples": ["--examples", "300"],
-    "1,000 examples": ["--examples", "1000"],
+    "1000 examples": ["--examples", "1000"],
     "target gold": ["--semantic-target", "gold"],
     "semantic ungated": ["--semantic-ungated"],
     "semantic raw": ["--semantic-raw"],

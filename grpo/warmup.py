@@ -267,7 +267,9 @@ def warmup(arguments: argparse.Namespace) -> None:
         example for lang in langs for example in load_dataset(arguments.data, lang, arguments.split)
     ]
     if arguments.model:
-        policy = load_policy(arguments.model)
+        # All weights are trained in float32: bfloat16 would round small steps of Adam away.
+        dtype = "auto" if arguments.lora_rank else "float32"
+        policy = load_policy(arguments.model, arguments.device, dtype)
         model, tokenizer = policy.model, policy.tokenizer
         batches = Answers(examples, policy, arguments.rows, arguments.seed)
         if arguments.lora_rank:
@@ -275,6 +277,7 @@ def warmup(arguments: argparse.Namespace) -> None:
         checkpoint_activations(model)
     else:
         model, tokenizer = from_scratch(arguments, examples, random.Random(arguments.seed))
+        model.to(arguments.device)
         batches = Packs(examples, tokenizer, arguments.rows, arguments.per_row, arguments.seed)
     size = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     print(f"{size:.1f} M parameters to train, {len(examples)} examples")
@@ -315,6 +318,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lr", type=float, help="0.02; with --model 2e-4 for LoRA, 2e-5 without")
     parser.add_argument("--question-weight", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return exit_code(lambda: warmup(parser.parse_args(argv)))
 
 

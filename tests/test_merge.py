@@ -34,7 +34,7 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.1)])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])
 def test_plain_transformers_reads_what_was_trained(run, tmp_path, dtype, tolerance):
     assert merge.main([str(run), str(tmp_path / "out"), "--dtype", dtype]) == 0
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32").eval()

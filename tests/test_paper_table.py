@@ -134,3 +134,7 @@ def test_outcomes_of_a_predictions_file(tmp_path):
     assert found["outcomes"] == {"vi": dict.fromkeys(METRICS, "10")}
     assert found["answers"] == {"vi": {"0": "SELECT 1", "1": None}}
     assert isinstance(Results(tmp_path), Results)
+
+
+def test_rows_can_be_named_in_a_comma_list():
+    assert not any("," in row for row in paper_table.ROWS)

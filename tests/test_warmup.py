@@ -148,7 +148,9 @@ def test_a_model_that_exists_learns_to_answer(root, tmp_path, rank, template):
         str(tmp_path / "new"),
     ]
     words += ["--lora-rank", rank, "--lr", "0.01", "--steps", "8", "--lang", "en", "--rows", "4"]
+    weights = (tmp_path / "base" / "model.safetensors").read_bytes()
     assert warmup.main(words) == 0
+    assert (tmp_path / "base" / "model.safetensors").read_bytes() == weights
     losses = []
     for folder in ("base", "new"):
         policy = load_policy(str(tmp_path / folder))
