@@ -68,7 +68,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--limit", type=int, default=0, help="questions a language, 0 for all")
     add("--max-new-tokens", type=int, default=0, help="longest answer (the run's; otherwise 96)")
     add("--device", default="auto")
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    add(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="of the weights (the run's; otherwise auto, what is fast here)",
+    )
     add("--json", help="write the report here, with examples of errors")
     add("--csv", help="write every number here, one a line")
     add("--markdown", help="write the tables here, with examples of errors")
@@ -110,6 +114,7 @@ def with_run(arguments: argparse.Namespace) -> argparse.Namespace:
             raise UserError(f"{path}: damaged, not what train.py wrote ({error!r})") from error
     filled.data = filled.data or saved.get("data", str(EMBEDDED))
     filled.lang = filled.lang or saved.get("lang")
+    filled.dtype = filled.dtype or saved.get("dtype", Config.dtype)
     filled.max_new_tokens = filled.max_new_tokens or saved.get(
         "max_new_tokens", Config.max_new_tokens
     )

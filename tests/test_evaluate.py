@@ -295,7 +295,10 @@ def test_a_run_against_its_own_predictions(tmp_path, capsys):
     policy = load_policy(str(ASSETS / "policy"), "cpu", "float32")
     add_lora(policy.model, 2, 4)
     save_adapter(policy.model, run / "adapter", str(ASSETS / "policy"))
-    (run / "config.json").write_text(json.dumps({"model": str(ASSETS / "policy"), "lang": "vi"}))
+    settings = {"model": str(ASSETS / "policy"), "lang": "vi", "dtype": "float32"}
+    (run / "config.json").write_text(json.dumps(settings))
+    with_settings = evaluate.with_run(evaluate.parse_arguments(["--run", str(run)]))
+    assert with_settings.dtype == "float32" and with_settings.max_new_tokens == 96
     saved, out = tmp_path / "saved.jsonl", tmp_path / "out.json"
     options = ["--limit", "3", "--device", "cpu"]
     assert evaluate.main(["--run", str(run), "--save-predictions", str(saved), *options]) == 0

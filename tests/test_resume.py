@@ -28,6 +28,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.s
 # ------------------------------------------------------------------------------------ resume
 
 
+def test_settings_that_change_no_result_may_differ_on_resume():
+    """What saves memory, where a run stopped for want of it; and how often it is saved."""
+    saved = Config().to_dict()
+    free = dict(micro_batch=1, checkpoint_activations=True, shard=True, save_every=3)
+    assert Config(**free, tensorboard=True).differences(saved) == []
+    assert Config(**free, group_size=4).differences(saved) == ["group_size: 8 -> 4"]
+    assert Config().differences({}) != []
+
+
 @pytest.mark.parametrize(
     ("changes", "questions"),
     [
