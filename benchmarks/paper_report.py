@@ -14,8 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from encoder import ContrastiveEncoder, SemanticReward
+from grpo.config import ASSETS
 from grpo.report import Rows, cell, markdown_table, read_metrics, signed_cell
-from sqlenv import EMBEDDED, LANGUAGES, UserError, canonical_sql, load_dataset
+from grpo.rewards import WEIGHTS, Judge, Rewards
+from sqlenv import EMBEDDED, LANGUAGES, Sandbox, UserError, canonical_sql, load_dataset
 from sqlenv.files import write_file
 from sqlenv.metrics import summary
 
@@ -23,6 +26,7 @@ METRICS = {"valid": "valid", "execution": "EX", "test_suite": "TS", "semantic": 
 RESAMPLES = 2000
 EXAMPLES = 8  # questions whose answers are kept
 CURVE = ("reward", "reward/execution", "reward/semantic", "kl")
+LANGUAGE_CURVES = tuple(f"language/{lang}" for lang in LANGUAGES)  # not every step has all
 MAIN = ("warm start", "larger warm start", "GRPO", "GRPO + contrastive")
 PAPER = {  # averages over seven languages, arXiv 2510.13827: "execution" / "semantic" accuracy
     "warm start": "61.4 / 19.4",
@@ -59,11 +63,12 @@ def curve(metrics: Path, points: int = 24) -> dict[str, list[float]]:
     """Means over equal parts of training, of what `CURVE` names."""
     rows = read_metrics(metrics)
     parts = np.array_split(np.arange(len(rows)), min(points, len(rows)))
-    return {
-        name: [round(float(np.mean([rows[i][name] for i in part])), 4) for part in parts]
-        for name in CURVE
-        if name in rows[0]
-    }
+    found = {}
+    for name in CURVE + LANGUAGE_CURVES:
+        values = np.array([row.get(name, np.nan) for row in rows])
+        if not np.isnan(values).all():
+            found[name] = [round(float(np.nanmean(values[part])), 4) for part in parts]
+    return found
 
 
 @dataclass
@@ -211,29 +216,41 @@ def single_table(results: Results) -> Rows:
 
 
 def example_text(results: Results) -> str:
-    """Questions with gold and the answers of the main rows, of the first seed."""
+    """Questions with gold and the answers of the main rows, of the first seed, each with its
+    rewards.
+    """
     rows = {name: results.joint[name][0] for name in MAIN if name in results.joint}
-    langs, lines = list(LANGUAGES), []
+    langs, asked, answers = list(LANGUAGES), [], []
     for number, place in enumerate(next(iter(rows.values()))["answers"]["en"]):
         lang = langs[number % len(langs)]
-        asked = load_dataset(EMBEDDED, lang, "dev")[int(place)]
-        lines += [f"    {lang}, {asked.db_id}: {asked.question}", f"    gold: {asked.gold_sql}"]
-        for name, one in rows.items():
-            bits = one["outcomes"][lang]
-            marks = ", ".join(label for m, label in METRICS.items() if bits[m][int(place)] == "1")
-            lines.append(f"    {name} ({marks or 'nothing right'}): {one['answers'][lang][place]}")
+        asked.append(load_dataset(EMBEDDED, lang, "dev")[int(place)])
+        answers.append([one["answers"][lang][place] or "" for one in rows.values()])
+    with Sandbox() as sandbox:
+        semantic = SemanticReward(ContrastiveEncoder.load(ASSETS / "encoder"))
+        rewards = Rewards(Judge(sandbox), semantic, WEIGHTS)
+        terms = rewards(asked, answers)  # (P, G, R)
+        rewards.close()
+    lines = []
+    for example, texts, group in zip(asked, answers, terms.tolist()):
+        lines += [f"    {example.lang}, {example.db_id}: {example.question}"]
+        lines += [f"    gold: {example.gold_sql}"]
+        for name, sql, values in zip(rows, texts, group):
+            parts = ", ".join(f"{one} {value:.2f}" for one, value in zip(rewards.names, values))
+            lines += [f"    {name}: {sql}", f"        {parts}"]
         lines.append("")
     return "\n".join(lines).rstrip()
 
 
 def plot(results: Results, path: Path) -> None:
-    """The reward `execution` over training, for each row and seed."""
+    """Rewards over training, for each row and seed; and the total by language, smoothed over a
+    quarter of training and averaged over seeds.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     for axis, key in zip(axes, ("reward/execution", "reward/semantic")):
         for number, name in enumerate(MAIN):
             for one in results.joint.get(name, []):
@@ -242,9 +259,19 @@ def plot(results: Results, path: Path) -> None:
                 place = [(i + 0.5) / len(values) for i in range(len(values))]
                 axis.plot(place, values, color=f"C{number}", label=label, linewidth=1.2)
         axis.set_title(key, fontsize=10)
+    for lang, key in zip(LANGUAGES, LANGUAGE_CURVES):
+        curves = [
+            one["curve"][key] for one in results.joint.get(MAIN[-1], []) if key in one["curve"]
+        ]
+        if curves:
+            values = np.convolve(np.mean(curves, 0), np.ones(6) / 6, "valid")
+            place = (np.arange(len(values)) + 3) / (len(values) + 5)
+            axes[2].plot(place, values, label=lang, linewidth=1.2)
+    axes[2].set_title(f"total reward by language, {MAIN[-1]}", fontsize=10)
+    for axis in axes:
         axis.set_xlabel("share of training")
         axis.grid(alpha=0.2)
-    axes[0].legend(fontsize=8)
+        axis.legend(fontsize=8) if axis.get_legend_handles_labels()[1] else None
     write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
     plt.close(figure)
 

@@ -62,6 +62,7 @@ class Trainer:
         self.model = policy.model
         self.prompts = PromptBuilder(policy.tokenizer)
         self.parameters = lora_parameters(self.model)
+        self.several_languages = len({example.lang for example in examples}) > 1
         self.total_steps = config.steps or -(-len(examples) // config.prompts_per_step)
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=config.lr, weight_decay=0.0)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
@@ -299,7 +300,8 @@ class Trainer:
 
     def _reward_metrics(self, batch: Rollout) -> dict:
         """Mean and std of the total and of each term. The total's std is the mean over groups of
-        the std within a group; a term's is over the whole batch.
+        the std within a group; a term's is over the whole batch. In a run with several languages
+        also the mean total of each one that the step has.
         """
         metrics = {
             "reward": batch.total.mean().item(),
@@ -308,6 +310,11 @@ class Trainer:
         for r, name in enumerate(self.rewards.names):
             metrics[f"reward/{name}"] = batch.terms[..., r].mean().item()
             metrics[f"reward/{name}_std"] = batch.terms[..., r].std().item()
+        if self.several_languages:
+            langs = [example.lang for example in batch.examples]
+            for lang in sorted(set(langs)):
+                groups = [p for p, one in enumerate(langs) if one == lang]
+                metrics[f"language/{lang}"] = batch.total[groups].mean().item()
         return metrics | combined(self.world.gather(self.rewards.failures()))
 
     def _length_metrics(self, batch: Rollout, groups_sampled: int) -> dict:

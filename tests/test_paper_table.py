@@ -101,11 +101,15 @@ def test_the_page_is_filled_from_the_cells(tmp_path):
     ):
         name = f"{one['row']}-{one['lang']}.json"
         (folder / name).write_text(json.dumps(one))
-    page.write_text("Text.\n\n<!-- main -->\nold\n<!-- end -->\n\n<!-- single -->\n<!-- end -->\n")
+    page.write_text(
+        "Text.\n\n<!-- main -->\nold\n<!-- end -->\n\n<!-- single -->\n<!-- end -->\n"
+        "\n<!-- examples -->\n<!-- end -->\n"
+    )
     paper_report.write(folder, page)
     first = page.read_text()
-    assert first.startswith("Text.\n\n<!-- main -->\n\n| row |") and "old" not in first
+    assert first.startswith("Text.\n\n<!-- main -->\n\n| row |") and "\nold\n" not in first
     assert "| GRPO + contrastive | 1 | 50.0 (" in first
+    assert "    warm start: SELECT 1\n        execution 0.00, syntax 1.00, schema 0." in first
     assert "| vi | GRPO | 45.0 (" in first and "| -5.1 (" in first
     paper_report.write(folder, page)
     assert page.read_text() == first
@@ -138,3 +142,13 @@ def test_outcomes_of_a_predictions_file(tmp_path):
 
 def test_rows_can_be_named_in_a_comma_list():
     assert not any("," in row for row in paper_table.ROWS)
+
+
+def test_curves_are_means_of_parts_over_the_steps_that_have_them(tmp_path):
+    """Four steps in two parts; Vietnamese is in the second step and the last two."""
+    rows = [{"reward": 1.0}, {"reward": 2.0, "language/vi": 0.5}]
+    rows += [{"reward": 3.0, "language/vi": 1.0}, {"reward": 5.0, "language/vi": 2.0}]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = paper_report.curve(path, points=2)
+    assert found == {"reward": [1.5, 4.0], "language/vi": [0.5, 1.5]}

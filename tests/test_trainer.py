@@ -4,6 +4,7 @@ on how it is split, and the metrics.
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -222,6 +223,16 @@ def test_every_metric_is_there_and_finite(examples, changes):
         assert metrics["kl"] > 0 and metrics["entropy"] > 0 and metrics["grad_norm"] > 0
         assert all(metrics[name] > 0 for name in CLOCKS)
         assert 0 < metrics["sampler_gap"] <= metrics["sampler_gap_max"] < 1e-4
+
+
+def test_total_rewards_by_language_in_a_run_of_several(examples):
+    """Four groups in two languages: the mean of the languages' means is the mean of all."""
+    langs = ["en", "vi", "vi", "en"]
+    mixed = [replace(example, lang=lang) for example, lang in zip(examples, langs)]
+    found = make_trainer(mixed, prompts_per_step=4).train_step()
+    assert found["reward"] == pytest.approx((found["language/en"] + found["language/vi"]) / 2)
+    assert found["language/en"] != found["language/vi"]
+    assert "language/en" not in make_trainer(examples).train_step()
 
 
 def test_failures_of_custom_rewards_are_metrics(examples):
