@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,16 +26,15 @@ def test_shares_are_a_partition_into_nearly_equal_parts(count, size):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+PLACE = {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+
+
 def launch(count: int, *words: str) -> subprocess.CompletedProcess:
     start = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone"]
     return subprocess.run(
         [sys.executable, *start, *words],
         cwd=TESTS.parent,
-        env={
-            "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
-            "OMP_NUM_THREADS": "1",
-            "PATH": "/usr/bin:/bin",
-        },
+        env=PLACE,
         capture_output=True,
         text=True,
         timeout=240,
@@ -92,3 +92,26 @@ def test_a_process_that_ends_ends_the_run(examples, tmp_path):
     done = launch(2, *words)
     assert done.returncode != 0 and not file.exists()
     assert re.search(r"exitcode\s*: 5\b", done.stderr), done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_the_others_say_that_a_process_is_gone(examples, tmp_path, shard):
+    """Two processes without torchrun, which would end the first one itself."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    options = json.dumps({"dies": True, "shard": shard})
+    words = [sys.executable, str(TESTS / "parallel_steps.py"), str(examples[0].db_path.parent)]
+    place = PLACE | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    first, second = (
+        subprocess.Popen(
+            [*words, str(tmp_path / "states.pt"), options],
+            env=place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    )
+    error = first.communicate(timeout=240)[1]
+    assert second.wait(timeout=60) == 5 and first.returncode not in (0, 5)
+    assert "process 0: another process of this run has ended" in error.splitlines()[-1]
