@@ -41,6 +41,7 @@ ROWS: dict[str, list[str] | None] = {
     "test suite for execution": ["--reward", "test_suite=1", "--reward", "execution=0"],
     "300 examples": ["--examples", "300"],
     "1000 examples": ["--examples", "1000"],
+    "three passes": ["--steps", "564"],
     "target gold": ["--semantic-target", "gold"],
     "semantic ungated": ["--semantic-ungated"],
     "semantic raw": ["--semantic-raw"],

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from grpo.logprobs import CHUNK
-from grpo.models import LOAD_ERRORS, locate
+from grpo.models import LOAD_ERRORS, locate, reason
 from grpo.prompt import SCHEMA_BUDGET
 from grpo.report import Rows, table
 from sqlenv.errors import UserError
@@ -97,8 +97,8 @@ def read_shape(path: str, encoder: str) -> Shape:
     try:
         shape = shape_of(AutoConfig.from_pretrained(source, **keywords))
     except LOAD_ERRORS as error:
-        reason = f"{str(error).strip() or type(error).__name__}".splitlines()[0]
-        raise UserError(f"{path}: cannot read the model's configuration: {reason}") from error
+        message = f"{path}: cannot read the model's configuration: {reason(error)}"
+        raise UserError(message) from error
     files = Path(encoder).glob("*.safetensors")
     return replace(shape, others=sum(file.stat().st_size for file in files))
 

@@ -50,6 +50,11 @@ def end_tokens(model, tokenizer) -> set[int]:
     return ids - {None}
 
 
+def reason(error: Exception) -> str:
+    """An error's first line; its kind if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def locate(path: str) -> tuple[str, dict]:
     """Where transformers finds a model, and further keywords for it. Raises UserError if a local
     model lacks a file, or reading a .gguf file its package.
@@ -94,9 +99,8 @@ def load_policy(
             source, dtype=choose_dtype(dtype, device), **keywords
         )
     except LOAD_ERRORS as error:
-        reason = f"{str(error).strip() or type(error).__name__}".splitlines()[0]
         hint = "" if Path(path).exists() else "; without the hub, give the model's directory"
-        raise UserError(f"{path}: cannot load the model: {reason}{hint}") from error
+        raise UserError(f"{path}: cannot load the model: {reason(error)}{hint}") from error
     model.to("cpu" if stay_on_cpu else device).eval()
     eos_ids = end_tokens(model, tokenizer)
     if not eos_ids:

@@ -174,6 +174,34 @@ MUTATIONS = [
         "if set(gold_rows) == set(rows):",
         ["test_results"],
     ),
+    (
+        "an adapter's choice of layers is ignored",
+        "grpo/checkpoint.py",
+        'targets=config["target_modules"]',
+        "targets=()",
+        ["test_checkpoint"],
+    ),
+    (
+        "a suffix matches the end of a longer name",
+        "grpo/lora.py",
+        'name.endswith(f".{one}")',
+        "name.endswith(one)",
+        ["test_packing"],
+    ),
+    (
+        "logits that are scaled after the head are not noticed",
+        "grpo/models.py",
+        "rtol=1e-3, atol=1e-3",
+        "rtol=1e3, atol=1e3",
+        ["test_models"],
+    ),
+    (
+        "a process that only helps adds to the gradient",
+        "grpo/shard.py",
+        "(0 * self.passes.pop())",
+        "(1 * self.passes.pop())",
+        ["test_parallel"],
+    ),
 ]
 
 

@@ -2,6 +2,7 @@
 sampler agrees with it.
 """
 
+import doctest
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import grpo.lora
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, lora_disabled, lora_folded, lora_parameters
 from grpo.packing import pack_groups
@@ -203,6 +205,15 @@ def test_lora_by_hand():
     assert layer.base.weight.grad is None
     assert layer.lora_B.grad.tolist() == [[2.0 * 8]]  # scale * A x
     assert layer.lora_A.grad.tolist() == [[3.0, 5.0]]  # scale * B^T x
+
+
+def test_a_target_is_a_whole_name_or_ends_after_a_dot():
+    assert doctest.testmod(grpo.lora).failed == 0
+
+
+def test_a_target_that_is_not_there_is_a_user_error():
+    with pytest.raises(UserError, match="LoRA target 'query'.*there are down_proj, gate_proj"):
+        add_lora(make(), targets=["q_proj", "query"])
 
 
 def test_fresh_lora_is_the_base_and_stays_float32():
