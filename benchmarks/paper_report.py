@@ -271,7 +271,8 @@ def plot(results: Results, path: Path) -> None:
     for axis in axes:
         axis.set_xlabel("share of training")
         axis.grid(alpha=0.2)
-        axis.legend(fontsize=8) if axis.get_legend_handles_labels()[1] else None
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(fontsize=7, ncols=2)
     write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
     plt.close(figure)
 
