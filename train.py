@@ -308,6 +308,10 @@ def start_or_resume(trainer: Trainer, folder: Path, config: Config, resume: bool
 
 def print_plan(config: Config, gib: float) -> None:
     """The memory of this run, of one process where torchrun starts several."""
+    if not 0 <= gib < math.inf:
+        raise UserError("--plan takes the GiB of a device, a number above 0")
+    if os.environ.get("RANK", "0") != "0":
+        return
     size = int(os.environ.get("WORLD_SIZE", 1))
     work = Workload(
         dtype=str(choose_dtype(config.dtype, config.device)).removeprefix("torch."),
