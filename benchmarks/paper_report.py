@@ -60,14 +60,16 @@ def outcomes(predictions: Path) -> dict:
 
 
 def curve(metrics: Path, points: int = 24) -> dict[str, list[float]]:
-    """Means over equal parts of training, of what `CURVE` names."""
+    """Means over equal parts of training, of what `CURVE` names, and of each language that every
+    part has.
+    """
     rows = read_metrics(metrics)
     parts = np.array_split(np.arange(len(rows)), min(points, len(rows)))
     found = {}
     for name in CURVE + LANGUAGE_CURVES:
-        values = np.array([row.get(name, np.nan) for row in rows])
-        if not np.isnan(values).all():
-            found[name] = [round(float(np.nanmean(values[part])), 4) for part in parts]
+        values = [[rows[i][name] for i in part if name in rows[i]] for part in parts]
+        if all(values):
+            found[name] = [round(float(np.mean(part)), 4) for part in values]
     return found
 
 

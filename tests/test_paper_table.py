@@ -152,3 +152,4 @@ def test_curves_are_means_of_parts_over_the_steps_that_have_them(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = paper_report.curve(path, points=2)
     assert found == {"reward": [1.5, 4.0], "language/vi": [0.5, 1.5]}
+    assert paper_report.curve(path, points=4) == {"reward": [1.0, 2.0, 3.0, 5.0]}
