@@ -251,7 +251,8 @@ def run(args: argparse.Namespace) -> None:
     encoder.calibrations = calibrate(encoder, held_out, entries, args.seed)
     encoder.save(output, dtype=torch.float16)
     seconds = round(time.monotonic() - started, 1)
-    summary = {"arguments": vars(args), "seconds": seconds}
+    arguments = {name: value for name, value in vars(args).items() if name != "output"}
+    summary = {"arguments": arguments, "seconds": seconds}
     write_json(output / "training.json", summary)
     checkpoint.unlink(missing_ok=True)
     print(f"{encoder.calibration}\nsaved to {output} in {seconds:.0f} s")
