@@ -163,9 +163,9 @@ MUTATIONS = [
     (
         "dropout live while sampling",
         "grpo/models.py",
-        "model.to(device).eval()",
-        "model.to(device).train()",
-        ["test_prompt", "test_checkpoint"],
+        'model.to("cpu" if stay_on_cpu else device).eval()',
+        'model.to("cpu" if stay_on_cpu else device).train()',
+        ["test_models"],
     ),
     (
         "results compared as sets",
