@@ -149,9 +149,9 @@ def test_another_error_is_not_about_memory():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 def test_a_run_that_needs_too_much_ends_in_one_line(tmp_path):
-    """Groups of 20,000 completions with 6 GB of address space."""
+    """Groups of 200,000 completions with 6 GB of address space."""
     limit = 6 * 2**30
-    words = ["--lang", "en", "--dev-limit", "1", "--group-size", "20000", "--prompts-per-step", "1"]
+    words = ["--lang", "en", "--dev-limit", "1", "--group-size", "200000", "--prompts-per-step", "1"]
     done = subprocess.run(
         [sys.executable, "train.py", *words, "--steps", "1", "--output", str(tmp_path / "run")],
         cwd=ROOT,
