@@ -34,8 +34,8 @@ from grpo.evaluation import (
     summarize,
 )
 from grpo.lora import add_lora, lora_folded
-from grpo.memory import GIB, Workload, device_memory, memory_errors, plan, read_shape
-from grpo.models import Policy, checkpoint_activations, choose_dtype, load_policy
+from grpo.memory import GIB, device_memory, memory_errors, plan, read_shape, workload_of
+from grpo.models import Policy, checkpoint_activations, load_policy
 from grpo.parallel import World, open_world
 from grpo.rewards import Judge, Rewards
 from grpo.shard import in_step, open_mesh, shard
@@ -312,17 +312,7 @@ def print_plan(config: Config, gib: float) -> None:
         raise UserError("--plan takes the GiB of a device, a number above 0")
     if os.environ.get("RANK", "0") != "0":
         return
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    work = Workload(
-        dtype=str(choose_dtype(config.dtype, config.device)).removeprefix("torch."),
-        prompts_per_step=-(-config.prompts_per_step // size),
-        group_size=config.group_size,
-        max_new_tokens=config.max_new_tokens,
-        micro_batch=min(config.micro_batch, -(-config.prompts_per_step // size)),
-        lora_rank=config.lora_rank,
-        checkpoint_activations=config.checkpoint_activations,
-        devices=size if config.shard else 1,
-    )
+    work = workload_of(config, int(os.environ.get("WORLD_SIZE", 1)))
     budget = gib * GIB or device_memory(config.device)
     print(plan(read_shape(config.model, config.encoder), work, budget))
 

@@ -1,9 +1,9 @@
 """What a run writes so that it survives anything: whole files only, each written aside and then
 renamed.
 
-``checkpoint/state.pt`` holds all that the next step depends on: LoRA weights, optimizer, random
-generators, step. ``adapter/`` holds the LoRA weights in PEFT's file format (adapter_config.json,
-adapter_model.safetensors).
+``checkpoint/state.pt`` holds all that the next step depends on: LoRA weights, optimizer, schedule,
+step and place in the data. ``adapter/`` holds the LoRA weights in PEFT's file format
+(adapter_config.json, adapter_model.safetensors).
 """
 
 import json
@@ -95,7 +95,12 @@ def load_adapter(model, folder: Path) -> None:
     for key, value in config.items():
         if key in UNSUPPORTED and value not in (None, False, "none", [], {}):
             raise UserError(f"{folder}: an adapter with {key} = {value} cannot be read here")
-    add_lora(model, config["r"], config["lora_alpha"], targets=config["target_modules"])
+    try:
+        add_lora(model, config["r"], config["lora_alpha"], targets=config["target_modules"])
+    except KeyError as error:
+        raise UserError(f"{folder}: not a LoRA adapter: its settings have no {error}") from error
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
     wanted = {
         f"base_model.model.{name}.weight": tensor for name, tensor in lora_parameters(model).items()
     }

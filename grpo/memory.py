@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from grpo.config import Config
 from grpo.logprobs import CHUNK
-from grpo.models import LOAD_ERRORS, locate, reason
+from grpo.models import LOAD_ERRORS, choose_dtype, locate, reason
 from grpo.prompt import SCHEMA_BUDGET
 from grpo.report import Rows, table
 from sqlenv.errors import UserError
@@ -62,6 +63,21 @@ class Workload:
     lora_rank: int = 32
     checkpoint_activations: bool = False
     devices: int = 1  # that the blocks are spread over (--shard)
+
+
+def workload_of(config: Config, processes: int) -> Workload:
+    """What one of the processes of a run does, with schema texts as long as they may be."""
+    prompts = -(-config.prompts_per_step // processes)
+    return Workload(
+        dtype=str(choose_dtype(config.dtype, config.device)).removeprefix("torch."),
+        prompts_per_step=prompts,
+        group_size=config.group_size,
+        max_new_tokens=config.max_new_tokens,
+        micro_batch=min(config.micro_batch, prompts),
+        lora_rank=config.lora_rank,
+        checkpoint_activations=config.checkpoint_activations,
+        devices=processes if config.shard else 1,
+    )
 
 
 def shape_of(config) -> Shape:

@@ -349,7 +349,18 @@ def test_an_adapter_of_peft_is_read(tmp_path, targets, count):
 )
 def test_an_adapter_that_is_more_than_plain_lora_is_refused(tmp_path, settings, what):
     peft_adapter(tmp_path, **{"target_modules": ["q_proj"]} | settings)
-    with pytest.raises(UserError, match=what):
+    with pytest.raises(UserError, match=f"{tmp_path}.*{what}"):
+        load_adapter(make(), tmp_path)
+
+
+def test_an_adapter_of_another_method_is_refused(tmp_path):
+    """Such as IA3, which has no rank."""
+    save_adapter(trained(), tmp_path, "base")
+    path = tmp_path / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    del settings["r"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=f"{tmp_path}: not a LoRA adapter.*'r'"):
         load_adapter(make(), tmp_path)
 
 

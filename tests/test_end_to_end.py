@@ -14,6 +14,7 @@ import pytest
 
 import evaluate
 import train
+from encoder.model import has_fast_bfloat16
 from grpo.config import ASSETS
 from grpo.report import read_metrics
 
@@ -76,7 +77,8 @@ def test_a_run_writes_what_the_design_lists(finished):
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
         assert 0 <= row["reward/execution"] <= row["reward/syntax"] <= 1
-        assert row["kl"] >= 0 and row["sampler_gap"] < 1e-2  # of bfloat16
+        assert row["kl"] >= 0
+        assert row["sampler_gap"] < (1e-2 if has_fast_bfloat16("cpu") else 1e-4)
     assert rows[0]["kl"] < 1e-6  # LoRA starts at the base, which is the reference
     assert any(row["grad_norm"] > 0 for row in rows)
     summary = json.loads((finished / "summary.json").read_text())

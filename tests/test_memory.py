@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 import train
+from grpo.config import Config
 from grpo.memory import (
     GIB,
     PROCESS,
@@ -28,7 +29,9 @@ from grpo.memory import (
     peak_bytes,
     sampling_bytes,
     shape_of,
+    workload_of,
 )
+from grpo.prompt import SCHEMA_BUDGET
 from sqlenv import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,6 +104,13 @@ def test_advice_for_a_model_that_needs_several_devices():
     assert "not even" in advice(giant, WORK, GIB)[0]
 
 
+def test_the_workload_of_one_of_three_processes():
+    """Seven prompts a step are three at most for a process, and no pass has more."""
+    settings = dict(prompts_per_step=7, group_size=5, lora_rank=4, dtype="float16", shard=True)
+    work = workload_of(Config(**settings, device="cpu"), 3)
+    assert work == Workload("float16", 3, 5, SCHEMA_BUDGET, 96, 3, 4, False, devices=3)
+
+
 def test_the_plan_is_printed_and_nothing_is_made(capsys, tmp_path):
     words = ["--plan", "--group-size", "8", "--output", str(tmp_path / "run")]
     assert train.main(words) == 0
@@ -151,7 +161,16 @@ def test_another_error_is_not_about_memory():
 def test_a_run_that_needs_too_much_ends_in_one_line(tmp_path):
     """Groups of 200,000 completions with 6 GB of address space."""
     limit = 6 * 2**30
-    words = ["--lang", "en", "--dev-limit", "1", "--group-size", "200000", "--prompts-per-step", "1"]
+    words = [
+        "--lang",
+        "en",
+        "--dev-limit",
+        "1",
+        "--group-size",
+        "200000",
+        "--prompts-per-step",
+        "1",
+    ]
     done = subprocess.run(
         [sys.executable, "train.py", *words, "--steps", "1", "--output", str(tmp_path / "run")],
         cwd=ROOT,
