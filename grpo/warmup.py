@@ -4,15 +4,17 @@ Reinforcement learning from a model that never gets a reward cannot start.
     python -m grpo.warmup --output DIR                                     a small one, from scratch
     python -m grpo.warmup --model M --data ROOT --split train --output DIR     a model that exists
 
-From scratch many questions share a schema, so a batch is packed like a GRPO group
-(grpo/packing.py): one schema, then many "question, SQL" continuations that do not see each other.
-A model that exists is asked as train.py will ask it, by its chat template if it has one, and
-learns through LoRA, which is folded in at the end, or with all its weights (--lora-rank 0).
+Many questions share a schema, so a batch is packed like a GRPO group (grpo/packing.py): one
+schema, then many "question, SQL" continuations that do not see each other. A model that exists is
+asked as train.py will ask it, by its chat template if it has one, and learns through LoRA, which is
+folded in at the end, or with all its weights (--lora-rank 0).
 
 assets/README.md has the commands that made the shipped policy.
 """
 
 import argparse
+import itertools
+import os
 import random
 import re
 import sys
@@ -36,6 +38,7 @@ from sqlenv.files import write_directory
 
 SPECIAL = ["<s>", "</s>", "<pad>"]
 SAVE_EVERY = 100  # steps
+QUOTED = re.compile(r"'((?:[^']|'')*)'")  # a text in SQL; '' is a quote within
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -85,16 +88,33 @@ def small_llama(tokenizer, hidden: int, layers: int) -> LlamaForCausalLM:
     )
 
 
-def swap_literals(question: str, sql: str, pool: list[str], rng: random.Random) -> tuple[str, str]:
-    """The same question about other values: each text literal that stands word for word in both is
-    replaced by one of ``pool`` in both. Teaches to copy literals from the question rather than to
-    remember them.
+def text_values(sql: str) -> list[str]:
+    """What a query compares texts with, without the wildcards of LIKE.
+
+    >>> text_values("SELECT a FROM t WHERE b LIKE 'Mai%' AND c = 'O''Hara' AND d = ''")
+    ['Mai', "O'Hara"]
     """
-    for value in set(re.findall(r"'([^'%]+)'", sql)):
+    inside = (value.strip("%").replace("''", "'") for value in QUOTED.findall(sql))
+    return [value for value in inside if value]
+
+
+def swap_values(question: str, sql: str, pool: list[str], rng: random.Random) -> tuple[str, str]:
+    """The same question about other values: each text value that stands word for word and once in
+    the question is replaced by one of ``pool`` there and in the SQL. Teaches to copy values from
+    the question rather than to remember them.
+    """
+    for value in dict.fromkeys(text_values(sql)):
         if question.count(value) == 1:
             other = rng.choice(pool)
-            question, sql = question.replace(value, other), sql.replace(f"'{value}'", f"'{other}'")
+            question = question.replace(value, other)
+            for left, right in itertools.product(("", "%"), repeat=2):
+                was, now = (f"'{left}{quote(one)}{right}'" for one in (value, other))
+                sql = sql.replace(was, now)
     return question, sql
+
+
+def quote(value: str) -> str:
+    return value.replace("'", "''")
 
 
 def shuffled_schema(example: Example, rng: random.Random) -> str:
@@ -109,6 +129,13 @@ def shuffled_schema(example: Example, rng: random.Random) -> str:
     return schema_text(replace(schema, tables=tuple(rng.sample(tables, len(tables)))), None, len)
 
 
+def by_database(examples: list[Example]) -> dict[str, list[Example]]:
+    found = defaultdict(list)
+    for example in examples:
+        found[example.db_id].append(example)
+    return found
+
+
 class Packs:
     """Batches of (schemas, continuations, how many tokens of each continuation are the question).
     A batch is a function of the seed and the step alone, so that training resumes exactly.
@@ -116,12 +143,10 @@ class Packs:
 
     def __init__(self, examples: list[Example], tokenizer, rows: int, size: int, seed: int):
         self.tokenizer, self.rows, self.size, self.seed = tokenizer, rows, size, seed
-        self.by_db = defaultdict(list)
-        for example in examples:
-            self.by_db[example.db_id].append(example)
+        self.by_db = by_database(examples)
         if len(self.by_db) < rows:
             raise UserError(f"--rows {rows}: there are only {len(self.by_db)} databases")
-        self.literals = re.findall(r"'([^'%]+)'", " ".join(e.gold_sql for e in examples))
+        self.values = [value for example in examples for value in text_values(example.gold_sql)]
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -137,7 +162,7 @@ class Packs:
             for example in picked:
                 pair = example.question, example.gold_sql
                 if rng.random() < 0.5:
-                    pair = swap_literals(*pair, self.literals, rng)
+                    pair = swap_values(*pair, self.values, rng)
                 asked = self.encode(question_text(pair[0]))
                 group.append(asked + self.encode(pair[1]) + [self.tokenizer.eos_token_id])
                 size.append(len(asked))
@@ -157,19 +182,28 @@ def answer_end(tokenizer, eos_ids: set[int]) -> int:
 
 
 class Answers:
-    """Batches like those of ``Packs``, for a policy that exists: each question with its schema is a
-    prompt of its own, as in train.py, and gold its one continuation.
+    """Batches like those of ``Packs``, for a policy that exists: it is asked as in train.py, and
+    answers with gold. What the prompts of a row begin with alike, the schema, stands in it once.
     """
 
-    def __init__(self, examples: list[Example], policy: Policy, size: int, seed: int):
-        self.examples, self.size, self.seed = examples, size, seed
+    def __init__(self, examples: list[Example], policy: Policy, rows: int, size: int, seed: int):
+        self.examples, self.rows, self.size, self.seed = examples, rows, size, seed
+        self.by_db = by_database(examples)
         self.prompts = PromptBuilder(policy.tokenizer)
         self.end = answer_end(policy.tokenizer, policy.eos_ids)
 
     def __getitem__(self, step: int) -> tuple[list[list[int]], list[list[list[int]]], Tensor]:
-        picked = random.Random(f"{self.seed} {step}").choices(self.examples, k=self.size)
-        golds = [[self.prompts.encode(one.gold_sql) + [self.end]] for one in picked]
-        return [self.prompts(one) for one in picked], golds, torch.zeros(len(picked), 1)
+        rng = random.Random(f"{self.seed} {step}")
+        starts, groups, sizes = [], [], []
+        for first in rng.choices(self.examples, k=self.rows):  # a database as often as it is asked
+            picked = rng.choices(self.by_db[first.db_id], k=self.size)
+            prompts = [self.prompts(one) for one in picked]
+            common = len(os.path.commonprefix(prompts))
+            starts.append(prompts[0][:common])
+            golds = [self.prompts.encode(one.gold_sql) + [self.end] for one in picked]
+            groups.append([prompt[common:] + gold for prompt, gold in zip(prompts, golds)])
+            sizes.append([len(prompt) - common for prompt in prompts])
+        return starts, groups, torch.tensor(sizes)
 
 
 def supervised_loss(
@@ -271,7 +305,8 @@ def warmup(arguments: argparse.Namespace) -> None:
         dtype = "auto" if arguments.lora_rank else "float32"
         policy = load_policy(arguments.model, arguments.device, dtype)
         model, tokenizer = policy.model, policy.tokenizer
-        batches = Answers(examples, policy, arguments.rows, arguments.seed)
+        arguments.question_weight = 0.0  # it is to answer, not to ask
+        batches = Answers(examples, policy, arguments.rows, arguments.per_row, arguments.seed)
         if arguments.lora_rank:
             add_lora(model, arguments.lora_rank, 2 * arguments.lora_rank, arguments.seed)
         checkpoint_activations(model)
@@ -311,9 +346,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vocab", type=int, default=5000)
     parser.add_argument("--steps", type=int, default=1300, help="of the learning rate's schedule")
     parser.add_argument("--stop", type=int, default=0, help="end after this many of the steps")
-    parser.add_argument(
-        "--rows", type=int, default=8, help="schemas in a batch; prompts of --model"
-    )
+    parser.add_argument("--rows", type=int, default=8, help="schemas in a batch")
     parser.add_argument("--per-row", type=int, default=8, help="questions behind each schema")
     parser.add_argument("--lr", type=float, help="0.02; with --model 2e-4 for LoRA, 2e-5 without")
     parser.add_argument("--question-weight", type=float, default=0.2)

@@ -15,7 +15,8 @@ from grpo import warmup
 from grpo.logprobs import completion_logprobs
 from grpo.lora import merge_lora
 from grpo.models import load_policy
-from grpo.warmup import Answers, lr_factor, shuffled_schema, supervised_loss, swap_literals
+from grpo.prompt import PromptBuilder
+from grpo.warmup import Answers, Packs, lr_factor, shuffled_schema, supervised_loss, swap_values
 from sqlenv import LANGUAGES, load_dataset, load_schema
 
 
@@ -40,18 +41,38 @@ def run(root: Path, output: Path, *options: str) -> dict[str, torch.Tensor]:
     return load_file(output / "model.safetensors")
 
 
-def test_swap_literals_changes_question_and_sql_alike():
-    """Only whole text literals that stand once in the question; numbers and LIKE patterns stay."""
-    question, sql = swap_literals(
-        "Books by Ann Lee after 1990?",
-        "SELECT t FROM b WHERE a = 'Ann Lee' AND y > 1990 AND t LIKE '%Ann%'",
-        ["Bo Ito"],
+def test_swap_values_changes_question_and_sql_alike():
+    """Only text values that stand once in the question, LIKE's without its wildcards; a quote in a
+    value is doubled in SQL alone.
+    """
+    question, sql = swap_values(
+        "Books by Ann Lee after 1990 whose title has sea and whose place is sea or Rio?",
+        "SELECT t FROM b WHERE a = 'Ann Lee' AND y > 1990 AND t LIKE '%sea%' AND p = 'Rio'",
+        ["Bo O'Hara"],
         random.Random(0),
     )
-    assert question == "Books by Bo Ito after 1990?"
-    assert sql == "SELECT t FROM b WHERE a = 'Bo Ito' AND y > 1990 AND t LIKE '%Ann%'"
-    twice = "a or a?", "SELECT x FROM t WHERE y = 'a'"
-    assert swap_literals(*twice, ["b"], random.Random(0)) == twice
+    assert question == (
+        "Books by Bo O'Hara after 1990 whose title has sea and whose place is sea or Bo O'Hara?"
+    )
+    assert sql == (
+        "SELECT t FROM b WHERE a = 'Bo O''Hara' AND y > 1990 AND t LIKE '%sea%' "
+        "AND p = 'Bo O''Hara'"
+    )
+    like = swap_values(
+        "Has it Ann?", "SELECT t FROM b WHERE a LIKE '%Ann%'", ["1%"], random.Random(0)
+    )
+    assert like == ("Has it 1%?", "SELECT t FROM b WHERE a LIKE '%1%%'")
+
+
+def test_no_value_runs_from_one_query_into_the_next():
+    """Values to swap in are those of the questions; none holds a piece of SQL. (They once did: a
+    pattern such as '%a%' turned inside and outside round for all that followed it.)
+    """
+    examples = load_dataset("data", "en", "warmup")
+    values = Packs(examples, None, 2, 3, seed=0).values
+    golds = [example.gold_sql for example in examples]
+    assert len(values) > 1000 and any("LIKE" in gold for gold in golds)
+    assert max(map(len, values)) < 40 and not any(" FROM " in value for value in values)
 
 
 def test_a_shuffled_schema_names_the_same_tables_and_columns():
@@ -129,6 +150,30 @@ CHAT += "{% if add_generation_prompt %}singer ?{% endif %}"
 
 
 @pytest.mark.parametrize("template", ["", CHAT])
+def test_prompts_of_a_row_share_their_beginning_and_nothing_changes(root, template):
+    """Log-probabilities of gold after prompts that share the schema are those after whole prompts,
+    and so is the loss, in which the question has no part.
+    """
+    policy = make_policy()
+    policy.tokenizer = copy.deepcopy(TOKENIZER)
+    policy.tokenizer.chat_template = template or None
+    examples = load_dataset(str(root), "en", "warmup")
+    starts, groups, asked = Answers(examples, policy, 3, 4, 0)[5]
+    texts = [[start + one for one in group] for start, group in zip(starts, groups)]
+    sizes = [[len(start) + n for n in row] for start, row in zip(starts, asked.tolist())]
+    pairs = [(t, n) for group, row in zip(texts, sizes) for t, n in zip(group, row)]
+    known = {tuple(PromptBuilder(policy.tokenizer)(example)) for example in examples}
+    assert all(tuple(text[:n]) in known for text, n in pairs)
+    assert all(len(start) > 0.5 * n for start, row in zip(starts, sizes) for n in row)
+    shared = completion_logprobs(policy.model, starts, groups)
+    whole = completion_logprobs(
+        policy.model, [t[:n] for t, n in pairs], [[t[n:]] for t, n in pairs]
+    )
+    loss = supervised_loss(whole, [[t[n:]] for t, n in pairs], torch.zeros(12, 1), 0.0)
+    torch.testing.assert_close(supervised_loss(shared, groups, asked, 0.0), loss)
+
+
+@pytest.mark.parametrize("template", ["", CHAT])
 @pytest.mark.parametrize("rank", ["0", "4"])
 def test_a_model_that_exists_learns_to_answer(root, tmp_path, rank, template):
     """As train.py asks it, with a chat template and without: gold, and the token that ends an
@@ -154,10 +199,10 @@ def test_a_model_that_exists_learns_to_answer(root, tmp_path, rank, template):
     losses = []
     for folder in ("base", "new"):
         policy = load_policy(str(tmp_path / folder))
-        batches = Answers(load_dataset(str(root), "en", "warmup"), policy, 8, 1)
-        prompts, groups, asked = batches[0]
-        assert all(group[0][-1] == 1 and len(group) == 1 for group in groups)
-        assert len(prompts) == 8
+        examples = load_dataset(str(root), "en", "warmup")
+        prompts, groups, asked = Answers(examples, policy, 4, 2, 1)[0]
+        assert len(prompts) == 4 and all(len(group) == 2 for group in groups)
+        assert all(one[-1] == 1 for group in groups for one in group)
         losses.append(
             supervised_loss(completion_logprobs(policy.model, prompts, groups), groups, asked, 0.2)
         )

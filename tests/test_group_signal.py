@@ -1,0 +1,45 @@
+"""pass@k against the count of all draws of k samples; what the semantic reward changes, by hand."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.group_signal import pass_at_k, semantic_signal
+from grpo.rewards import WEIGHTS
+
+
+@given(samples=st.integers(1, 8), data=st.data())
+def test_pass_at_k_counts_the_draws_with_a_right_one(samples, data):
+    right = data.draw(st.integers(0, samples))
+    k = data.draw(st.integers(1, samples))
+    draws = [any(one) for one in combinations([True] * right + [False] * (samples - right), k)]
+    assert pass_at_k(right, samples, k) == pytest.approx(sum(draws) / len(draws))
+
+
+def test_semantic_signal_by_hand():
+    """Rewards (execution, syntax, schema, semantic) of three groups of two, all weights 1:
+
+    - right (1, 1, 1, 0.2) and wrong (0, 1, 0, 0.6): advantages with semantic +-0.8, without +-1,
+      cosine 1; the wrong one gets more from the encoder: 0 of 1 pairs in order;
+    - two wrong ones that only the encoder tells apart: silent without it;
+    - two right ones, equal in all: silent.
+    """
+    groups = [
+        [[1, 1, 1, 0.2], [0, 1, 0, 0.6]],
+        [[0, 1, 0, 0.2], [0, 1, 0, 0.6]],
+        [[1, 1, 1, 0.9], [1, 1, 1, 0.9]],
+    ]
+    assert list(WEIGHTS) == ["execution", "syntax", "schema", "semantic"]
+    found = semantic_signal(torch.tensor(groups), torch.ones(4))
+    third = pytest.approx(1 / 3)
+    assert found == {
+        "none right": third,
+        "some right": third,
+        "all right": third,
+        "only semantic differs": third,
+        "cosine": pytest.approx(1),
+        "right above wrong": 0,
+    }
