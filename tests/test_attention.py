@@ -315,3 +315,22 @@ def test_a_layer_that_mixes_tokens_otherwise_is_a_clear_error():
     attention.forward = lambda hidden_states, **rest: (hidden_states.cumsum(1), None)
     with pytest.raises(UserError, match="LlamaForCausalLM: not every layer attends through"):
         completion_logprobs(model, [[5, 6]], [[[7, 8]]])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_under_autocast_attention_takes_what_values_are(monkeypatch, kind):
+    """Float32 weights, bfloat16 products: rotary embeddings give float32 queries and keys."""
+    seen, attend = set(), Groups.attend
+
+    def spy(self, layer, query, key, value, *rest):
+        seen.update(x.dtype for x in (query, key, value))
+        return attend(self, layer, query, key, value, *rest)
+
+    monkeypatch.setattr(Groups, "attend", spy)
+    model, (prompts, completions) = make(kind), batch(BATCHES["ragged, one empty"])
+    exact = completion_logprobs(model, prompts, completions)
+    seen.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = completion_logprobs(model, prompts, completions)
+    assert seen == {torch.bfloat16}
+    assert 0 < (rounded - exact).abs().mean() < 0.1
