@@ -6,6 +6,7 @@ translations are drawn together) and, where there are several, over seeds. Rows 
 resample by resample, on the same questions.
 """
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ RESAMPLES = 2000
 EXAMPLES = 8  # questions whose answers are kept
 CURVE = ("reward", "reward/execution", "reward/semantic", "kl")
 LANGUAGE_CURVES = tuple(f"language/{lang}" for lang in LANGUAGES)  # not every step has all
-MAIN = ("warm start", "larger warm start", "GRPO", "GRPO + contrastive")
+MAIN = ("zero-shot", "warm start", "larger warm start", "GRPO", "GRPO + contrastive")
 PAPER = {  # averages over seven languages, arXiv 2510.13827: "execution" / "semantic" accuracy
     "warm start": "61.4 / 19.4",
     "larger warm start": "81.4 / 68.6",
@@ -37,24 +38,29 @@ PAPER = {  # averages over seven languages, arXiv 2510.13827: "execution" / "sem
 
 
 def outcomes(predictions: Path) -> dict:
-    """What a cell keeps of its answers: for each language and metric a text of 0 and 1, in the
-    order of the dev split, and the SQL of a few.
+    """What a cell keeps of its answers: for each question the number of its gold query; for each
+    language and metric a text of 0 and 1, one for each question; and the SQL of a few. Questions
+    whose gold fails in a language are left out in all.
     """
     rows = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
-    if not all(row["gold_ok"] for row in rows):
-        raise UserError(f"{predictions}: gold fails on a question of the embedded dataset")
-    found: dict[str, dict] = {}
+    found: dict[str, list[dict]] = {}
     for row in rows:
         found.setdefault(row["lang"], []).append(row)
-    step = {lang: max(1, len(ones) // EXAMPLES) for lang, ones in found.items()}
+    first = next(iter(found.values()))
+    if any(len(ones) != len(first) for ones in found.values()):
+        raise UserError(f"{predictions}: the languages do not have the same questions")
+    kept = [i for i in range(len(first)) if all(ones[i]["gold_ok"] for ones in found.values())]
+    golds = [(first[i]["db_id"], canonical_sql(first[i]["gold"])) for i in kept]
+    number = {gold: i for i, gold in enumerate(dict.fromkeys(golds))}
+    shown = kept[:: max(1, len(kept) // EXAMPLES)]
     return {
+        "golds": [number[gold] for gold in golds],
         "outcomes": {
-            lang: {m: "".join(str(int(one[m])) for one in ones) for m in METRICS}
+            lang: {m: "".join(str(int(ones[i][m])) for i in kept) for m in METRICS}
             for lang, ones in found.items()
         },
         "answers": {
-            lang: {str(i): ones[i]["predicted"] for i in range(0, len(ones), step[lang])}
-            for lang, ones in found.items()
+            lang: {str(i): ones[i]["predicted"] for i in shown} for lang, ones in found.items()
         },
     }
 
@@ -97,13 +103,10 @@ class Means:
 
 
 @cache
-def dev_clusters() -> tuple[np.ndarray, np.ndarray]:
-    """For each dev question the number of its gold query, and whether training has its database."""
-    dev = load_dataset(EMBEDDED, "en", "dev")
+def known_questions() -> np.ndarray:
+    """Which of the embedded dev questions are about a database that training has."""
     known = {one.db_id for one in load_dataset(EMBEDDED, "en", "train")}
-    keys = [(one.db_id, canonical_sql(one.gold_sql)) for one in dev]
-    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    return np.array([number[key] for key in keys]), np.array([one.db_id in known for one in dev])
+    return np.array([one.db_id in known for one in load_dataset(EMBEDDED, "en", "dev")])
 
 
 @cache
@@ -117,7 +120,7 @@ def draws(count: int) -> np.ndarray:
 
 def means(cells: list[dict], questions: np.ndarray | None = None) -> Means:
     """The mean over seeds of the cells of a row, of all dev questions or those of a mask."""
-    clusters, _ = dev_clusters()
+    clusters = np.array(cells[0]["golds"])
     kept = np.ones(len(clusters), bool) if questions is None else questions
     langs = [lang for lang in LANGUAGES if all(lang in one["outcomes"] for one in cells)]
     bits = np.array(
@@ -140,13 +143,17 @@ def means(cells: list[dict], questions: np.ndarray | None = None) -> Means:
 
 
 class Results:
-    """All cells that are there, by row; ``joint`` or, for each language, on its own."""
+    """All cells that are there, by row; ``joint``, trained on all languages (if no cell is: on the
+    languages of the first), or, for each language, on its own.
+    """
 
     def __init__(self, folder: Path):
         found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+        langs = [one["lang"] for one in found]
+        together = "all" if "all" in langs or not found else langs[0]
         self.joint, self.single = {}, {}
         for one in found:
-            if one["lang"] == "all":
+            if one["lang"] == together:
                 self.joint.setdefault(one["row"], []).append(one)
             else:
                 self.single.setdefault((one["row"], one["lang"]), []).append(one)
@@ -158,13 +165,13 @@ def main_table(results: Results) -> Rows:
         if name in results.joint:
             one = means(results.joint[name])
             shares = (cell(one.average(metric)) for metric in METRICS)
-            rows.append((name, str(one.seeds), *shares, PAPER[name]))
+            rows.append((name, str(one.seeds), *shares, PAPER.get(name, "")))
     return rows
 
 
 def known_table(results: Results) -> Rows:
     """TS on databases that training has, and on the others."""
-    _, known = dev_clusters()
+    known = known_questions()
     rows = [("row", "EX, known databases", "TS", "EX, unseen databases", "TS")]
     for name in MAIN:
         if name in results.joint:
@@ -185,14 +192,14 @@ def difference_table(results: Results, pairs: list[tuple[str, str]]) -> Rows:
 
 
 def language_table(results: Results) -> Rows:
-    """EX of each language in the main rows, and its distance to English in the same row."""
-    rows = [("row", *LANGUAGES, "largest distance to en")]
+    """EX of each language in the main rows, and how far the lowest is from the first, English."""
+    rows = []
     for name in MAIN:
         if name in results.joint:
             one = means(results.joint[name])
+            rows = rows or [("EX", *one.langs, f"lowest - {one.langs[0]}")]
             shares = [one.of(lang, "execution") for lang in one.langs]
-            english = shares[one.langs.index("en")]["value"]
-            lowest = min(share["value"] for share in shares) - english
+            lowest = min(share["value"] for share in shares) - shares[0]["value"]
             rows.append((name, *map(cell, shares), f"{100 * lowest:+.1f}"))
     return rows
 
@@ -279,12 +286,20 @@ def plot(results: Results, path: Path) -> None:
     plt.close(figure)
 
 
+def experiment_tables(results: Results) -> str:
+    """The tables of an experiment on other models and data."""
+    pairs = list(itertools.pairwise(name for name in MAIN if name in results.joint))
+    tables = [row[:-1] for row in main_table(results)], language_table(results)
+    tables += (difference_table(results, [(after, before) for before, after in pairs]),)
+    return "\n\n".join(map(markdown_table, tables))
+
+
 def write(folder: Path, path: Path) -> None:
     """Puts the tables into their places in ``path``. Raises UserError if a place has no table."""
     results = Results(folder)
     others = [name for name in results.joint if name not in MAIN]
-    best = "GRPO + contrastive"
-    pairs = [(best, "warm start"), ("GRPO", "warm start"), (best, "GRPO"), (best, MAIN[1])]
+    best, larger = "GRPO + contrastive", "larger warm start"
+    pairs = [(best, "warm start"), ("GRPO", "warm start"), (best, "GRPO"), (best, larger)]
     tables = {
         "main": markdown_table(main_table(results)),
         "known": markdown_table(known_table(results)),
@@ -295,6 +310,8 @@ def write(folder: Path, path: Path) -> None:
         "examples": example_text(results),
         "curves": "![Rewards over training](results-curves.png)",
     }
+    named = (one for one in sorted(folder.iterdir()) if one.is_dir())
+    tables |= {one.name: experiment_tables(Results(one)) for one in named}
 
     def filled(found: re.Match) -> str:
         if found[1] not in tables:
@@ -302,6 +319,6 @@ def write(folder: Path, path: Path) -> None:
         return f"<!-- {found[1]} -->\n\n{tables[found[1]]}\n\n<!-- end -->"
 
     text = path.read_text(encoding="utf-8")
-    text = re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", filled, text, flags=re.DOTALL)
+    text = re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", filled, text, flags=re.DOTALL)
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     plot(results, path.with_name("results-curves.png"))

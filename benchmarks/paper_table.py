@@ -4,14 +4,20 @@
     python -m benchmarks.paper_table --rows "GRPO,GRPO + contrastive" --languages vi,en --seeds 1
     python -m benchmarks.paper_table --report                   # docs/results.md from what is there
 
+and on other models and data, as an experiment with a name of its own:
+
+    python -m benchmarks.paper_table --name NAME --zero-shot MODEL --model WARM --data ROOT \\
+        --encoder ENCODER --languages en --measure en,zh,vi --options "--lr 5e-5"
+
 A cell is one row of the table for one language (or all of them trained jointly) and one seed: it
-runs train.py, then evaluate.py on all dev questions with the shipped encoder as the metric, and
-keeps what came of it in docs/results/, a small JSON file each. Cells that are there are not made
-again, and one that was interrupted goes on from its last checkpoint. Runs are in runs/paper/.
+runs train.py, then evaluate.py on the dev questions with the same encoder as the metric, and keeps
+what came of it in docs/results/, a small JSON file each. Cells that are there are not made again,
+and one that was interrupted goes on from its last checkpoint. Runs are in runs/paper/.
 """
 
 import argparse
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -22,14 +28,16 @@ from tqdm import tqdm
 
 from benchmarks import paper_report
 from grpo.config import ASSETS
-from sqlenv import LANGUAGES
+from sqlenv import EMBEDDED, LANGUAGES
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_json
 
 RUNS, RESULTS = Path("runs/paper"), Path("docs/results")
+LARGER = str(RUNS / "larger")
 NO_SEMANTIC = ["--reward", "semantic=0"]
 # Options of train.py; None for a policy that is only measured.
 ROWS: dict[str, list[str] | None] = {
+    "zero-shot": None,
     "warm start": None,
     "larger warm start": None,
     "GRPO": NO_SEMANTIC,
@@ -45,19 +53,16 @@ ROWS: dict[str, list[str] | None] = {
     "target gold": ["--semantic-target", "gold"],
     "semantic ungated": ["--semantic-ungated"],
     "semantic raw": ["--semantic-raw"],
+    "semantic weight 0.7": ["--reward", "semantic=0.7"],
 }
-MODELS = {"larger warm start": RUNS / "larger"}
 # What a row needs and nobody ships; made once.
 MADE = {
     "weaker encoder": (
         f"-m encoder.train --split warmup,train,encoder --steps 100 --negatives 0 "
         f"--output {RUNS / 'weak-encoder'}"
     ),
-    "larger warm start": (
-        f"-m grpo.warmup --hidden 640 --layers 6 --stop 900 --output {RUNS / 'larger'}"
-    ),
+    "larger warm start": (f"-m grpo.warmup --hidden 640 --layers 6 --stop 900 --output {LARGER}"),
 }
-EXAMPLES = 3000
 DTYPE = ["--dtype", "bfloat16"]  # as on a GPU; "auto" would depend on the machine
 
 
@@ -66,6 +71,7 @@ class Cell:
     row: str
     lang: str  # a language, or all
     seed: int
+    experiment: str = ""
 
     @property
     def name(self) -> str:
@@ -73,23 +79,22 @@ class Cell:
 
     @property
     def result(self) -> Path:
-        return RESULTS / f"{self.name}.json"
+        return RESULTS / self.experiment / f"{self.name}.json"
 
     @property
     def run(self) -> Path:
-        return RUNS / self.name
+        return RUNS / self.experiment / self.name
 
 
-def cells(rows: list[str], langs: list[str], seeds: int) -> list[Cell]:
+def cells(rows: list[str], langs: list[str], seeds: int, experiment: str = "") -> list[Cell]:
     """All cells, seed by seed, so that an unfinished table is a table with fewer seeds."""
-    found = [
-        Cell(row, lang, seed)
+    return [
+        Cell(row, lang, seed, experiment)
         for seed in range(seeds)
         for lang in langs
         for row in rows
         if ROWS[row] is not None or seed == 0  # greedy answers of a fixed policy have no seed
     ]
-    return found
 
 
 def python(*words: str) -> None:
@@ -101,34 +106,37 @@ def python(*words: str) -> None:
         raise UserError(f"python {' '.join(words)} ended with exit code {done.returncode}")
 
 
-def train(cell: Cell) -> None:
-    options = ROWS[cell.row]
-    given = ["--lang", cell.lang, "--seed", str(cell.seed), "--output", str(cell.run)]
-    if "--examples" not in options:
-        given += ["--examples", str(EXAMPLES)]
-    # evaluate.py measures afterwards, with the shipped encoder whatever the reward was.
-    given += ["--dev-limit", "1", *DTYPE, *options]
+def train(cell: Cell, arguments: argparse.Namespace) -> None:
     if (cell.run / "summary.json").exists():
         return
+    given = ["--lang", cell.lang, "--seed", str(cell.seed), "--output", str(cell.run)]
+    given += ["--model", arguments.model, "--data", arguments.data, "--encoder", arguments.encoder]
+    # evaluate.py measures afterwards, with the same encoder whatever the reward was.
+    given += ["--dev-limit", "1", "--examples", str(arguments.examples), *DTYPE]
+    given += shlex.split(arguments.options) + ROWS[cell.row]  # the last one counts
     if cell.run.exists():
         given.append("--resume")
     python("train.py", *given)
 
 
-def make(cell: Cell) -> None:
+def make(cell: Cell, arguments: argparse.Namespace) -> None:
     """Makes a cell and writes its JSON file."""
     started = time.time()
     output = MADE.get(cell.row, "").split()
     if output and not Path(output[-1]).exists():
         python(*output)
     if ROWS[cell.row] is not None:
-        train(cell)
+        train(cell, arguments)
         source = ["--run", str(cell.run)]
     else:
-        source = ["--model", str(MODELS.get(cell.row, ASSETS / "policy")), "--lang", cell.lang]
-    predictions = RUNS / f"{cell.name}.jsonl"
-    python("evaluate.py", *source, "--test-suite", "--save-predictions", str(predictions), *DTYPE)
+        models = {"zero-shot": arguments.zero_shot, "larger warm start": arguments.larger}
+        source = ["--model", models.get(cell.row, arguments.model), "--data", arguments.data]
+    predictions = cell.run.with_name(f"{cell.name}.jsonl")
+    source += ["--lang", arguments.measure or cell.lang, "--limit", str(arguments.limit)]
+    source += ["--encoder", arguments.encoder, "--save-predictions", str(predictions), *DTYPE]
+    python("evaluate.py", *source, "--test-suite")
     metrics = cell.run / "metrics.jsonl"
+    cell.result.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         cell.result,
         {
@@ -143,23 +151,26 @@ def make(cell: Cell) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    rows = list(ROWS) if arguments.rows == "all" else arguments.rows.split(",")
+    rows = arguments.rows.split(",")
+    if arguments.rows == "all":
+        rows = [row for row in ROWS if row != "zero-shot" or arguments.zero_shot]
     unknown = [row for row in rows if row not in ROWS]
     if unknown:
         raise UserError(f"--rows {unknown[0]!r}: choose from {', '.join(ROWS)}")
+    if "zero-shot" in rows and not arguments.zero_shot:
+        raise UserError("--rows 'zero-shot': name the model before its warm start by --zero-shot")
     langs = arguments.languages.split(",")
     unknown = [lang for lang in langs if lang not in (*LANGUAGES, "all")]
     if unknown:
         raise UserError(f"--languages {unknown[0]!r}: choose from all, {', '.join(LANGUAGES)}")
     if not arguments.report:
-        RUNS.mkdir(parents=True, exist_ok=True)
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        wanted = cells(rows, langs, arguments.seeds)
+        (RUNS / arguments.name).mkdir(parents=True, exist_ok=True)
+        wanted = cells(rows, langs, arguments.seeds, arguments.name)
         missing = [cell for cell in wanted if not cell.result.exists()]
         print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there; to be made:")
         print("".join(f"  {cell.name}\n" for cell in missing), end="", flush=True)
         for cell in tqdm(missing, unit="cell"):
-            make(cell)
+            make(cell, arguments)
     paper_report.write(RESULTS, Path("docs/results.md"))
 
 
@@ -172,6 +183,16 @@ def main(argv: list[str] | None = None) -> int:
     add("--languages", default="all", help="a comma list; all is one joint training (%(default)s)")
     add("--seeds", type=int, default=3)
     add("--report", action="store_true", help="only write docs/results.md from docs/results")
+    add("--name", default="", help="of another experiment: docs/results/NAME, runs/paper/NAME")
+    add("--zero-shot", help="model before its warm start, only measured")
+    add("--model", default=str(ASSETS / "policy"), help="warm start (%(default)s)")
+    add("--larger", default=LARGER, help="larger warm start, only measured (%(default)s)")
+    add("--data", default=str(EMBEDDED), help="(%(default)s)")
+    add("--encoder", default=str(ASSETS / "encoder"), help="reward and metric (%(default)s)")
+    add("--examples", type=int, default=3000, help="(%(default)s)")
+    add("--options", default="", help="more of train.py's, in quotes")
+    add("--measure", default="", help="languages to measure in (those trained on)")
+    add("--limit", type=int, default=0, help="dev questions a language to measure on (all)")
     return exit_code(lambda: run(parser.parse_args(argv)))
 
 

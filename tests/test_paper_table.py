@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from benchmarks import paper_report, paper_table
-from benchmarks.paper_report import METRICS, Results, means
+from benchmarks.paper_report import METRICS, means
 from benchmarks.paper_table import Cell, cells
 from sqlenv import EMBEDDED, LANGUAGES, UserError, load_dataset
 
-LENGTH = len(load_dataset(EMBEDDED, "en", "dev"))
+DEV = load_dataset(EMBEDDED, "en", "dev")
+LENGTH = len(DEV)
+GOLDS = [i // 3 for i in range(LENGTH)]  # three questions to each gold query
 
 
 def made_cell(row: str, share: float, seed: int = 0, lang: str = "all") -> dict:
@@ -22,6 +24,7 @@ def made_cell(row: str, share: float, seed: int = 0, lang: str = "all") -> dict:
         "row": row,
         "lang": lang,
         "seed": seed,
+        "golds": GOLDS,
         "outcomes": {one: dict.fromkeys(METRICS, bits) for one in langs},
         "answers": {one: {"0": "SELECT 1"} for one in langs},
         "curve": {"reward/execution": [0.1, 0.2]},
@@ -52,7 +55,7 @@ def test_differences_are_paired():
 
 def test_questions_of_one_gold_query_are_drawn_together():
     """The interval over clusters is that of resampling clusters by hand."""
-    clusters, _ = paper_report.dev_clusters()
+    clusters = np.array(GOLDS)
     cell = made_cell("a", 0.5)
     bits = np.array(list(map(int, cell["outcomes"]["vi"]["valid"])))
     rng = np.random.default_rng(1)
@@ -68,7 +71,8 @@ def test_questions_of_one_gold_query_are_drawn_together():
 
 
 def test_known_and_unseen_databases_make_up_all_questions():
-    _, known = paper_report.dev_clusters()
+    known = paper_report.known_questions()
+    assert 0.6 < known.mean() < 0.7
     one = made_cell("a", 0.5)
     sides = [means([one], mask).average("valid") for mask in (known, ~known)]
     sizes = [side["n"] for side in sides]
@@ -121,23 +125,84 @@ def test_the_page_is_filled_from_the_cells(tmp_path):
 
 def test_unknown_rows_and_languages_are_refused(capsys):
     assert paper_table.main(["--rows", "GRPO,nothing", "--report"]) == 2
-    assert "--rows 'nothing': choose from warm start" in capsys.readouterr().err
+    assert "--rows 'nothing': choose from zero-shot, warm start" in capsys.readouterr().err
+    assert paper_table.main(["--rows", "zero-shot", "--report"]) == 2
+    assert "--zero-shot" in capsys.readouterr().err
     assert paper_table.main(["--languages", "xx", "--report"]) == 2
     assert "--languages 'xx'" in capsys.readouterr().err
 
 
+def answers(path, *rows: tuple[str, str, bool, bool]):
+    """A predictions file of (language, gold, right, whether gold runs)."""
+    lines = []
+    for lang, gold, right, runs in rows:
+        row = dict.fromkeys(METRICS, right) | {"lang": lang, "gold": gold, "gold_ok": runs}
+        lines.append(json.dumps(row | {"db_id": "zoo", "predicted": f"SELECT {len(lines)}"}) + "\n")
+    path.write_text("".join(lines))
+    return path
+
+
 def test_outcomes_of_a_predictions_file(tmp_path):
-    """Two questions in one language; every one is kept as an example, as there are under eight."""
-    rows = [
-        dict.fromkeys(METRICS, value) | {"lang": "vi", "gold_ok": True, "predicted": sql}
-        for value, sql in ((True, "SELECT 1"), (False, None))
+    """Three questions in two languages. The second is left out, since its gold fails in one; the
+    others have the same gold query but for the case of its words.
+    """
+    golds = "SELECT a FROM t", "SELECT b FROM t", "select a from t"
+    rows = [("en", gold, right, True) for gold, right in zip(golds, (True, True, False))]
+    rows += [("vi", gold, True, gold != golds[1]) for gold in golds]
+    found = paper_report.outcomes(answers(tmp_path / "predictions.jsonl", *rows))
+    assert found["golds"] == [0, 0]
+    assert found["outcomes"] == {
+        "en": dict.fromkeys(METRICS, "10"),
+        "vi": dict.fromkeys(METRICS, "11"),
+    }
+    assert found["answers"]["en"] == {"0": "SELECT 0", "2": "SELECT 2"}
+    with pytest.raises(UserError, match="languages do not have the same questions"):
+        paper_report.outcomes(answers(tmp_path / "ragged.jsonl", *rows[:-1]))
+
+
+def test_an_experiment_on_other_models_has_a_table_of_its_own(tmp_path):
+    """Trained on English alone and measured in two languages, on three questions."""
+    folder, page = tmp_path / "results", tmp_path / "results.md"
+    (folder / "small").mkdir(parents=True)
+    for row, bits in (("zero-shot", "000"), ("warm start", "100"), ("GRPO", "110")):
+        made = {"row": row, "lang": "en", "seed": 0, "golds": [0, 1, 2], "curve": {}}
+        made["outcomes"] = {lang: dict.fromkeys(METRICS, bits) for lang in ("en", "vi")}
+        (folder / "small" / f"{row}.json").write_text(json.dumps(made))
+    (folder / "main.json").write_text(json.dumps(made_cell("GRPO", 0.5)))
+    page.write_text("<!-- small -->\n<!-- end -->")
+    paper_report.write(folder, page)
+    lines = page.read_text().splitlines()
+    assert "| row | seeds | valid | EX | TS | semantic |" in lines
+    assert "| EX | en | vi | lowest - en |" in lines
+    starts = [line.split("(")[0] for line in lines]
+    assert "| warm start | 1 | 33.3 " in starts and "| GRPO - warm start | +33.3 " in starts
+
+
+def test_what_an_experiment_trains_and_measures(tmp_path, monkeypatch):
+    """The commands of a cell on another model, trained in English and measured in two languages."""
+    monkeypatch.chdir(tmp_path)
+    commands, rows = [], [("en", "SELECT 1", True, True)]
+
+    def python(*words):
+        commands.append(" ".join(words))
+        if words[0] == "evaluate.py":
+            answers(tmp_path / words[words.index("--save-predictions") + 1], *rows)
+
+    monkeypatch.setattr(paper_table, "python", python)
+    monkeypatch.setattr(paper_report, "write", lambda *_: None)
+    words = ["--name", "small", "--model", "M", "--zero-shot", "Z", "--data", "D", "--encoder", "E"]
+    words += ["--rows", "zero-shot,GRPO", "--languages", "en", "--measure", "en,vi", "--seeds", "1"]
+    words += ["--examples", "50", "--options", "--lr 1e-4"]
+    assert paper_table.main(words) == 0
+    assert sorted(p.name for p in (tmp_path / "docs/results/small").iterdir()) == [
+        "GRPO-en-0.json",
+        "zero-shot-en-0.json",
     ]
-    path = tmp_path / "predictions.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = paper_report.outcomes(path)
-    assert found["outcomes"] == {"vi": dict.fromkeys(METRICS, "10")}
-    assert found["answers"] == {"vi": {"0": "SELECT 1", "1": None}}
-    assert isinstance(Results(tmp_path), Results)
+    zero_shot, trained, measured = commands
+    assert zero_shot.startswith("evaluate.py --model Z --data D --lang en,vi --limit 0 --encoder E")
+    assert "--output runs/paper/small/GRPO-en-0 --model M --data D --encoder E" in trained
+    assert "--examples 50" in trained and trained.endswith("--lr 1e-4 --reward semantic=0")
+    assert measured.startswith("evaluate.py --run runs/paper/small/GRPO-en-0 --lang en,vi")
 
 
 def test_rows_can_be_named_in_a_comma_list():
