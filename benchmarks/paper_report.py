@@ -29,6 +29,13 @@ EXAMPLES = 8  # questions whose answers are kept
 CURVE = ("reward", "reward/execution", "reward/semantic", "kl")
 LANGUAGE_CURVES = tuple(f"language/{lang}" for lang in LANGUAGES)  # not every step has all
 MAIN = ("zero-shot", "warm start", "larger warm start", "GRPO", "GRPO + contrastive")
+VARIANTS = (  # of the contrastive reward
+    "semantic weight 0.7",
+    "target gold",
+    "semantic raw",
+    "semantic ungated",
+    "weaker encoder",
+)
 PAPER = {  # averages over seven languages, arXiv 2510.13827: "execution" / "semantic" accuracy
     "warm start": "61.4 / 19.4",
     "larger warm start": "81.4 / 68.6",
@@ -181,11 +188,22 @@ def known_table(results: Results) -> Rows:
     return rows
 
 
+def same_seeds(one: list[dict], other: list[dict]) -> tuple[list[dict], list[dict]]:
+    """The cells of two rows to compare: with the seeds that both have, the same questions in the
+    same order; all of them if one is a policy that was only measured and has no seed.
+    """
+    shared = {cell["seed"] for cell in one} & {cell["seed"] for cell in other}
+    if not shared or not all(cell["curve"] for cell in one + other):
+        return one, other
+    return tuple([cell for cell in row if cell["seed"] in shared] for row in (one, other))
+
+
 def difference_table(results: Results, pairs: list[tuple[str, str]]) -> Rows:
     rows = [("difference", *METRICS.values())]
     for after, before in pairs:
         if after in results.joint and before in results.joint:
-            gained = means(results.joint[after]).minus(means(results.joint[before]))
+            one, other = same_seeds(results.joint[after], results.joint[before])
+            gained = means(one).minus(means(other))
             shares = (signed_cell(gained.average(metric)) for metric in METRICS)
             rows.append((f"{after} - {before}", *shares))
     return rows
@@ -209,7 +227,7 @@ def single_table(results: Results) -> Rows:
     rows = [("lang", "row", "alone", "jointly", "difference")]
     for (name, lang), cells in sorted(results.single.items()):
         if name in results.joint and cells[0]["curve"]:
-            alone, joint = means(cells), means(results.joint[name])
+            alone, joint = map(means, same_seeds(cells, results.joint[name]))
             place = joint.langs.index(lang)
             same = Means(
                 joint.value[place : place + 1],
@@ -306,6 +324,7 @@ def write(folder: Path, path: Path) -> None:
         "differences": markdown_table(difference_table(results, pairs)),
         "languages": markdown_table(language_table(results)),
         "ablations": markdown_table(difference_table(results, [(name, best) for name in others])),
+        "contrastive": markdown_table(difference_table(results, [(n, "GRPO") for n in VARIANTS])),
         "single": markdown_table(single_table(results)),
         "examples": example_text(results),
         "curves": "![Rewards over training](results-curves.png)",

@@ -53,6 +53,17 @@ def test_differences_are_paired():
     assert same["value"] == same["low"] == same["high"] == 0
 
 
+def test_rows_are_compared_on_the_seeds_that_both_have():
+    """0.5 of seed 0 against 0.4 of seed 0, not against the mean with seed 1; a warm start, which
+    has no curve, is compared with all.
+    """
+    one = [made_cell("a", 0.5, 0)]
+    other = [made_cell("b", 0.4, 0), made_cell("b", 0.1, 1)]
+    assert paper_report.same_seeds(one, other) == (one, other[:1])
+    fixed = [made_cell("warm start", 0.3) | {"curve": {}}]
+    assert paper_report.same_seeds(other, fixed) == (other, fixed)
+
+
 def test_questions_of_one_gold_query_are_drawn_together():
     """The interval over clusters is that of resampling clusters by hand."""
     clusters = np.array(GOLDS)
