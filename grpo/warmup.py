@@ -114,6 +114,7 @@ def swap_values(question: str, sql: str, pool: list[str], rng: random.Random) ->
 
 
 def quote(value: str) -> str:
+    """As it stands between the quotes of a text in SQL."""
     return value.replace("'", "''")
 
 
@@ -130,6 +131,7 @@ def shuffled_schema(example: Example, rng: random.Random) -> str:
 
 
 def by_database(examples: list[Example]) -> dict[str, list[Example]]:
+    """The examples of each database, by its name."""
     found = defaultdict(list)
     for example in examples:
         found[example.db_id].append(example)
@@ -143,6 +145,7 @@ class Packs:
 
     def __init__(self, examples: list[Example], tokenizer, rows: int, size: int, seed: int):
         self.tokenizer, self.rows, self.size, self.seed = tokenizer, rows, size, seed
+        self.at_once = rows  # rows of a forward pass: these schemas are about equally long
         self.by_db = by_database(examples)
         if len(self.by_db) < rows:
             raise UserError(f"--rows {rows}: there are only {len(self.by_db)} databases")
@@ -188,6 +191,7 @@ class Answers:
 
     def __init__(self, examples: list[Example], policy: Policy, rows: int, size: int, seed: int):
         self.examples, self.rows, self.size, self.seed = examples, rows, size, seed
+        self.at_once = 1  # real schemas differ, and padding would cost more than it saves
         self.by_db = by_database(examples)
         self.prompts = PromptBuilder(policy.tokenizer)
         self.end = answer_end(policy.tokenizer, policy.eos_ids)
@@ -207,17 +211,38 @@ class Answers:
 
 
 def supervised_loss(
-    logprobs: Tensor, groups: list[list[list[int]]], asked: Tensor, question_weight: float
+    logprobs: Tensor,
+    groups: list[list[list[int]]],
+    asked: Tensor,
+    question_weight: float,
+    counts: tuple[int, int],
 ) -> Tensor:
     """Mean negative log-likelihood of the SQL tokens, plus ``question_weight`` times that of the
-    question's.
+    question's. ``counts``, the SQL and question tokens of the whole batch, divide the sums, so that
+    the losses of its parts add up to its own.
     """
     lengths = torch.tensor([[len(one) for one in group] for group in groups])  # (P, G)
     index = torch.arange(logprobs.shape[-1])
     question = index < asked[..., None]  # (P, G, T)
     sql = (index < lengths[..., None]) & ~question
-    loss = -logprobs[sql].mean()
-    return loss - question_weight * logprobs[question].mean() if question.any() else loss
+    of_sql, of_question = logprobs[sql].sum(), logprobs[question].sum()
+    return -of_sql / counts[0] - question_weight * of_question / max(1, counts[1])
+
+
+def backward(model, batch: tuple, question_weight: float, rows: int) -> float:
+    """Adds the gradients of a batch's loss, ``rows`` of its rows at a time; returns the loss."""
+    starts, groups, asked = batch
+    questions = int(asked.sum())
+    counts = sum(len(one) for group in groups for one in group) - questions, questions
+    total = 0.0
+    for first in range(0, len(starts), rows):
+        some = slice(first, first + rows)
+        with torch.autocast(model.device.type, dtype=torch.bfloat16):
+            logprobs = completion_logprobs(model, starts[some], groups[some])
+        loss = supervised_loss(logprobs, groups[some], asked[some], question_weight, counts)
+        loss.backward()
+        total += loss.item()
+    return total
 
 
 def make_optimizers(model, lr: float, scratch: bool) -> list[torch.optim.Optimizer]:
@@ -264,17 +289,13 @@ def train(model, batches: Packs | Answers, arguments: argparse.Namespace, checkp
     stop = arguments.stop or steps
     bar = tqdm(range(start, stop), desc="warm-up", initial=start, total=stop)
     for step in bar:
-        prompts, groups, asked = batches[step]
-        with torch.autocast(model.device.type, dtype=torch.bfloat16):
-            logprobs = completion_logprobs(model, prompts, groups)
-        loss = supervised_loss(logprobs, groups, asked, arguments.question_weight)
-        loss.backward()
+        loss = backward(model, batches[step], arguments.question_weight, batches.at_once)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules):
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if (step + 1) % SAVE_EVERY == 0 and step + 1 < stop:
             state = [part.state_dict() for part in parts]
             save_state(checkpoint, {"settings": settings, "step": step + 1, "parts": state})

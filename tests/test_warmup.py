@@ -94,7 +94,7 @@ def test_supervised_loss_by_hand():
     of the tensor is beyond the completion.
     """
     logprobs = torch.tensor([[[-1.0, -3.0, -2.0, -4.0, -9.0]]])
-    loss = supervised_loss(logprobs, [[[5, 6, 7, 8]]], torch.tensor([[2]]), 0.5)
+    loss = supervised_loss(logprobs, [[[5, 6, 7, 8]]], torch.tensor([[2]]), 0.5, (2, 2))
     assert loss.item() == pytest.approx(4)
 
 
@@ -102,7 +102,7 @@ def test_a_stopped_warm_up_goes_on_to_the_same_weights(root, tmp_path, monkeypat
     """Six steps at once, and six steps broken off in the fifth after a checkpoint at the fourth."""
     whole = run(root, tmp_path / "whole")
     monkeypatch.setattr(warmup, "SAVE_EVERY", 4)
-    real, calls = warmup.supervised_loss, []
+    real, calls = warmup.backward, []
 
     def fails_in_the_fifth(*arguments):
         calls.append(0)
@@ -110,7 +110,7 @@ def test_a_stopped_warm_up_goes_on_to_the_same_weights(root, tmp_path, monkeypat
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(warmup, "supervised_loss", fails_in_the_fifth)
+    monkeypatch.setattr(warmup, "backward", fails_in_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         run(root, tmp_path / "broken")
     assert (tmp_path / "broken.checkpoint.pt").is_file() and not (tmp_path / "broken").exists()
@@ -169,8 +169,32 @@ def test_prompts_of_a_row_share_their_beginning_and_nothing_changes(root, templa
     whole = completion_logprobs(
         policy.model, [t[:n] for t, n in pairs], [[t[n:]] for t, n in pairs]
     )
-    loss = supervised_loss(whole, [[t[n:]] for t, n in pairs], torch.zeros(12, 1), 0.0)
-    torch.testing.assert_close(supervised_loss(shared, groups, asked, 0.0), loss)
+    golds = [[t[n:]] for t, n in pairs]
+    counts = sum(len(gold[0]) for gold in golds), 1
+    loss = supervised_loss(whole, golds, torch.zeros(12, 1), 0.0, counts)
+    torch.testing.assert_close(supervised_loss(shared, groups, asked, 0.0, counts), loss)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_one_after_the_other_make_the_gradients_of_the_batch(root, rows):
+    """Three rows at once, one by one, and two and one: the same loss and the same gradients, of
+    SQL and of the question, as far as bfloat16 tells them apart.
+    """
+    policy = make_policy()
+    batch = Answers(load_dataset(str(root), "en", "warmup"), policy, 3, 4, 0)[5]
+
+    def gradients(at_once: int) -> tuple[float, dict]:
+        policy.model.zero_grad()
+        loss = warmup.backward(policy.model, batch, 0.5, at_once)
+        parameters = policy.model.named_parameters()
+        return loss, {name: p.grad.clone() for name, p in parameters if p.requires_grad}
+
+    loss, expected = gradients(3)
+    other, found = gradients(rows)
+    assert other == pytest.approx(loss, rel=1e-3)
+    assert sum(gradient.norm() > 0 for gradient in expected.values()) > 3
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 0.01 * gradient.norm(), name
 
 
 @pytest.mark.parametrize("template", ["", CHAT])
@@ -203,7 +227,7 @@ def test_a_model_that_exists_learns_to_answer(root, tmp_path, rank, template):
         prompts, groups, asked = Answers(examples, policy, 4, 2, 1)[0]
         assert len(prompts) == 4 and all(len(group) == 2 for group in groups)
         assert all(one[-1] == 1 for group in groups for one in group)
-        losses.append(
-            supervised_loss(completion_logprobs(policy.model, prompts, groups), groups, asked, 0.2)
-        )
+        for parameter in policy.model.parameters():
+            parameter.requires_grad_()
+        losses.append(warmup.backward(policy.model, (prompts, groups, asked), 0.2, 2))
     assert losses[1] < 0.8 * losses[0]
