@@ -25,7 +25,7 @@ from sqlenv.metrics import summary
 
 METRICS = {"valid": "valid", "execution": "EX", "test_suite": "TS", "semantic": "semantic"}
 RESAMPLES = 2000
-EXAMPLES = 8  # questions whose answers are kept
+EXAMPLES = 24  # questions of each language whose answers are kept, others in each
 CURVE = ("reward", "reward/execution", "reward/semantic", "kl")
 LANGUAGE_CURVES = tuple(f"language/{lang}" for lang in LANGUAGES)  # not every step has all
 MAIN = ("zero-shot", "warm start", "larger warm start", "GRPO", "GRPO + contrastive")
@@ -59,7 +59,7 @@ def outcomes(predictions: Path) -> dict:
     kept = [i for i in range(len(first)) if all(ones[i]["gold_ok"] for ones in found.values())]
     golds = [(first[i]["db_id"], canonical_sql(first[i]["gold"])) for i in kept]
     number = {gold: i for i, gold in enumerate(dict.fromkeys(golds))}
-    shown = kept[:: max(1, len(kept) // EXAMPLES)]
+    every = max(1, len(kept) // EXAMPLES)
     return {
         "golds": [number[gold] for gold in golds],
         "outcomes": {
@@ -67,7 +67,8 @@ def outcomes(predictions: Path) -> dict:
             for lang, ones in found.items()
         },
         "answers": {
-            lang: {str(i): ones[i]["predicted"] for i in shown} for lang, ones in found.items()
+            lang: {str(i): ones[i]["predicted"] for i in kept[number % every :: every]}
+            for number, (lang, ones) in enumerate(found.items())
         },
     }
 
@@ -243,28 +244,30 @@ def single_table(results: Results) -> Rows:
 
 
 def example_text(results: Results) -> str:
-    """Questions with gold and the answers of the main rows, of the first seed, each with its
-    rewards.
+    """A question of each language with gold and the answers of the main rows, of the first seed,
+    each with its rewards: of those that are kept the first whose execution rewards, and then whose
+    answers, differ most.
     """
     rows = {name: results.joint[name][0] for name in MAIN if name in results.joint}
-    langs, asked, answers = list(LANGUAGES), [], []
-    for number, place in enumerate(next(iter(rows.values()))["answers"]["en"]):
-        lang = langs[number % len(langs)]
-        asked.append(load_dataset(EMBEDDED, lang, "dev")[int(place)])
-        answers.append([one["answers"][lang][place] or "" for one in rows.values()])
+    lines = []
     with Sandbox() as sandbox:
         semantic = SemanticReward(ContrastiveEncoder.load(ASSETS / "encoder"))
         rewards = Rewards(Judge(sandbox), semantic, WEIGHTS)
-        terms = rewards(asked, answers)  # (P, G, R)
+        for lang, places in next(iter(rows.values()))["answers"].items():
+            questions = load_dataset(EMBEDDED, lang, "dev")
+            asked = [questions[int(place)] for place in places]
+            answers = [[one["answers"][lang][p] or "" for one in rows.values()] for p in places]
+            terms = rewards(asked, answers)  # (P, G, R)
+            execution = terms[..., rewards.names.index("execution")].tolist()
+            differs = [(len(set(r)), len(set(sql))) for r, sql in zip(execution, answers)]
+            shown = differs.index(max(differs))
+            lines += [f"    {lang}, {asked[shown].db_id}: {asked[shown].question}"]
+            lines += [f"    gold: {asked[shown].gold_sql}"]
+            for name, sql, values in zip(rows, answers[shown], terms[shown].tolist()):
+                parts = ", ".join(f"{one} {value:.2f}" for one, value in zip(rewards.names, values))
+                lines += [f"    {name}: {sql}", f"        {parts}"]
+            lines.append("")
         rewards.close()
-    lines = []
-    for example, texts, group in zip(asked, answers, terms.tolist()):
-        lines += [f"    {example.lang}, {example.db_id}: {example.question}"]
-        lines += [f"    gold: {example.gold_sql}"]
-        for name, sql, values in zip(rows, texts, group):
-            parts = ", ".join(f"{one} {value:.2f}" for one, value in zip(rewards.names, values))
-            lines += [f"    {name}: {sql}", f"        {parts}"]
-        lines.append("")
     return "\n".join(lines).rstrip()
 
 
