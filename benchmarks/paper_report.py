@@ -211,15 +211,32 @@ def difference_table(results: Results, pairs: list[tuple[str, str]]) -> Rows:
 
 
 def language_table(results: Results) -> Rows:
-    """EX of each language in the main rows, and how far the lowest is from the first, English."""
+    """EX of each language in the main rows."""
     rows = []
     for name in MAIN:
         if name in results.joint:
             one = means(results.joint[name])
-            rows = rows or [("EX", *one.langs, f"lowest - {one.langs[0]}")]
-            shares = [one.of(lang, "execution") for lang in one.langs]
-            lowest = min(share["value"] for share in shares) - shares[0]["value"]
-            rows.append((name, *map(cell, shares), f"{100 * lowest:+.1f}"))
+            rows = rows or [("EX", *one.langs)]
+            rows.append((name, *(cell(one.of(lang, "execution")) for lang in one.langs)))
+    return rows
+
+
+def gap_table(results: Results) -> Rows:
+    """How far the EX of each language is from that of the first, English, on the same questions."""
+    rows = []
+    for name in MAIN:
+        if name in results.joint:
+            one = means(results.joint[name])
+            gap = Means(
+                one.value - one.value[:1],
+                one.resampled - one.resampled[:, :1],
+                one.langs,
+                one.seeds,
+                one.n,
+            )
+            rows = rows or [("EX - EX of " + one.langs[0], *one.langs[1:])]
+            gaps = (signed_cell(gap.of(lang, "execution")) for lang in one.langs[1:])
+            rows.append((name, *gaps))
     return rows
 
 
@@ -310,8 +327,11 @@ def plot(results: Results, path: Path) -> None:
 def experiment_tables(results: Results) -> str:
     """The tables of an experiment on other models and data."""
     pairs = list(itertools.pairwise(name for name in MAIN if name in results.joint))
-    tables = [row[:-1] for row in main_table(results)], language_table(results)
-    tables += (difference_table(results, [(after, before) for before, after in pairs]),)
+    tables = [[row[:-1] for row in main_table(results)]]
+    tables.append(difference_table(results, [(after, before) for before, after in pairs]))
+    by_language = language_table(results)
+    if len(by_language[0]) > 2:
+        tables += [by_language, gap_table(results)]
     return "\n\n".join(map(markdown_table, tables))
 
 
@@ -326,6 +346,7 @@ def write(folder: Path, path: Path) -> None:
         "known": markdown_table(known_table(results)),
         "differences": markdown_table(difference_table(results, pairs)),
         "languages": markdown_table(language_table(results)),
+        "gaps": markdown_table(gap_table(results)),
         "ablations": markdown_table(difference_table(results, [(name, best) for name in others])),
         "contrastive": markdown_table(difference_table(results, [(n, "GRPO") for n in VARIANTS])),
         "single": markdown_table(single_table(results)),
