@@ -56,7 +56,7 @@ def shared_prefix(
         what = extra[0] if extra else "dropout" if rest.get("dropout") else "no causal order"
         raise UserError(f"{type(module).__name__} has {what} in its attention: not supported")
     layout.calls += 1
-    # Under autocast rotary embeddings leave queries and keys in float32, values are as they should.
+    # Under autocast rotary embeddings make queries and keys float32; the values keep its dtype.
     rows = [x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value)]  # (N, heads, D)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return layout.attend(module.layer_idx, *rows, scale, sliding_window)[None], None
