@@ -56,6 +56,13 @@ MUTATIONS = [
         ["test_trainer"],
     ),
     (
+        "every row of the warm start divides by its own tokens",
+        "grpo/warmup.py",
+        "-of_sql / counts[0]",
+        "-of_sql / sql.sum()",
+        ["test_warmup"],
+    ),
+    (
         "prompts ordered AABB, completions ABAB",
         "grpo/rewards.py",
         "terms.reshape(len(examples), -1, len(self.specs))",
