@@ -36,6 +36,7 @@ VARIANTS = (  # of the contrastive reward
     "semantic ungated",
     "weaker encoder",
 )
+AMOUNTS = ("300 examples", "1000 examples", "GRPO + contrastive", "three passes")
 PAPER = {  # averages over seven languages, arXiv 2510.13827: "execution" / "semantic" accuracy
     "warm start": "61.4 / 19.4",
     "larger warm start": "81.4 / 68.6",
@@ -338,7 +339,7 @@ def experiment_tables(results: Results) -> str:
 def write(folder: Path, path: Path) -> None:
     """Puts the tables into their places in ``path``. Raises UserError if a place has no table."""
     results = Results(folder)
-    others = [name for name in results.joint if name not in MAIN]
+    others = [name for name in results.joint if name not in MAIN + AMOUNTS]
     best, larger = "GRPO + contrastive", "larger warm start"
     pairs = [(best, "warm start"), ("GRPO", "warm start"), (best, "GRPO"), (best, larger)]
     tables = {
@@ -349,6 +350,7 @@ def write(folder: Path, path: Path) -> None:
         "gaps": markdown_table(gap_table(results)),
         "ablations": markdown_table(difference_table(results, [(name, best) for name in others])),
         "contrastive": markdown_table(difference_table(results, [(n, "GRPO") for n in VARIANTS])),
+        "amounts": markdown_table(difference_table(results, [(n, "warm start") for n in AMOUNTS])),
         "single": markdown_table(single_table(results)),
         "examples": example_text(results),
         "curves": "![Rewards over training](results-curves.png)",
