@@ -102,6 +102,12 @@ class Means:
         value, resampled = self.value - other.value, self.resampled - other.resampled
         return Means(value, resampled, self.langs, self.seeds, self.n)
 
+    def only(self, lang: str) -> "Means":
+        """Of one language."""
+        i = self.langs.index(lang)
+        value, resampled = self.value[i : i + 1], self.resampled[:, i : i + 1]
+        return Means(value, resampled, [lang], self.seeds, self.n // len(self.langs))
+
     def average(self, metric: str) -> dict:
         m = list(METRICS).index(metric)
         return summary(self.value[:, m].mean(), self.resampled[:, :, m].mean(1), self.n)
@@ -211,34 +217,21 @@ def difference_table(results: Results, pairs: list[tuple[str, str]]) -> Rows:
     return rows
 
 
-def language_table(results: Results) -> Rows:
-    """EX of each language in the main rows."""
-    rows = []
+def language_tables(results: Results) -> tuple[Rows, Rows]:
+    """EX of each language in the main rows; and how far each is from the first, English, on the
+    same questions.
+    """
+    shares, gaps = [], []
     for name in MAIN:
         if name in results.joint:
             one = means(results.joint[name])
-            rows = rows or [("EX", *one.langs)]
-            rows.append((name, *(cell(one.of(lang, "execution")) for lang in one.langs)))
-    return rows
-
-
-def gap_table(results: Results) -> Rows:
-    """How far the EX of each language is from that of the first, English, on the same questions."""
-    rows = []
-    for name in MAIN:
-        if name in results.joint:
-            one = means(results.joint[name])
-            gap = Means(
-                one.value - one.value[:1],
-                one.resampled - one.resampled[:, :1],
-                one.langs,
-                one.seeds,
-                one.n,
-            )
-            rows = rows or [("EX - EX of " + one.langs[0], *one.langs[1:])]
-            gaps = (signed_cell(gap.of(lang, "execution")) for lang in one.langs[1:])
-            rows.append((name, *gaps))
-    return rows
+            first, *others = one.langs
+            shares = shares or [("EX", first, *others)]
+            gaps = gaps or [(f"EX - EX of {first}", *others)]
+            shares.append((name, *(cell(one.of(lang, "execution")) for lang in one.langs)))
+            gap = one.minus(one.only(first))
+            gaps.append((name, *(signed_cell(gap.of(lang, "execution")) for lang in others)))
+    return shares, gaps
 
 
 def single_table(results: Results) -> Rows:
@@ -247,14 +240,7 @@ def single_table(results: Results) -> Rows:
     for (name, lang), cells in sorted(results.single.items()):
         if name in results.joint and cells[0]["curve"]:
             alone, joint = map(means, same_seeds(cells, results.joint[name]))
-            place = joint.langs.index(lang)
-            same = Means(
-                joint.value[place : place + 1],
-                joint.resampled[:, place : place + 1],
-                [lang],
-                joint.seeds,
-                alone.n,
-            )
+            same = joint.only(lang)
             shares = (one.of(lang, "execution") for one in (alone, same))
             gained = signed_cell(same.minus(alone).of(lang, "execution"))
             rows.append((lang, name, *map(cell, shares), gained))
@@ -330,9 +316,9 @@ def experiment_tables(results: Results) -> str:
     pairs = list(itertools.pairwise(name for name in MAIN if name in results.joint))
     tables = [[row[:-1] for row in main_table(results)]]
     tables.append(difference_table(results, [(after, before) for before, after in pairs]))
-    by_language = language_table(results)
-    if len(by_language[0]) > 2:
-        tables += [by_language, gap_table(results)]
+    by_language = language_tables(results)
+    if len(by_language[0][0]) > 2:
+        tables += by_language
     return "\n\n".join(map(markdown_table, tables))
 
 
@@ -340,14 +326,15 @@ def write(folder: Path, path: Path) -> None:
     """Puts the tables into their places in ``path``. Raises UserError if a place has no table."""
     results = Results(folder)
     others = [name for name in results.joint if name not in MAIN + AMOUNTS]
+    shares, gaps = language_tables(results)
     best, larger = "GRPO + contrastive", "larger warm start"
     pairs = [(best, "warm start"), ("GRPO", "warm start"), (best, "GRPO"), (best, larger)]
     tables = {
         "main": markdown_table(main_table(results)),
         "known": markdown_table(known_table(results)),
         "differences": markdown_table(difference_table(results, pairs)),
-        "languages": markdown_table(language_table(results)),
-        "gaps": markdown_table(gap_table(results)),
+        "languages": markdown_table(shares),
+        "gaps": markdown_table(gaps),
         "ablations": markdown_table(difference_table(results, [(name, best) for name in others])),
         "contrastive": markdown_table(difference_table(results, [(n, "GRPO") for n in VARIANTS])),
         "amounts": markdown_table(difference_table(results, [(n, "warm start") for n in AMOUNTS])),

@@ -218,8 +218,14 @@ def supervised_loss(
     counts: tuple[int, int],
 ) -> Tensor:
     """Mean negative log-likelihood of the SQL tokens, plus ``question_weight`` times that of the
-    question's. ``counts``, the SQL and question tokens of the whole batch, divide the sums, so that
-    the losses of its parts add up to its own.
+    question's, a scalar.
+
+    Args:
+        logprobs: (P, G, T) of the continuations' tokens, anything beyond their ends.
+        groups: P lists of G continuations, question and SQL.
+        asked: (P, G), how many tokens of each are the question.
+        counts: the SQL and the question tokens of the whole batch. They divide the sums, so that
+            the losses of its parts add up to its own.
     """
     lengths = torch.tensor([[len(one) for one in group] for group in groups])  # (P, G)
     index = torch.arange(logprobs.shape[-1])
@@ -230,7 +236,9 @@ def supervised_loss(
 
 
 def backward(model, batch: tuple, question_weight: float, rows: int) -> float:
-    """Adds the gradients of a batch's loss, ``rows`` of its rows at a time; returns the loss."""
+    """Adds the gradients of a batch's loss, ``rows`` of its rows at a time; returns the loss. A
+    batch is what ``Packs`` and ``Answers`` give: P prompts, P x G continuations, (P, G) ``asked``.
+    """
     starts, groups, asked = batch
     questions = int(asked.sum())
     counts = sum(len(one) for group in groups for one in group) - questions, questions

@@ -73,7 +73,7 @@ def test_gaps_to_english_are_paired(tmp_path):
         one["outcomes"][lang] = made_cell("", share)["outcomes"][lang]
     results = paper_report.Results(tmp_path)
     results.joint["GRPO"] = [one]
-    heads, gaps = paper_report.gap_table(results)
+    heads, gaps = paper_report.language_tables(results)[1]
     found = dict(zip(heads, gaps))
     assert heads == ("EX - EX of en", "de", "es", "fr", "ja", "vi", "zh")
     assert found["de"] == "+0.0 (+0.0 to +0.0)"
@@ -151,6 +151,42 @@ def test_the_page_is_filled_from_the_cells(tmp_path):
         paper_report.write(folder, page)
 
 
+def test_the_example_shown_is_the_one_on_which_rewards_differ(tmp_path):
+    """Of three questions the second: the first is answered wrongly, in two ways, and the third
+    alike.
+    """
+    gold = [example.gold_sql for example in DEV[:3]]
+    kept = {
+        "warm start": ["SELECT 1", "SELECT 2", gold[2]],
+        "GRPO": ["SELECT 3", gold[1], gold[2]],
+    }
+    results = paper_report.Results(tmp_path)
+    for row, texts in kept.items():
+        answers = {"en": {str(i): sql for i, sql in enumerate(texts)}}
+        results.joint[row] = [made_cell(row, 0.5) | {"answers": answers}]
+    lines = paper_report.example_text(results).splitlines()
+    assert lines[1] == f"    gold: {gold[1]}" and lines[2] == "    warm start: SELECT 2"
+    assert lines[3].startswith("        execution 0.00")
+    assert lines[4] == f"    GRPO: {gold[1]}" and lines[5].startswith("        execution 1.00")
+
+
+def test_amounts_of_practice_are_compared_with_the_warm_start(tmp_path):
+    """And what differs in nothing but the amount is no ablation."""
+    folder, page = tmp_path / "results", tmp_path / "results.md"
+    folder.mkdir()
+    rows = {"warm start": 0.3, "GRPO + contrastive": 0.5, "300 examples": 0.35, "target gold": 0.4}
+    for name, share in rows.items():
+        (folder / f"{name}.json").write_text(json.dumps(made_cell(name, share)))
+    page.write_text("<!-- amounts -->\n<!-- end -->\n<!-- ablations -->\n<!-- end -->\n")
+    paper_report.write(folder, page)
+    first = [line.split(" | ")[0] for line in page.read_text().splitlines() if " - " in line]
+    assert [line for line in first if "---" not in line] == [
+        "| 300 examples - warm start",
+        "| GRPO + contrastive - warm start",
+        "| target gold - GRPO + contrastive",
+    ]
+
+
 def test_unknown_rows_and_languages_are_refused(capsys):
     assert paper_table.main(["--rows", "GRPO,nothing", "--report"]) == 2
     assert "--rows 'nothing': choose from zero-shot, warm start" in capsys.readouterr().err
@@ -186,6 +222,13 @@ def test_outcomes_of_a_predictions_file(tmp_path):
     assert found["answers"]["en"] == {"0": "SELECT 0", "2": "SELECT 2"}
     with pytest.raises(UserError, match="languages do not have the same questions"):
         paper_report.outcomes(answers(tmp_path / "ragged.jsonl", *rows[:-1]))
+
+
+def test_answers_kept_are_to_other_questions_in_each_language(tmp_path):
+    rows = [(lang, f"SELECT {i}", True, True) for lang in ("en", "vi") for i in range(72)]
+    found = paper_report.outcomes(answers(tmp_path / "predictions.jsonl", *rows))["answers"]
+    assert list(found["en"]) == [str(i) for i in range(0, 72, 3)]
+    assert list(found["vi"]) == [str(i) for i in range(1, 72, 3)]
 
 
 def test_an_experiment_on_other_models_has_a_table_of_its_own(tmp_path):
