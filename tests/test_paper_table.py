@@ -79,6 +79,8 @@ def test_gaps_to_english_are_paired(tmp_path):
     assert found["de"] == "+0.0 (+0.0 to +0.0)"
     assert found["vi"].startswith("-10.") and found["zh"].startswith("+10.")
     assert "-" in found["vi"].split("to")[1] and "-" not in found["zh"]
+    alone = means([one]).only("vi").of("vi", "execution")
+    assert alone["value"] == pytest.approx(0.3, abs=2e-3) and alone["n"] == LENGTH
 
 
 def test_questions_of_one_gold_query_are_drawn_together():
