@@ -217,21 +217,40 @@ def difference_table(results: Results, pairs: list[tuple[str, str]]) -> Rows:
     return rows
 
 
-def language_tables(results: Results) -> tuple[Rows, Rows]:
-    """EX of each language in the main rows; and how far each is from the first, English, on the
-    same questions.
-    """
-    shares, gaps = [], []
+def language_table(results: Results, metric: str) -> Rows:
+    """One metric of the main rows in each language."""
+    rows = []
+    for name in MAIN:
+        if name in results.joint:
+            one = means(results.joint[name])
+            rows = rows or [(METRICS[metric], *one.langs)]
+            rows.append((name, *(cell(one.of(lang, metric)) for lang in one.langs)))
+    return rows
+
+
+def gap_table(results: Results) -> Rows:
+    """How far the EX of each language is from the first's, English, on the same questions."""
+    rows = []
     for name in MAIN:
         if name in results.joint:
             one = means(results.joint[name])
             first, *others = one.langs
-            shares = shares or [("EX", first, *others)]
-            gaps = gaps or [(f"EX - EX of {first}", *others)]
-            shares.append((name, *(cell(one.of(lang, "execution")) for lang in one.langs)))
+            rows = rows or [(f"EX - EX of {first}", *others)]
             gap = one.minus(one.only(first))
-            gaps.append((name, *(signed_cell(gap.of(lang, "execution")) for lang in others)))
-    return shares, gaps
+            rows.append((name, *(signed_cell(gap.of(lang, "execution")) for lang in others)))
+    return rows
+
+
+def gain_table(results: Results, pairs: list[tuple[str, str]], metric: str) -> Rows:
+    """Differences between rows in each language."""
+    rows = []
+    for after, before in pairs:
+        one, other = same_seeds(results.joint[after], results.joint[before])
+        gained = means(one).minus(means(other))
+        rows = rows or [(f"{METRICS[metric]}, difference", *gained.langs)]
+        shares = (signed_cell(gained.of(lang, metric)) for lang in gained.langs)
+        rows.append((f"{after} - {before}", *shares))
+    return rows
 
 
 def single_table(results: Results) -> Rows:
@@ -313,28 +332,28 @@ def plot(results: Results, path: Path) -> None:
 
 def experiment_tables(results: Results) -> str:
     """The tables of an experiment on other models and data."""
-    pairs = list(itertools.pairwise(name for name in MAIN if name in results.joint))
-    tables = [[row[:-1] for row in main_table(results)]]
-    tables.append(difference_table(results, [(after, before) for before, after in pairs]))
-    by_language = language_tables(results)
-    if len(by_language[0][0]) > 2:
-        tables += by_language
-    return "\n\n".join(map(markdown_table, tables))
+    names = [name for name in MAIN if name in results.joint]
+    pairs = [(after, before) for before, after in itertools.pairwise(names)]
+    if "warm start" in names[:-2]:
+        pairs.append((names[-1], "warm start"))
+    tables = [[row[:-1] for row in main_table(results)], difference_table(results, pairs)]
+    tables += [language_table(results, metric) for metric in ("execution", "test_suite")]
+    tables.append(gain_table(results, pairs, "execution"))
+    return "\n\n".join(map(markdown_table, filter(None, tables)))
 
 
 def write(folder: Path, path: Path) -> None:
     """Puts the tables into their places in ``path``. Raises UserError if a place has no table."""
     results = Results(folder)
     others = [name for name in results.joint if name not in MAIN + AMOUNTS]
-    shares, gaps = language_tables(results)
     best, larger = "GRPO + contrastive", "larger warm start"
     pairs = [(best, "warm start"), ("GRPO", "warm start"), (best, "GRPO"), (best, larger)]
     tables = {
         "main": markdown_table(main_table(results)),
         "known": markdown_table(known_table(results)),
         "differences": markdown_table(difference_table(results, pairs)),
-        "languages": markdown_table(shares),
-        "gaps": markdown_table(gaps),
+        "languages": markdown_table(language_table(results, "execution")),
+        "gaps": markdown_table(gap_table(results)),
         "ablations": markdown_table(difference_table(results, [(name, best) for name in others])),
         "contrastive": markdown_table(difference_table(results, [(n, "GRPO") for n in VARIANTS])),
         "amounts": markdown_table(difference_table(results, [(n, "warm start") for n in AMOUNTS])),
