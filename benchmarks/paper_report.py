@@ -337,8 +337,8 @@ def experiment_tables(results: Results) -> str:
     if "warm start" in names[:-2]:
         pairs.append((names[-1], "warm start"))
     tables = [[row[:-1] for row in main_table(results)], difference_table(results, pairs)]
-    tables += [language_table(results, metric) for metric in ("execution", "test_suite")]
-    tables.append(gain_table(results, pairs, "execution"))
+    for metric in ("execution", "test_suite"):
+        tables += [language_table(results, metric), gain_table(results, pairs, metric)]
     return "\n\n".join(map(markdown_table, filter(None, tables)))
 
 
