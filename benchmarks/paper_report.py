@@ -206,12 +206,18 @@ def same_seeds(one: list[dict], other: list[dict]) -> tuple[list[dict], list[dic
     return tuple([cell for cell in row if cell["seed"] in shared] for row in (one, other))
 
 
+def gain(results: Results, after: str, before: str) -> Means:
+    """The paired difference of two rows."""
+    one, other = same_seeds(results.joint[after], results.joint[before])
+    return means(one).minus(means(other))
+
+
 def difference_table(results: Results, pairs: list[tuple[str, str]]) -> Rows:
+    """Differences between rows, the mean over languages; pairs that are not there are left out."""
     rows = [("difference", *METRICS.values())]
     for after, before in pairs:
         if after in results.joint and before in results.joint:
-            one, other = same_seeds(results.joint[after], results.joint[before])
-            gained = means(one).minus(means(other))
+            gained = gain(results, after, before)
             shares = (signed_cell(gained.average(metric)) for metric in METRICS)
             rows.append((f"{after} - {before}", *shares))
     return rows
@@ -242,11 +248,10 @@ def gap_table(results: Results) -> Rows:
 
 
 def gain_table(results: Results, pairs: list[tuple[str, str]], metric: str) -> Rows:
-    """Differences between rows in each language."""
+    """Differences between rows, one metric in each language."""
     rows = []
     for after, before in pairs:
-        one, other = same_seeds(results.joint[after], results.joint[before])
-        gained = means(one).minus(means(other))
+        gained = gain(results, after, before)
         rows = rows or [(f"{METRICS[metric]}, difference", *gained.langs)]
         shares = (signed_cell(gained.of(lang, metric)) for lang in gained.langs)
         rows.append((f"{after} - {before}", *shares))
@@ -337,8 +342,10 @@ def experiment_tables(results: Results) -> str:
     if "warm start" in names[:-2]:
         pairs.append((names[-1], "warm start"))
     tables = [[row[:-1] for row in main_table(results)], difference_table(results, pairs)]
-    for metric in ("execution", "test_suite"):
-        tables += [language_table(results, metric), gain_table(results, pairs, metric)]
+    langs = {lang for name in names for one in results.joint[name] for lang in one["outcomes"]}
+    if len(langs) > 1:
+        for metric in ("execution", "test_suite"):
+            tables += [language_table(results, metric), gain_table(results, pairs, metric)]
     return "\n\n".join(map(markdown_table, filter(None, tables)))
 
 

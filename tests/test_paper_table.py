@@ -236,7 +236,8 @@ def test_answers_kept_are_to_other_questions_in_each_language(tmp_path):
 
 def test_an_experiment_on_other_models_has_tables_of_its_own(tmp_path):
     """Trained on English alone and measured in two languages, on three questions. The contrastive
-    row is right on all three in English and on one in Vietnamese: two thirds on average.
+    row has EX on all three in English and on one in Vietnamese, two thirds on average, and TS on
+    two and none, a third.
     """
     folder, page = tmp_path / "results", tmp_path / "results.md"
     (folder / "small").mkdir(parents=True)
@@ -245,6 +246,9 @@ def test_an_experiment_on_other_models_has_tables_of_its_own(tmp_path):
         made = {"row": row, "lang": "en", "seed": 0, "golds": [0, 1, 2], "curve": {}}
         outcomes = zip(("en", "vi"), bits.split())
         made["outcomes"] = {lang: dict.fromkeys(METRICS, right) for lang, right in outcomes}
+        if row == "GRPO + contrastive":
+            made["outcomes"]["en"]["test_suite"] = "110"
+            made["outcomes"]["vi"]["test_suite"] = "000"
         (folder / "small" / f"{row}.json").write_text(json.dumps(made))
     (folder / "main.json").write_text(json.dumps(made_cell("GRPO", 0.5)))
     page.write_text("<!-- small -->\n<!-- end -->")
@@ -252,16 +256,18 @@ def test_an_experiment_on_other_models_has_tables_of_its_own(tmp_path):
     lines = [re.sub(r" \([^)]*\)", "", line) for line in page.read_text().splitlines()]
     assert "| row | seeds | valid | EX | TS | semantic |" in lines
     assert "| warm start | 1 | 33.3 | 33.3 | 33.3 | 33.3 |" in lines
-    assert "| GRPO + contrastive | 1 | 66.7 | 66.7 | 66.7 | 66.7 |" in lines
+    assert "| GRPO + contrastive | 1 | 66.7 | 66.7 | 33.3 | 66.7 |" in lines
     assert "| GRPO - warm start | +33.3 | +33.3 | +33.3 | +33.3 |" in lines
-    for metric in ("EX", "TS"):
+    expected = {"EX": ("100.0 | 33.3", "+33.3 | -33.3", "+66.7 | +0.0")}
+    expected["TS"] = ("66.7 | 0.0", "+0.0 | -66.7", "+33.3 | -33.3")
+    for metric, (shares, to_grpo, to_warm_start) in expected.items():
         place = lines.index(f"| {metric} | en | vi |")
-        assert lines[place + 5] == "| GRPO + contrastive | 100.0 | 33.3 |"
+        assert lines[place + 5] == f"| GRPO + contrastive | {shares} |"
         assert lines[lines.index(f"| {metric}, difference | en | vi |") + 2 :][:4] == [
             "| warm start - zero-shot | +33.3 | +33.3 |",
             "| GRPO - warm start | +33.3 | +33.3 |",
-            "| GRPO + contrastive - GRPO | +33.3 | -33.3 |",
-            "| GRPO + contrastive - warm start | +66.7 | +0.0 |",
+            f"| GRPO + contrastive - GRPO | {to_grpo} |",
+            f"| GRPO + contrastive - warm start | {to_warm_start} |",
         ]
 
 
