@@ -17,18 +17,18 @@ from pathlib import Path
 import torch
 
 from encoder import ContrastiveEncoder, SemanticReward
-from grpo import report as report_files
-from grpo.analysis import check_same_questions, compare, full_report
 from grpo.checkpoint import load_adapter
 from grpo.config import ASSETS, Config
-from grpo.evaluation import Prediction, evaluate_policy, load_suites, prediction_rows, score
+from grpo.evaluation import report as report_files
+from grpo.evaluation.analysis import check_same_questions, compare, full_report
+from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites, prediction_rows, score
 from grpo.lora import lora_folded
 from grpo.models import load_policy
 from grpo.rewards import Judge
 from sqlenv import EMBEDDED, Example, Sandbox, UserError, read_dataset
 from sqlenv.errors import exit_code
 from sqlenv.files import write_file, write_json
-from sqlenv.predictions import read_predictions, without_prediction
+from sqlenv.metrics.predictions import read_predictions, without_prediction
 from train import chosen_languages
 
 OUTPUTS = ("json", "csv", "markdown", "save_predictions")

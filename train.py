@@ -22,10 +22,12 @@ import torch
 from tqdm import tqdm
 
 from encoder import ContrastiveEncoder, SemanticReward
-from grpo import report
 from grpo.checkpoint import load_state, save_adapter, save_state
 from grpo.config import Config
-from grpo.evaluation import (
+from grpo.distributed.parallel import World, open_world
+from grpo.distributed.shard import in_step, open_mesh, shard
+from grpo.evaluation import report
+from grpo.evaluation.measure import (
     Prediction,
     evaluate_policy,
     failed_gold,
@@ -36,9 +38,7 @@ from grpo.evaluation import (
 from grpo.lora import add_lora, lora_folded
 from grpo.memory import GIB, device_memory, memory_errors, plan, read_shape, workload_of
 from grpo.models import Policy, checkpoint_activations, load_policy
-from grpo.parallel import World, open_world
 from grpo.rewards import Judge, Rewards
-from grpo.shard import in_step, open_mesh, shard
 from grpo.trainer import Trainer
 from sqlenv import LANGUAGES, Example, Sandbox, UserError, load_dataset, paired_difference
 from sqlenv.errors import exit_code

@@ -18,7 +18,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from grpo.report import Rows, markdown_table
+from grpo.evaluation.report import Rows, markdown_table
 from sqlenv.errors import UserError, exit_code
 
 

@@ -4,18 +4,18 @@
     python -m benchmarks.clauses data ROOT          # beside that of MultiSpider, in percent
 
 Every different gold query of the English dev split counts once; the levels of hardness are
-Spider's (sqlenv/hardness.py).
+Spider's (sqlenv/metrics/hardness.py).
 """
 
 import argparse
 import sys
 from collections import Counter
 
-from grpo.report import Rows, markdown_table
-from sqlenv import load_dataset
-from sqlenv.clauses import parse
+from grpo.evaluation.report import Rows, markdown_table
+from sqlenv import EMBEDDED, load_dataset
 from sqlenv.errors import exit_code
-from sqlenv.hardness import LEVELS, hardness
+from sqlenv.metrics.hardness import LEVELS, hardness
+from sqlenv.query import parse
 
 SET_OPERATORS = ("union", "intersect", "except")
 WORDS = ("distinct", "like", "between", "or", "not", "null")
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("roots", nargs="*", default=["data"], help="datasets (data)")
+    parser.add_argument("roots", nargs="*", default=[str(EMBEDDED)], help="datasets (data)")
     arguments = parser.parse_args(argv)
     return exit_code(lambda: print(markdown_table(table(arguments.roots))))
 

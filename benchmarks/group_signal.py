@@ -23,10 +23,10 @@ from encoder import ContrastiveEncoder, SemanticReward
 from grpo.advantages import group_advantages
 from grpo.checkpoint import load_adapter
 from grpo.config import ASSETS
+from grpo.evaluation.report import markdown_table
 from grpo.lora import lora_folded
 from grpo.models import Policy, load_policy
 from grpo.prompt import PromptBuilder
-from grpo.report import markdown_table
 from grpo.rewards import WEIGHTS, Judge, Rewards
 from grpo.sampler import sample_groups
 from sqlenv import EMBEDDED, LANGUAGES, Example, Sandbox, load_dataset

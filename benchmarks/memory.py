@@ -19,10 +19,10 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.grpo_step import step
+from grpo.evaluation.report import markdown_table
 from grpo.lora import add_lora
 from grpo.memory import GIB, Workload, peak_bytes, shape_of
 from grpo.models import Policy, checkpoint_activations
-from grpo.report import markdown_table
 
 NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 MODELS = {

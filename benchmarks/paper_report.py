@@ -17,11 +17,11 @@ import numpy as np
 
 from encoder import ContrastiveEncoder, SemanticReward
 from grpo.config import ASSETS
-from grpo.report import Rows, cell, markdown_table, read_metrics, signed_cell
+from grpo.evaluation.report import Rows, cell, markdown_table, read_metrics, signed_cell
 from grpo.rewards import WEIGHTS, Judge, Rewards
 from sqlenv import EMBEDDED, LANGUAGES, Sandbox, UserError, canonical_sql, load_dataset
 from sqlenv.files import write_file
-from sqlenv.metrics import summary
+from sqlenv.metrics.bootstrap import summary
 
 METRICS = {"valid": "valid", "execution": "EX", "test_suite": "TS", "semantic": "semantic"}
 RESAMPLES = 2000

@@ -61,7 +61,7 @@ MADE = {
         f"-m encoder.train --split warmup,train,encoder --steps 100 --negatives 0 "
         f"--output {RUNS / 'weak-encoder'}"
     ),
-    "larger warm start": (f"-m grpo.warmup --hidden 640 --layers 6 --steps 900 --output {LARGER}"),
+    "larger warm start": (f"-m grpo.sft --hidden 640 --layers 6 --steps 900 --output {LARGER}"),
 }
 DTYPE = ["--dtype", "bfloat16"]  # as on a GPU; "auto" would depend on the machine
 

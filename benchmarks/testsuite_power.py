@@ -2,11 +2,12 @@
 
 python benchmarks/testsuite_power.py --data ROOT
 
-For each distinct gold query of a split it makes near misses (`sqlenv/mutants.py`) and equivalent
-rewrites (`sqlenv/rewrites.py`), builds the test suites in a fresh cache, and prints, by kind, how
-many near misses that really differ EX and TS tell from gold, and how many rewrites they reject.
+For each distinct gold query of a split it makes mutants (`sqlenv/testsuite/mutants.py`) and
+equivalent rewrites (`encoder/rewrites.py`), builds the test suites in a fresh cache, and prints, by
+kind, how many mutants that really differ EX and TS tell from gold, and how many rewrites they
+reject.
 
-A near miss really differs if some database tells it from gold: the given one, a variant of the
+A mutant really differs if some database tells it from gold: the given one, a variant of the
 suite, or one of --pool databases drawn for that gold alone, from other seeds than the suite. On
 none of them may gold's answer be arbitrary. The near misses that nothing tells apart are counted,
 too: those that are no misses at all, and what no database drawn this way can show.
@@ -32,17 +33,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sqlenv import Sandbox, load_dataset, load_schema, results_match
-from sqlenv.blueprint import open_read_only, read_blueprint
-from sqlenv.distill import Drawn, Gold, choose_variants
-from sqlenv.draw import draw_database
+from encoder.rewrites import KINDS as REWRITE_KINDS
+from encoder.rewrites import Rewrite, equivalent_rewrites
+from sqlenv import EMBEDDED, Sandbox, load_dataset, load_schema, results_match
 from sqlenv.errors import exit_code
-from sqlenv.mutants import KINDS as MISS_KINDS
-from sqlenv.mutants import NearMiss, near_misses
-from sqlenv.rewrites import KINDS as REWRITE_KINDS
-from sqlenv.rewrites import Rewrite, equivalent_rewrites
-from sqlenv.sql import is_ordered
-from sqlenv.testsuite import Suite, load_suite, suite_matches
+from sqlenv.testsuite.distill import Drawn, Gold, choose_variants
+from sqlenv.testsuite.mutants import KINDS as MISS_KINDS
+from sqlenv.testsuite.mutants import NearMiss, near_misses
+from sqlenv.testsuite.populate import draw_database
+from sqlenv.testsuite.profile import open_read_only, read_blueprint
+from sqlenv.testsuite.suite import Suite, load_suite, suite_matches
+from sqlenv.text import is_ordered
 
 OTHER_SEEDS = "pool"  # put before the seed, so that the pool shares no draw with a suite
 
@@ -73,7 +74,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", default="data", help="dataset root (%(default)s)")
+    parser.add_argument("--data", default=str(EMBEDDED), help="dataset root (%(default)s)")
     parser.add_argument("--lang", default="en")
     parser.add_argument("--split", default="dev")
     parser.add_argument("--databases", help="only these, a comma list")

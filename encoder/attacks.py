@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlenv import Schema, Table
-from sqlenv.clauses import find_table, parse
+from sqlenv.query import find_table, parse
 from sqlenv.schema import quote_name
 
 

@@ -20,11 +20,8 @@ import torch
 
 from encoder.attacks import ATTACKS, TRAINED, Target
 from encoder.calibration import Calibration
-from encoder.model import ContrastiveEncoder
-from encoder.negatives import draw_negatives
-from encoder.pairs import Entry, load_entries
-from encoder.report import check_writable, plot, text_of
-from encoder.retrieval import (
+from encoder.evaluation.report import check_writable, plot, text_of
+from encoder.evaluation.retrieval import (
     Embeddings,
     Question,
     choose_questions,
@@ -35,12 +32,15 @@ from encoder.retrieval import (
     spread,
     summarize,
 )
-from encoder.samples import auc_report, read_samples
+from encoder.evaluation.samples import auc_report, read_samples
+from encoder.model import ContrastiveEncoder
+from encoder.negatives import draw_negatives
+from encoder.pairs import Entry, load_entries
 from encoder.text import sql_text
 from sqlenv import EMBEDDED, LANGUAGES, UserError, share
 from sqlenv.errors import exit_code
 from sqlenv.files import write_json
-from sqlenv.metrics import resampled_means, summary
+from sqlenv.metrics.bootstrap import resampled_means, summary
 
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "encoder"
 ATTACKED = 200  # questions that the attacks are tried on

@@ -1,7 +1,7 @@
 """Hard negatives: SQL that is almost right, as models get it wrong, each labelled with its kind.
 
 A random other SQL of the database is easy to tell from gold: it reads other tables. The reward is
-needed where two queries differ by `>` and `>=`. The near misses of `sqlenv.mutants`, which also
+needed where two queries differ by `>` and `>=`. The mutants of `sqlenv/testsuite/`, which also
 choose the test-suite databases, are what the encoder has to put further from the question than
 gold. They are made from the parsed query, so that nothing inside a literal changes by accident.
 """
@@ -11,8 +11,8 @@ import random
 from collections.abc import Sequence
 
 from sqlenv import Schema, near_misses
-from sqlenv.mutants import KINDS as MUTANT_KINDS
-from sqlenv.mutants import NearMiss
+from sqlenv.testsuite.mutants import KINDS as MUTANT_KINDS
+from sqlenv.testsuite.mutants import NearMiss
 
 KINDS = tuple(MUTANT_KINDS)
 

@@ -10,9 +10,9 @@ runs, only the same for the same query.
 
 import re
 
-from sqlenv.clauses import Edit, Query, Token, name_of, parse
+from sqlenv.query import Edit, Query, Token, name_of, parse
 from sqlenv.schema import Schema
-from sqlenv.sql import ASCII_LOWER, KEYWORDS, canonical_sql
+from sqlenv.text import ASCII_LOWER, KEYWORDS, canonical_sql
 
 MAX_LENGTH = 20_000  # characters of a query that are read
 MAX_DEPTH = 50  # parentheses in each other

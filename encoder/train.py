@@ -29,9 +29,10 @@ from encoder.model import (
 from encoder.negatives import draw_negatives, hard_negatives
 from encoder.pairs import Entry, by_database, epoch_batches, hold_out, load_entries, make_batch
 from encoder.reward import TARGETS, SemanticReward
+from encoder.rewrites import equivalent_rewrites
 from encoder.scratch import small_encoder
 from encoder.text import sql_text
-from sqlenv import LANGUAGES, equivalent_rewrites
+from sqlenv import EMBEDDED, LANGUAGES
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_file, write_json
 
@@ -173,7 +174,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--output", required=True, help="new directory for the encoder")
-    add("--data", default="data", help="dataset root (%(default)s)")
+    add("--data", default=str(EMBEDDED), help="dataset root (%(default)s)")
     add("--split", default="train", help="a comma list of train, warmup and encoder (%(default)s)")
     add("--lang", default="all", help="all, or a comma list such as en,vi")
     add(

@@ -148,7 +148,7 @@ def lora_folded(model: nn.Module):
     sampling.
 
     The base weights are never added to and subtracted from, which would drift in bfloat16. Layers
-    whose weight is spread over processes (grpo/shard.py) stay as they are.
+    whose weight is spread over processes (grpo/distributed/shard.py) stay as they are.
     """
     layers = [one for _, one in lora_layers(model) if not isinstance(one.base.weight, DTensor)]
     for layer in layers:

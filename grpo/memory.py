@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from grpo.config import Config
+from grpo.evaluation.report import Rows, table
 from grpo.logprobs import CHUNK
 from grpo.models import LOAD_ERRORS, choose_dtype, locate, reason
 from grpo.prompt import SCHEMA_BUDGET
-from grpo.report import Rows, table
 from sqlenv.errors import UserError
 
 GIB = 2**30

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from grpo.checkpoint import READ_ERRORS, SAFETENSORS_ERRORS, load_adapter
+from grpo.evaluation.report import before_after_table
 from grpo.lora import merge_lora
 from grpo.models import load_policy
-from grpo.report import before_after_table
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_directory
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from grpo.advantages import group_advantages
 from grpo.config import Config
+from grpo.distributed.parallel import ALONE, World
 from grpo.logprobs import completion_logprobs
 from grpo.lora import lora_disabled, lora_folded, lora_parameters
 from grpo.loss import policy_loss, token_kl, token_weights
 from grpo.models import Policy
-from grpo.parallel import ALONE, World
 from grpo.prompt import PromptBuilder
 from grpo.rewards import Rewards
 from grpo.rollout import Rollout, collect

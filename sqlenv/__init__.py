@@ -3,22 +3,21 @@
 `load_dataset` gives questions with gold SQL and a database; `load_schema` and `schema_text` turn
 the database into a prompt; `extract_sql` finds the query in a completion; `Sandbox` runs it as
 the hostile text that it may be; `results_match` compares what it gives with what gold gives; and
-`share` and `paired_difference` sum up, with intervals. `near_misses` and `equivalent_rewrites` make
-queries that almost mean, or do mean, the same; `load_suite` makes databases that tell the former
+`share` and `paired_difference` sum up, with intervals. `near_misses` makes
+queries that almost mean the same; `load_suite` makes databases that tell the former
 apart, and `suite_matches` judges by them. What the user can mend is a `UserError`.
 Nothing here knows of torch, of training or of rewards.
 """
 
 from sqlenv.dataset import EMBEDDED, LANGUAGES, Example, database_path, load_dataset, read_dataset
 from sqlenv.errors import UserError
-from sqlenv.metrics import paired_difference, share
-from sqlenv.mutants import NearMiss, near_misses
-from sqlenv.results import results_match
-from sqlenv.rewrites import Rewrite, equivalent_rewrites
-from sqlenv.sandbox import Execution, Sandbox
+from sqlenv.metrics.bootstrap import paired_difference, share
+from sqlenv.metrics.execution_match import results_match
+from sqlenv.sandbox.sandbox import Execution, Sandbox
 from sqlenv.schema import Column, ForeignKey, Schema, Table, load_schema, sample_values, schema_text
-from sqlenv.sql import canonical_sql, extract_sql, is_ordered
-from sqlenv.testsuite import Suite, load_suite, suite_matches
+from sqlenv.testsuite.mutants import NearMiss, near_misses
+from sqlenv.testsuite.suite import Suite, load_suite, suite_matches
+from sqlenv.text import canonical_sql, extract_sql, is_ordered
 
 __all__ = [
     "EMBEDDED",
@@ -28,7 +27,6 @@ __all__ = [
     "Execution",
     "ForeignKey",
     "NearMiss",
-    "Rewrite",
     "Sandbox",
     "Schema",
     "Suite",
@@ -36,7 +34,6 @@ __all__ = [
     "UserError",
     "canonical_sql",
     "database_path",
-    "equivalent_rewrites",
     "extract_sql",
     "is_ordered",
     "load_dataset",

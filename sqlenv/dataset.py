@@ -3,7 +3,8 @@
     ROOT/dataset/multispider/with_English_value/{train,dev}_{lang}.json
     ROOT/dataset/spider/database/<db_id>/<db_id>.sqlite
 
-The project's own dataset in `data/` is built from text on first use and then has this layout too.
+The embedded dataset (`sqlenv/embedded/`) is built into the cache folder on first use and then has
+this layout, too.
 Questions whose database is missing are left out and counted, since published copies lack some.
 """
 
@@ -15,12 +16,11 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from sqlenv.embedded import LANGUAGES, SPLITS
 from sqlenv.errors import UserError
 
-LANGUAGES = ("en", "de", "es", "fr", "ja", "vi", "zh")
 PLAIN_NAME = re.compile(r"\w[\w .-]*")  # a db_id: it becomes part of a path
-SPLITS = ("train", "dev", "warmup", "encoder")
-EMBEDDED = Path(__file__).resolve().parents[1] / "data"
+EMBEDDED = Path(__file__).resolve().parent / "embedded"
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _published(path: str | PathLike) -> Path:
     """The root of the published layout; for the embedded dataset, built first if need be."""
     root = Path(path)
     if root.resolve() == EMBEDDED:
-        from data.generate import build  # its text is read only if it is asked for
+        from sqlenv.embedded.generate import build  # reads the text only where it is asked for
 
         return build()
     if not (root / "dataset").is_dir():

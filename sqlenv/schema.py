@@ -12,10 +12,10 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote as percent_quote
 
 from sqlenv.errors import UserError
-from sqlenv.sql import ASCII_LOWER, RESERVED
+from sqlenv.files import read_only_uri
+from sqlenv.text import ASCII_LOWER, RESERVED
 
 SAMPLE_LENGTH = 40  # characters of a sample value that are shown
 
@@ -74,9 +74,8 @@ def _load_schema(path: str, _mtime: int, _size: int) -> Schema:
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    uri = f"file:{percent_quote(path)}?mode=ro&immutable=1"
     try:
-        connection = sqlite3.connect(uri, uri=True)
+        connection = sqlite3.connect(read_only_uri(path), uri=True)
     except sqlite3.Error as error:
         raise UserError(f"{path}: cannot be read as a SQLite database ({error})") from error
     connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")

@@ -57,7 +57,7 @@ MUTATIONS = [
     ),
     (
         "every row of the warm start divides by its own tokens",
-        "grpo/warmup.py",
+        "grpo/sft.py",
         "-of_sql / counts[0]",
         "-of_sql / sql.sum()",
         ["test_warmup"],
@@ -176,7 +176,7 @@ MUTATIONS = [
     ),
     (
         "results compared as sets",
-        "sqlenv/results.py",
+        "sqlenv/metrics/execution_match.py",
         "if Counter(gold_rows) == Counter(rows):",
         "if set(gold_rows) == set(rows):",
         ["test_results"],
@@ -204,7 +204,7 @@ MUTATIONS = [
     ),
     (
         "a process that only helps adds to the gradient",
-        "grpo/shard.py",
+        "grpo/distributed/shard.py",
         "(0 * self.passes.pop())",
         "(1 * self.passes.pop())",
         ["test_parallel"],

@@ -21,9 +21,9 @@ from trainer_kit import (
     without_clocks,
 )
 
+from grpo.distributed.parallel import World, open_world
+from grpo.distributed.shard import in_step, open_mesh, shard
 from grpo.models import checkpoint_activations
-from grpo.parallel import World, open_world
-from grpo.shard import in_step, open_mesh, shard
 from sqlenv import Example
 
 

@@ -18,8 +18,8 @@ from grpo.checkpoint import (
     save_adapter,
     save_state,
 )
+from grpo.evaluation.report import append_metrics, keep_metrics, read_metrics
 from grpo.lora import add_lora, lora_parameters
-from grpo.report import append_metrics, keep_metrics, read_metrics
 from sqlenv import UserError
 from sqlenv.files import write_directory, write_file, write_json
 

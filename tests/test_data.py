@@ -13,26 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from data import generate
-from data.databases import ENCODER, UNSEEN, load_databases
-from data.draw import Draw
-from data.generate import build
-from data.lexicon import Lexicon
-from sqlenv import LANGUAGES, Sandbox, canonical_sql, is_ordered, load_dataset
+from sqlenv import LANGUAGES, Sandbox, UserError, canonical_sql, is_ordered, load_dataset
+from sqlenv.embedded import generate
+from sqlenv.embedded.databases import ENCODER, UNSEEN, load_databases
+from sqlenv.embedded.draw import Draw
+from sqlenv.embedded.generate import build
+from sqlenv.embedded.lexicon import Lexicon
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("warmup", "train", "encoder", "dev")
-BUILD_INTO = (
-    "import sys, pathlib; from data import generate; "
-    "generate.BUILD = pathlib.Path(sys.argv[1]); generate.build()"
-)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """A fresh build, apart from data/build."""
+    """A fresh build in a cache of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "BUILD", tmp_path_factory.mktemp("data") / "build")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         return build()
 
 
@@ -83,13 +79,16 @@ def dump(path: Path) -> list[str]:
 
 def test_two_builds_are_equal(built, tmp_path):
     """The second in another process that orders its sets differently."""
-    second = tmp_path / "again"
-    subprocess.run(
-        [sys.executable, "-c", BUILD_INTO, str(second)],
+    printed = subprocess.run(
+        [sys.executable, "-m", "sqlenv.embedded.generate"],
         cwd=ROOT,
-        env=os.environ | {"PYTHONHASHSEED": "12345"},
+        env=os.environ | {"PYTHONHASHSEED": "12345", "XDG_CACHE_HOME": str(tmp_path)},
         check=True,
+        capture_output=True,
+        text=True,
     )
+    second = Path(printed.stdout.strip())
+    assert second.is_relative_to(tmp_path)
     first_files, second_files = question_files(built), question_files(second)
     assert list(first_files) == list(second_files) and len(first_files) == 28
     for name in first_files:
@@ -106,40 +105,39 @@ def fake(tmp_path, monkeypatch):
     written = []
 
     def write_dataset(folder: Path) -> None:
-        folder.mkdir()
         (folder / "number").write_text(str(len(written)))
         written.append(folder)
 
-    monkeypatch.setattr(generate, "BUILD", tmp_path / "build")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(generate, "write_dataset", write_dataset)
     return written
 
 
 def test_it_is_built_once_and_again_when_a_source_changes(fake, tmp_path, monkeypatch):
-    assert build() == tmp_path / "build"
-    assert build() == tmp_path / "build"
+    first = build()
+    assert build() == first
     assert len(fake) == 1
     monkeypatch.setattr(generate, "source_hash", lambda: "changed")
     assert (build() / "number").read_text() == "1"
     build()
     assert len(fake) == 2
-    assert {p.name for p in tmp_path.iterdir()} <= {"build", "build.lock"}
+    names = {path.name for path in first.parent.iterdir()}
+    assert names == {first.name, f"{first.name}.lock", "changed", "changed.lock"}
 
 
 def test_a_build_that_fails_leaves_the_one_before(fake, tmp_path, monkeypatch):
-    build()
+    first = build()
 
     def fail(folder: Path) -> None:
-        folder.mkdir()
         (folder / "half").touch()
         raise OSError("no space left on device")
 
     monkeypatch.setattr(generate, "source_hash", lambda: "changed")
     monkeypatch.setattr(generate, "write_dataset", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match="no space"):
         build()
-    assert sorted(p.name for p in (tmp_path / "build").iterdir()) == ["SOURCE", "number"]
-    assert {p.name for p in tmp_path.iterdir()} <= {"build", "build.lock"}
+    assert [path.name for path in first.iterdir()] == ["number"]
+    assert {p.name for p in first.parent.iterdir() if p.is_dir()} == {first.name}
 
 
 def test_the_source_hash_changes_with_every_source(tmp_path, monkeypatch):

@@ -15,10 +15,8 @@ from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
 
 from encoder import ContrastiveEncoder, evaluate
 from encoder.attacks import ATTACKS
-from encoder.negatives import NearMiss
-from encoder.pairs import Entry
-from encoder.report import cell, text_of
-from encoder.retrieval import (
+from encoder.evaluation.report import cell, text_of
+from encoder.evaluation.retrieval import (
     Embeddings,
     Mean,
     Question,
@@ -31,7 +29,9 @@ from encoder.retrieval import (
     spread,
     summarize,
 )
-from encoder.samples import Sample, auc_counts, auc_report, read_samples
+from encoder.evaluation.samples import Sample, auc_counts, auc_report, read_samples
+from encoder.negatives import NearMiss
+from encoder.pairs import Entry
 from encoder.text import sql_text
 from sqlenv import EMBEDDED, UserError, load_dataset, load_schema
 

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from encoder import text as text_module
 from encoder.attacks import ATTACKS, TRAINED, Target, attack
+from encoder.rewrites import equivalent_rewrites
 from encoder.text import sql_text
-from sqlenv import equivalent_rewrites, load_dataset, load_schema
+from sqlenv import EMBEDDED, load_dataset, load_schema
 
 
 @pytest.fixture(scope="module")
 def examples():
-    return load_dataset("data", "en", "dev")[::15]
+    return load_dataset(EMBEDDED, "en", "dev")[::15]
 
 
 def rows_of(path, sql: str) -> list[tuple]:

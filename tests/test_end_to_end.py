@@ -16,7 +16,7 @@ import evaluate
 import train
 from encoder.model import has_fast_bfloat16
 from grpo.config import ASSETS
-from grpo.report import read_metrics
+from grpo.evaluation.report import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -176,7 +176,7 @@ def test_evaluate_a_run_and_its_predictions_file(finished, tmp_path, capsys):
 
 
 def test_gold_as_prediction_scores_full_marks(tmp_path):
-    questions = train.load_dataset("data", "ja", "dev")[:40]
+    questions = train.load_dataset(train.EMBEDDED, "ja", "dev")[:40]
     lines = [
         json.dumps(
             {

@@ -10,15 +10,15 @@ from collections import Counter
 import pytest
 
 import evaluate
-from grpo.analysis import compare, error_class, full_report
 from grpo.checkpoint import save_adapter
 from grpo.config import ASSETS
-from grpo.evaluation import Prediction, score
+from grpo.evaluation.analysis import compare, error_class, full_report
+from grpo.evaluation.measure import Prediction, score
 from grpo.lora import add_lora
 from grpo.models import load_policy
 from grpo.rewards import Judge
 from sqlenv import Sandbox, UserError, load_dataset
-from sqlenv.predictions import read_predictions
+from sqlenv.metrics.predictions import read_predictions
 from tests.test_dataset import multispider
 
 GOLD = "SELECT name FROM singer WHERE age > 30"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.clauses import parts
 from sqlenv.dataset import read_questions
-from sqlenv.hardness import LEVELS, counts, hardness
+from sqlenv.metrics.hardness import LEVELS, counts, hardness
 
 JOINED = "SELECT T2.name FROM a AS T1 JOIN b AS T2 ON T1.id = T2.id"
 # components, nested, others

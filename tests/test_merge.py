@@ -11,7 +11,7 @@ from grpo import merge
 from grpo.checkpoint import load_adapter, save_adapter
 from grpo.config import Config
 from grpo.lora import lora_layers, merge_lora
-from sqlenv.metrics import paired_difference, share
+from sqlenv.metrics.bootstrap import paired_difference, share
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 

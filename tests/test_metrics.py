@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sqlenv import paired_difference, share
-from sqlenv.metrics import RESAMPLES, resampled_means, summary
+from sqlenv.metrics.bootstrap import RESAMPLES, resampled_means, summary
 
 
 def test_share_of_a_half_has_the_binomial_interval():

@@ -8,6 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from encoder import rewrites
+from encoder.rewrites import KINDS as REWRITE_KINDS
+from encoder.rewrites import equivalent_rewrites
 from sqlenv import (
     EMBEDDED,
     Column,
@@ -15,18 +18,13 @@ from sqlenv import (
     Schema,
     Table,
     canonical_sql,
-    equivalent_rewrites,
-    literals,
     load_dataset,
     load_schema,
-    mutants,
     near_misses,
-    perturb,
-    rewrites,
 )
-from sqlenv.clauses import parse
-from sqlenv.mutants import KINDS
-from sqlenv.rewrites import KINDS as REWRITE_KINDS
+from sqlenv.query import parse
+from sqlenv.testsuite import determinism, literals, mutants
+from sqlenv.testsuite.mutants import KINDS
 from tests.test_dataset import multispider
 
 
@@ -325,7 +323,7 @@ def test_the_structure_of_a_query():
     assert names == {("m", "a"), ("v", "b"), (None, "a"), (None, "b"), (None, "c"), (None, "d")}
 
 
-@pytest.mark.parametrize("module", [literals, mutants, perturb, rewrites])
+@pytest.mark.parametrize("module", [literals, mutants, determinism, rewrites])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module) == (0, 1)  # (failed, tried)
 

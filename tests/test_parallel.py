@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from parallel_steps import steps
 from trainer_kit import make_trainer
 
-from grpo.parallel import ALONE, World
+from grpo.distributed.parallel import ALONE, World
 
 TESTS = Path(__file__).resolve().parent
 

@@ -6,7 +6,12 @@ import json
 import pytest
 
 import train
-from grpo.report import add_to_tensorboard, append_metrics, open_tensorboard, read_metrics
+from grpo.evaluation.report import (
+    add_to_tensorboard,
+    append_metrics,
+    open_tensorboard,
+    read_metrics,
+)
 from sqlenv import UserError
 
 

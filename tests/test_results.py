@@ -151,7 +151,9 @@ def test_columns_that_only_a_search_tells_apart():
 def test_the_search_gives_up_in_the_end(monkeypatch):
     gold, predicted = incidence(RING, range(6)), incidence(RING, (0, 2, 4, 1, 3, 5))
     assert match(gold, predicted)
-    monkeypatch.setattr("sqlenv.results.MAX_CELLS", 35)  # less than one look at the 36 cells
+    monkeypatch.setattr(
+        "sqlenv.metrics.execution_match.MAX_CELLS", 35
+    )  # less than one look at the 36 cells
     assert match(gold, gold[::-1])  # which does not take one
     assert not match(gold, predicted)
 

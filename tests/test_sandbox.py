@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from sqlenv import Sandbox, UserError
-from sqlenv import sandbox as sandbox_module
+from sqlenv.sandbox import sandbox as sandbox_module
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = [

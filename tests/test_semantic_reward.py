@@ -9,7 +9,7 @@ from encoder import ContrastiveEncoder, SemanticReward
 from encoder.calibration import Calibration
 from encoder.reward import CACHED
 from encoder.text import sql_text
-from sqlenv import LANGUAGES, UserError, load_dataset
+from sqlenv import EMBEDDED, LANGUAGES, UserError, load_dataset
 
 GOLD, NEAR, OTHER = "SELECT a FROM t WHERE b > 1", "SELECT a FROM t WHERE b >= 1", "SELECT c FROM u"
 
@@ -120,7 +120,7 @@ def test_the_shipped_encoder_has_the_papers_example_right(lang):
     """
     encoder = ContrastiveEncoder.load("assets/encoder")
     assert set(encoder.calibrations) == {"question", "gold", "both"}
-    (question,) = {e.question for e in load_dataset("data", lang, "dev") if e.gold_sql == PAPER}
+    (question,) = {e.question for e in load_dataset(EMBEDDED, lang, "dev") if e.gold_sql == PAPER}
     rows, more = PAPER.replace("DISTINCT ", ""), PAPER.replace(">", ">=")
     sqls = [PAPER, rows, more, rows.replace(">", ">=")]
     gold, *misses = encoder.similarity([question] * 4, [sql_text(sql) for sql in sqls]).tolist()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from encoder.rewrites import equivalent_rewrites
 from sqlenv import (
     EMBEDDED,
     Column,
@@ -23,19 +24,18 @@ from sqlenv import (
     Schema,
     Table,
     UserError,
-    equivalent_rewrites,
     load_dataset,
     load_schema,
     near_misses,
     results_match,
     testsuite,
 )
-from sqlenv.blueprint import read_blueprint
-from sqlenv.distill import Drawn, Gold
-from sqlenv.draw import draw_database
-from sqlenv.perturb import perturbed_queries
-from sqlenv.sql import is_ordered
-from sqlenv.testsuite import load_suite, suite_matches
+from sqlenv.testsuite.determinism import perturbed_queries
+from sqlenv.testsuite.distill import Drawn, Gold
+from sqlenv.testsuite.populate import draw_database
+from sqlenv.testsuite.profile import read_blueprint
+from sqlenv.testsuite.suite import load_suite, suite_matches
+from sqlenv.text import is_ordered
 from tests.test_dataset import multispider
 
 ROOT = Path(__file__).parents[1]

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 from trainer_kit import TOKENIZER, make_policy
 
-from data.generate import build
-from grpo import warmup
+from grpo import sft as warmup
 from grpo.logprobs import completion_logprobs
 from grpo.lora import merge_lora
 from grpo.models import load_policy
 from grpo.prompt import PromptBuilder
-from grpo.warmup import Answers, Packs, lr_factor, shuffled_schema, supervised_loss, swap_values
-from sqlenv import LANGUAGES, load_dataset, load_schema
+from grpo.sft import Answers, Packs, lr_factor, shuffled_schema, supervised_loss, swap_values
+from sqlenv import EMBEDDED, LANGUAGES, load_dataset, load_schema
+from sqlenv.embedded.generate import build
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_no_value_runs_from_one_query_into_the_next():
     """Values to swap in are those of the questions; none holds a piece of SQL. (They once did: a
     pattern such as '%a%' turned inside and outside round for all that followed it.)
     """
-    examples = load_dataset("data", "en", "warmup")
+    examples = load_dataset(EMBEDDED, "en", "warmup")
     values = Packs(examples, None, 2, 3, seed=0).values
     golds = [example.gold_sql for example in examples]
     assert len(values) > 1000 and any("LIKE" in gold for gold in golds)
@@ -76,7 +76,7 @@ def test_no_value_runs_from_one_query_into_the_next():
 
 
 def test_a_shuffled_schema_names_the_same_tables_and_columns():
-    example = load_dataset("data", "en", "warmup")[0]
+    example = load_dataset(EMBEDDED, "en", "warmup")[0]
     texts = {shuffled_schema(example, random.Random(seed)) for seed in range(4)}
     assert len(texts) > 1
     for table in load_schema(example.db_path).tables:

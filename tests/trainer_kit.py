@@ -11,9 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import grpo.trainer
 from grpo.config import Config
+from grpo.distributed.parallel import ALONE
 from grpo.lora import add_lora, lora_disabled, lora_layers, lora_parameters
 from grpo.models import Policy
-from grpo.parallel import ALONE
 from grpo.rollout import Rollout
 from grpo.trainer import Trainer
 

@@ -10,7 +10,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from data.draw import Condition, Question, Superlative
+from sqlenv.embedded.draw import Condition, Question, Superlative
 
 HERE = Path(__file__).resolve().parent
 

@@ -1,8 +1,8 @@
 """Supervised warm start: trains a policy to imitate gold until it knows the task imperfectly.
 Reinforcement learning from a model that never gets a reward cannot start.
 
-    python -m grpo.warmup --output DIR                                     a small one, from scratch
-    python -m grpo.warmup --model M --data ROOT --split train --output DIR     a model that exists
+    python -m grpo.sft --output DIR                                     a small one, from scratch
+    python -m grpo.sft --model M --data ROOT --split train --output DIR     a model that exists
 
 Many questions share a schema, so a batch is packed like a GRPO group (grpo/packing.py): one
 schema, then many "question, SQL" continuations that do not see each other. A model that exists is

@@ -22,7 +22,7 @@ from sqlenv.errors import UserError
 class World:
     """The processes of a run; this one is ``rank`` of ``size``. Alone, everything is a no-op.
 
-    ``lockstep`` is a ``grpo.shard.Lockstep`` where the model is spread over the processes.
+    ``lockstep`` is a ``shard.Lockstep`` where the model is spread over the processes.
     """
 
     rank: int = 0

@@ -8,7 +8,7 @@ give it. Where they differ, it is arbitrary and no basis to judge by.
 
 from collections.abc import Iterator
 
-from sqlenv.clauses import Edit, Query, Select, Source, find_table, parse
+from sqlenv.query import Edit, Query, Select, Source, find_table, parse
 from sqlenv.schema import Schema
 
 ORDERS = ("ASC", "DESC")

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from grpo.evaluation import Prediction, failed_gold, measured, summarize
+from grpo.evaluation.measure import Prediction, failed_gold, measured, summarize
 from sqlenv import UserError, canonical_sql, paired_difference
-from sqlenv.hardness import LEVELS, hardness
-from sqlenv.metrics import resampled_means, summary
+from sqlenv.metrics.bootstrap import resampled_means, summary
+from sqlenv.metrics.hardness import LEVELS, hardness
 
 EXAMPLES = 3  # shown of each class of errors
 # Classes of errors that the sandbox calls "error", by what SQLite says.

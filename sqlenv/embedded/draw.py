@@ -7,7 +7,7 @@ import re
 import sqlite3
 from dataclasses import dataclass, field
 
-from data.databases import Column, Table
+from sqlenv.embedded.databases import Column, Table
 
 
 @dataclass(frozen=True)

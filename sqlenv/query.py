@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sqlenv.schema import Column, Schema, Table
-from sqlenv.sql import ASCII_LOWER, KEYWORDS, tokenize
+from sqlenv.text import ASCII_LOWER, KEYWORDS, tokenize
 
 CLAUSES = {"from": 1, "where": 1, "group": 2, "having": 1, "order": 2, "limit": 1}
 SET_OPERATORS = ("union", "intersect", "except")

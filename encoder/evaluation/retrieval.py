@@ -17,7 +17,7 @@ from tqdm import tqdm
 from encoder.negatives import KINDS, NearMiss, hard_negatives
 from encoder.pairs import Entry
 from encoder.text import sql_text
-from sqlenv.metrics import resampled_means, summary
+from sqlenv.metrics.bootstrap import resampled_means, summary
 
 BLOCK = 256  # texts embedded between two moves of the progress bar
 

@@ -5,7 +5,7 @@ A shape returns a ``Question``: the SQL, and the slots from which a lexicon word
 language.
 """
 
-from data.draw import Draw, Question, Superlative, literal
+from sqlenv.embedded.draw import Draw, Question, Superlative, literal
 
 
 def ask(draw: Draw, shape: str) -> Question:

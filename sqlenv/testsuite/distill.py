@@ -12,13 +12,13 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlenv.blueprint import Blueprint
-from sqlenv.draw import draw_database
-from sqlenv.perturb import perturbed_queries
-from sqlenv.results import results_match
-from sqlenv.sandbox import Execution
+from sqlenv.metrics.execution_match import results_match
+from sqlenv.sandbox.sandbox import Execution
 from sqlenv.schema import Schema
-from sqlenv.sql import is_ordered
+from sqlenv.testsuite.determinism import perturbed_queries
+from sqlenv.testsuite.populate import draw_database
+from sqlenv.testsuite.profile import Blueprint
+from sqlenv.text import is_ordered
 
 MAX_VARIANTS = 16
 CANDIDATES = 24  # databases drawn for each one that is kept

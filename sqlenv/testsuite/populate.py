@@ -13,10 +13,10 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import date
 
-from sqlenv.blueprint import Blueprint, ColumnPlan, Link, TablePlan
 from sqlenv.schema import quote_name
-from sqlenv.sql import ASCII_LOWER
-from sqlenv.swaps import family
+from sqlenv.testsuite.profile import Blueprint, ColumnPlan, Link, TablePlan
+from sqlenv.testsuite.swaps import family
+from sqlenv.text import ASCII_LOWER
 
 MAX_ROWS = 80  # of a table, so that joins without a condition stay fast
 UNREAD = 8  # typical rows of a table that no query in focus names

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sqlenv.sandbox import Execution
+from sqlenv.sandbox.sandbox import Execution
 
 # Far above the noise of summing in another order, far below the differences in real data.
 TOLERANCE = {"rel_tol": 1e-9, "abs_tol": 1e-12}

@@ -1,10 +1,10 @@
 """Builds the embedded dataset in the layout that MultiSpider is published in, from the text in
 this folder.
 
-    python -m data.generate               build data/build/ if missing or older than its sources
-    python -m data.generate --show vi 20  print twenty random questions with their SQL
+    python -m sqlenv.embedded.generate               build it in the cache folder, print the path
+    python -m sqlenv.embedded.generate --show vi 20  print twenty random questions with their SQL
 
-Four splits: ``warmup`` to imitate (grpo.warmup), ``train`` to practise (train.py), ``encoder`` for
+Four splits: ``warmup`` to imitate (grpo.sft), ``train`` to practise (train.py), ``encoder`` for
 the encoder alone to read more about (encoder.train), ``dev`` to measure. Every question exists in
 all seven languages with the same SQL. A SQL text belongs to one split only, and so does a
 question's text; four databases occur in dev only, twelve in encoder only. The same sources give the
@@ -16,20 +16,18 @@ import fcntl
 import hashlib
 import json
 import random
-import shutil
 import sqlite3
 import tempfile
 from pathlib import Path
 
-from data.databases import ENCODER, UNSEEN, load_databases, write_database
-from data.draw import Draw, Question
-from data.lexicon import Lexicon
-from data.shapes import SHAPES, ask
+from sqlenv.embedded import LANGUAGES, SPLITS
+from sqlenv.embedded.databases import ENCODER, UNSEEN, load_databases, write_database
+from sqlenv.embedded.draw import Draw, Question
+from sqlenv.embedded.lexicon import Lexicon
+from sqlenv.embedded.shapes import SHAPES, ask
+from sqlenv.files import cache_folder, write_directory
 
 HERE = Path(__file__).resolve().parent
-BUILD = HERE / "build"
-LANGUAGES = ("en", "de", "es", "fr", "ja", "vi", "zh")
-SPLITS = ("warmup", "train", "encoder", "dev")
 # Questions for each database: 14 x 430 = 6,020 to imitate, 14 x 215 = 3,010 to practise,
 # 12 x 250 = 3,000 for the encoder, and 14 x 48 + 4 x 84 = 1,008 to measure, a third of them on
 # databases never trained on.
@@ -112,22 +110,19 @@ def source_hash() -> str:
 
 
 def build() -> Path:
-    """The folder with the built dataset; built on first use and again after its sources changed."""
-    stamp, wanted = BUILD / "SOURCE", source_hash()
-    with open(BUILD.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second finds it built
-        if stamp.is_file() and stamp.read_text() == wanted:
-            return BUILD
-        work = Path(tempfile.mkdtemp(prefix="build.", dir=BUILD.parent))
-        try:
-            write_dataset(work / "new")
-            (work / "new" / "SOURCE").write_text(wanted)
-            if BUILD.exists():
-                BUILD.rename(work / "old")
-            (work / "new").rename(BUILD)
-        finally:
-            shutil.rmtree(work)
-    return BUILD
+    """The folder with the built dataset, in the cache; its name depends on the sources, so that it
+    is built on first use and again after they changed.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = cache_folder("embedded") / source_hash()[:16]
+    folder.parent.mkdir(exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits until the first has built it
+        if not folder.is_dir():
+            write_directory(folder, write_dataset)
+    return folder
 
 
 def write_dataset(folder: Path) -> None:

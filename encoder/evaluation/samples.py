@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from encoder.retrieval import Embeddings
+from encoder.evaluation.retrieval import Embeddings
 from encoder.text import sql_text
 from sqlenv import UserError, load_schema
-from sqlenv.metrics import RESAMPLES, resampled_means, summary
-from sqlenv.predictions import read_predictions
+from sqlenv.metrics.bootstrap import RESAMPLES, resampled_means, summary
+from sqlenv.metrics.predictions import read_predictions
 
 PARTS = 50  # of the resamples, which would not fit in memory at once
 
@@ -43,7 +43,7 @@ def read_samples(
     Right is what passes the test suite or, where that was not run, execution.
 
     Raises:
-        UserError: as `sqlenv.predictions.read_predictions` does; an answer was not judged; or none
+        UserError: as `read_predictions` does; an answer was not judged; or none
             is valid.
     """
     examples, _ = read_predictions(path, data, langs)

@@ -5,9 +5,9 @@ it sorts or groups by, and those that it takes to hold the same things.
 from collections import defaultdict
 from collections.abc import Iterator
 
-from sqlenv.clauses import COMPARISONS, Query, Select
+from sqlenv.query import COMPARISONS, Query, Select
 from sqlenv.schema import Schema
-from sqlenv.sql import ASCII_LOWER
+from sqlenv.text import ASCII_LOWER
 
 COUNT = ""  # the name under which literals stand that are compared with a count
 

@@ -9,8 +9,8 @@ are compared, which is as rare as it is unwise.)
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from sqlenv.clauses import Edit, Query, Select, name_of, parse
-from sqlenv.sql import canonical_sql
+from sqlenv.query import Edit, Query, Select, name_of, parse
+from sqlenv.text import canonical_sql
 
 FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "==": "=", "!=": "!=", "<>": "<>"}
 OPPOSITE = {"<": ">=", ">": "<=", "<=": ">", ">=": "<", "=": "!=", "!=": "=", "<>": "="}

@@ -15,7 +15,7 @@ arithmetic on aggregates, nested conditions in parentheses, IS NULL, EXISTS, CAS
 SELECT and WITH. Here they count by the same rules, the last two as nested.
 """
 
-from sqlenv.clauses import Query, Select, parse
+from sqlenv.query import Query, Select, parse
 
 LEVELS = ("easy", "medium", "hard", "extra")
 AGGREGATES = ("avg", "count", "group_concat", "max", "min", "string_agg", "sum", "total")

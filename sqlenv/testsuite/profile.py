@@ -9,14 +9,14 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import quote as percent_quote
 
-from sqlenv.clauses import Query, parse
 from sqlenv.errors import UserError
-from sqlenv.literals import COUNT, columns_of, gold_literals, joined_columns
+from sqlenv.files import read_only_uri
+from sqlenv.query import Query, parse
 from sqlenv.schema import Schema, load_schema, quote_name
-from sqlenv.sql import ASCII_LOWER
-from sqlenv.swaps import family
+from sqlenv.testsuite.literals import COUNT, columns_of, gold_literals, joined_columns
+from sqlenv.testsuite.swaps import family
+from sqlenv.text import ASCII_LOWER
 
 SAMPLE = 40  # values of a column, and rows of a table, taken from the given database
 LONGEST = 200  # characters or bytes of a value that is taken
@@ -115,8 +115,7 @@ def plan_gold(query: Query, schema: Schema, tables: dict[str, TablePlan]) -> Gol
 
 
 def open_read_only(db_path: str | os.PathLike) -> sqlite3.Connection:
-    uri = f"file:{percent_quote(os.path.abspath(db_path))}?mode=ro&immutable=1"
-    connection = sqlite3.connect(uri, uri=True)
+    connection = sqlite3.connect(read_only_uri(db_path), uri=True)
     connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
     return connection
 

@@ -10,7 +10,7 @@ leave the meaning as it is are not made (DISTINCT inside IN, for one); some othe
 import math
 from typing import NamedTuple
 
-from sqlenv.clauses import (
+from sqlenv.query import (
     AGGREGATES,
     COMPARISONS,
     Edit,
@@ -21,8 +21,8 @@ from sqlenv.clauses import (
     parse,
 )
 from sqlenv.schema import Schema
-from sqlenv.sql import ASCII_LOWER, canonical_sql
-from sqlenv.swaps import INSTEAD, Mutants, family, joins, other_columns, other_tables
+from sqlenv.testsuite.swaps import INSTEAD, Mutants, family, joins, other_columns, other_tables
+from sqlenv.text import ASCII_LOWER, canonical_sql
 
 SET_INSTEAD = {
     "union": ("UNION ALL", "INTERSECT", "EXCEPT"),

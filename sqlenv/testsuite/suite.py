@@ -25,18 +25,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlenv.blueprint import read_blueprint
-from sqlenv.distill import Gold, choose_variants
 from sqlenv.errors import UserError
-from sqlenv.mutants import near_misses
-from sqlenv.results import results_match
-from sqlenv.sandbox import Execution, Sandbox
+from sqlenv.files import cache_folder
+from sqlenv.metrics.execution_match import results_match
+from sqlenv.sandbox.sandbox import Execution, Sandbox
 from sqlenv.schema import load_schema
-from sqlenv.sql import is_ordered
+from sqlenv.testsuite.distill import Gold, choose_variants
+from sqlenv.testsuite.mutants import near_misses
+from sqlenv.testsuite.profile import read_blueprint
+from sqlenv.text import is_ordered
 
 # The modules that decide what a suite holds: with other code, another key in the cache.
-CODE = """blueprint clauses distill draw literals mutants perturb results schema sql swaps
-    testsuite""".split()
+CODE = """query schema text metrics/execution_match testsuite/determinism testsuite/distill
+    testsuite/literals testsuite/mutants testsuite/populate testsuite/profile testsuite/suite
+    testsuite/swaps""".split()
 MANIFEST = "suite.json"
 
 logger = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ def load_suite(
     wait for the first. Raises UserError if the database cannot be read or the cache not written.
     """
     db_path, golds = Path(db_path), sorted(set(golds))
-    folder = Path(cache) if cache is not None else default_cache()
+    folder = Path(cache) if cache is not None else cache_folder("suites")
     entry = folder / cache_key(db_path, golds, seed)
     suite = read_entry(entry, db_path)
     if suite is None:
@@ -124,11 +126,6 @@ def suite_matches(sandbox: Sandbox, cases: Sequence[tuple[Suite, str, str]]) -> 
     return matches
 
 
-def default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "grpo-text2sql" / "suites"
-
-
 def cache_key(db_path: Path, golds: Sequence[str], seed: int) -> str:
     """The name of a suite: a hash of all that it depends on."""
     try:
@@ -146,7 +143,7 @@ def file_hash(path: Path) -> str:
 
 @functools.cache
 def code_hash() -> str:
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     return "".join(file_hash(folder / f"{name}.py") for name in CODE)
 
 

@@ -5,7 +5,7 @@ Most of them need a schema that says which columns there are. `mutants.py` has t
 
 from collections.abc import Iterable, Iterator
 
-from sqlenv.clauses import (
+from sqlenv.query import (
     Edit,
     Query,
     Reference,
@@ -15,7 +15,7 @@ from sqlenv.clauses import (
     find_table,
 )
 from sqlenv.schema import Column, Schema, Table, quote_name
-from sqlenv.sql import ASCII_LOWER
+from sqlenv.text import ASCII_LOWER
 
 ALTERNATIVES = 2  # other columns or tables tried for each one named
 OUTER = ("left", "right", "full", "natural")

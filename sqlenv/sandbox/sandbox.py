@@ -25,10 +25,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
-from urllib.parse import quote
 
 from sqlenv.errors import UserError
-from sqlenv.worker import HEADER
+from sqlenv.files import read_only_uri
+from sqlenv.sandbox.worker import HEADER
 
 MAX_SQL = 100_000  # bytes of UTF-8 in a query
 GRACE = 0.5  # seconds that a worker has to stop a query itself before it is killed
@@ -111,7 +111,9 @@ class Sandbox:
         comes if it is not a readable SQLite database.
         """
         queries = [(os.fspath(path), sql) for path, sql in queries]
-        databases = {path: (_uri(path), _stamp(path)) for path in {path for path, _ in queries}}
+        databases = {
+            path: (read_only_uri(path), _stamp(path)) for path in {path for path, _ in queries}
+        }
         results = [_refuse(sql) for _, sql in queries]
         jobs = [
             Job(index, path, databases[path], sql)
@@ -316,9 +318,3 @@ def _stamp(path: str) -> tuple[int, int, int]:
     except OSError as error:
         raise UserError(f"{path}: cannot open this database ({error.strerror})") from error
     return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-@functools.lru_cache(maxsize=4096)
-def _uri(path: str) -> str:
-    # immutable: SQLite takes no lock and writes no journal beside the file.
-    return f"file:{quote(os.path.abspath(path))}?mode=ro&immutable=1"

@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from grpo.attention import Groups, hidden_states
+from grpo.distributed.parallel import World
 from grpo.lora import lora_parameters
-from grpo.parallel import World
 from sqlenv.errors import UserError
 
 NOTHING, FORWARD, GRADIENT, BACKWARD = range(4)  # what a process is about to do

@@ -1,0 +1,1 @@
+"""Several processes, one run: sharing of prompts and gradients, and weights spread with FSDP2."""

@@ -1,0 +1,1 @@
+"""Metrics: execution match, Spider's hardness levels, and shares with bootstrap intervals."""
