@@ -39,7 +39,7 @@ from sqlenv import EMBEDDED, Sandbox, load_dataset, load_schema, results_match
 from sqlenv.errors import exit_code
 from sqlenv.testsuite.distill import Drawn, Gold, choose_variants
 from sqlenv.testsuite.mutants import KINDS as MISS_KINDS
-from sqlenv.testsuite.mutants import NearMiss, near_misses
+from sqlenv.testsuite.mutants import Mutant, make_mutants
 from sqlenv.testsuite.populate import draw_database
 from sqlenv.testsuite.profile import open_read_only, read_blueprint
 from sqlenv.testsuite.suite import Suite, load_suite, suite_matches
@@ -119,7 +119,7 @@ def measure(
         counts.shown += shown
         counts.shown_by_suite += shown or any(map(bool, rows))
     schema = load_schema(suite.db_path)
-    misses = [(gold, miss) for gold in running for miss in near_misses(gold, schema)]
+    misses = [(gold, miss) for gold in running for miss in make_mutants(gold, schema)]
     known = {gold: Gold(gold, len(results[gold].columns), schema) for gold in running}
     with closing(open_read_only(suite.db_path)) as connection:
         given = Drawn(connection)
@@ -138,7 +138,7 @@ def measure(
 
 def count_misses(
     suite: Suite,
-    misses: list[tuple[str, NearMiss]],
+    misses: list[tuple[str, Mutant]],
     known: dict[str, Gold],
     determined: set[str],
     sandbox: Sandbox,
@@ -146,7 +146,7 @@ def count_misses(
     counts: Counts,
 ) -> dict[tuple[str, str], bool]:
     """Return for the near misses that really differ, as (gold, miss), whether EX sees it."""
-    left: dict[str, list[NearMiss]] = {}
+    left: dict[str, list[Mutant]] = {}
     differing = {}
     for (gold, miss), (ex, variants) in zip(misses, judged(suite, misses, sandbox)):
         counts.misses[miss.kind] += 1
@@ -179,7 +179,7 @@ def count_misses(
 
 def count_left_out(
     suite: Suite,
-    misses: list[tuple[str, NearMiss]],
+    misses: list[tuple[str, Mutant]],
     known: dict[str, Gold],
     differing: dict[tuple[str, str], bool],
     seed: int,
@@ -218,7 +218,7 @@ def count_rewrites(
 
 
 def judged(
-    suite: Suite, cases: Sequence[tuple[str, NearMiss | Rewrite]], sandbox: Sandbox
+    suite: Suite, cases: Sequence[tuple[str, Mutant | Rewrite]], sandbox: Sandbox
 ) -> list[tuple[bool, bool]]:
     """Whether each agrees with gold on the given database (EX), and on the variants alone."""
     queries = dict.fromkeys(

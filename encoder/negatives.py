@@ -10,24 +10,24 @@ import functools
 import random
 from collections.abc import Sequence
 
-from sqlenv import Schema, near_misses
+from sqlenv import Schema, make_mutants
 from sqlenv.testsuite.mutants import KINDS as MUTANT_KINDS
-from sqlenv.testsuite.mutants import NearMiss
+from sqlenv.testsuite.mutants import Mutant
 
 KINDS = tuple(MUTANT_KINDS)
 
 
 @functools.lru_cache(maxsize=100_000)
-def hard_negatives(sql: str, schema: Schema) -> tuple[NearMiss, ...]:
+def hard_negatives(sql: str, schema: Schema) -> tuple[Mutant, ...]:
     """All near misses (text, kind) of a query, in an order that depends on the arguments only."""
-    return tuple(near_misses(sql, schema))
+    return tuple(make_mutants(sql, schema))
 
 
-def draw_negatives(negatives: Sequence[NearMiss], count: int, rng: random.Random) -> list[NearMiss]:
+def draw_negatives(negatives: Sequence[Mutant], count: int, rng: random.Random) -> list[Mutant]:
     """At most `count` different ones, each time of a kind drawn first: a query has ten other
     columns to confuse, but one DISTINCT to forget, and both are to be learnt.
     """
-    kinds: dict[str, list[NearMiss]] = {}
+    kinds: dict[str, list[Mutant]] = {}
     for negative in rng.sample(negatives, len(negatives)):
         kinds.setdefault(negative.kind, []).append(negative)
     drawn = []

@@ -30,7 +30,7 @@ from encoder.evaluation.retrieval import (
     summarize,
 )
 from encoder.evaluation.samples import Sample, auc_counts, auc_report, read_samples
-from encoder.negatives import NearMiss
+from encoder.negatives import Mutant
 from encoder.pairs import Entry
 from encoder.text import sql_text
 from sqlenv import EMBEDDED, UserError, load_dataset, load_schema
@@ -80,7 +80,7 @@ def test_each_text_is_embedded_once_and_equal_embeddings_tie():
 
 
 def test_near_misses_by_hand():
-    misses = [NearMiss("l1", "limit"), NearMiss("l2", "limit"), NearMiss("s", "sort")]
+    misses = [Mutant("l1", "limit"), Mutant("l2", "limit"), Mutant("s", "sort")]
     found = embeddings(["q"], gold=0.5, l1=0.4, l2=0.6, s=0.5)  # as in the docstring
     question = Question("q", "en", entry(), "gold", tuple(misses))
     assert near_miss_metrics(question, found) == {"limit": 0.5, "sort": 0, "all_near_misses": 0}
@@ -230,7 +230,7 @@ def test_calibration_by_hand():
     """
     found = embeddings(["q", "v"], g1=0.92, g2=0.72, near=0.78, other=0.22)
     questions = [
-        Question("q", "en", entry("1"), "g1", near_misses=(NearMiss("near", "sort"),)),
+        Question("q", "en", entry("1"), "g1", near_misses=(Mutant("near", "sort"),)),
         Question("v", "vi", entry("2"), "g2", others=("other",)),
         Question("q", "en", entry("3"), "g1"),  # nothing wrong to set beside it
     ]
@@ -250,7 +250,7 @@ def test_calibration_by_hand():
 def test_wrong_sql_is_a_near_miss_and_another_sql_in_turn():
     """Three questions with gold at 1: a near miss at 0.25, another SQL at 0.45, a near miss."""
     found = embeddings(["q"], gold=1.0, near=0.25, other=0.45)
-    both = (NearMiss("near", "sort"),), ("other",)
+    both = (Mutant("near", "sort"),), ("other",)
     questions = [Question("q", "en", entry(str(n)), "gold", *both) for n in range(3)]
     report = evaluate.calibration_report(questions, found, Identity(), seed=0)
     assert [(one["low"], one["right"]["n"]) for one in report["bins"]] == [

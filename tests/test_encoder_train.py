@@ -12,7 +12,7 @@ from encoder import train as training
 from encoder.negatives import KINDS, draw_negatives, hard_negatives
 from encoder.pairs import Entry, epoch_batches, hold_out, load_entries, make_batch
 from encoder.text import sql_text
-from sqlenv import Column, NearMiss, Schema, Table, UserError, load_schema
+from sqlenv import Column, Mutant, Schema, Table, UserError, load_schema
 
 TABLES = {"shop": ["customers", "orders"], "school": ["students", "teachers"]}
 COLUMNS = ["name", "age", "city", "salary", "phone"]
@@ -111,7 +111,7 @@ def test_near_misses_leave_the_inside_of_literals_alone(singers):
 
 def test_kinds_are_drawn_alike_however_many_near_misses_they_have():
     """One of a kind against ten of the other: half the first draws each, and all in the end."""
-    pool = [NearMiss(f"c{i}", "column") for i in range(10)] + [NearMiss("d", "distinct")]
+    pool = [Mutant(f"c{i}", "column") for i in range(10)] + [Mutant("d", "distinct")]
     rng = random.Random(0)
     first = [draw_negatives(pool, 1, rng)[0].kind for _ in range(400)]
     assert 160 < first.count("distinct") < 240

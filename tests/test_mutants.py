@@ -20,7 +20,7 @@ from sqlenv import (
     canonical_sql,
     load_dataset,
     load_schema,
-    near_misses,
+    make_mutants,
 )
 from sqlenv.query import parse
 from sqlenv.testsuite import determinism, literals, mutants
@@ -162,7 +162,7 @@ EXPECTED = {
 
 
 def of_kind(sql, kind, schema=SCHEMA):
-    return [canonical_sql(miss.sql) for miss in near_misses(sql, schema) if miss.kind == kind]
+    return [canonical_sql(miss.sql) for miss in make_mutants(sql, schema) if miss.kind == kind]
 
 
 @pytest.mark.parametrize("sql, kind", EXPECTED)
@@ -177,7 +177,7 @@ def test_every_kind_is_expected_somewhere():
 
 def test_without_a_schema():
     """No other columns or tables; a join goes only where all columns say whose they are."""
-    kinds = {miss.kind for miss in near_misses("SELECT name FROM singer WHERE age > 20")}
+    kinds = {miss.kind for miss in make_mutants("SELECT name FROM singer WHERE age > 20")}
     assert kinds == {"comparison", "distinct", "literal", "condition"}
     qualified = "SELECT a.x FROM a JOIN b ON a.x = b.x"
     assert "SELECT a.x FROM a" in of_kind(qualified, "join", None)
@@ -191,7 +191,7 @@ def test_strings_names_and_comments_are_not_touched():
         "select  [a > b], 'x >= y AND DISTINCT' -- max(c) > 1\n"
         "FROM \"order by\" WHERE `limit 1` = 'not in (1)' /* OR d < 2 */"
     )
-    found = near_misses(sql)
+    found = make_mutants(sql)
     assert {miss.kind for miss in found} == {"comparison", "distinct", "literal", "condition"}
     for miss in found:
         assert "[a > b], 'x >= y AND DISTINCT' -- max(c) > 1" in miss.sql
@@ -201,10 +201,10 @@ def test_strings_names_and_comments_are_not_touched():
 
 def test_near_misses_are_different_and_always_the_same():
     for sql, _ in EXPECTED:
-        found = near_misses(sql, SCHEMA)
+        found = make_mutants(sql, SCHEMA)
         canonical = [canonical_sql(miss.sql) for miss in found] + [canonical_sql(sql)]
         assert len(set(canonical)) == len(canonical)
-        assert found == near_misses(sql, SCHEMA)
+        assert found == make_mutants(sql, SCHEMA)
         assert {miss.kind for miss in found} <= KINDS.keys()
 
 
@@ -269,7 +269,7 @@ def assert_all_run(pairs) -> Counter:
             connections[path].execute("EXPLAIN " + gold)
         except sqlite3.Error:
             continue
-        for made in [*near_misses(gold, load_schema(path)), *equivalent_rewrites(gold)]:
+        for made in [*make_mutants(gold, load_schema(path)), *equivalent_rewrites(gold)]:
             try:
                 connections[path].execute("EXPLAIN " + made.sql)
             except sqlite3.Error as error:
@@ -343,5 +343,5 @@ FRAGMENTS = st.sampled_from(
 @example("SELECT (" * 500)
 def test_no_text_makes_them_fail(text):
     """Whatever the text, they end, and what they make is not the text itself."""
-    for made in [*near_misses(text, SCHEMA), *near_misses(text), *equivalent_rewrites(text)]:
+    for made in [*make_mutants(text, SCHEMA), *make_mutants(text), *equivalent_rewrites(text)]:
         assert canonical_sql(made.sql) != canonical_sql(text)

@@ -26,7 +26,7 @@ from sqlenv import (
     UserError,
     load_dataset,
     load_schema,
-    near_misses,
+    make_mutants,
     results_match,
     testsuite,
 )
@@ -489,7 +489,7 @@ def test_near_misses_are_told_apart_and_rewrites_accepted_on_real_questions(
     path = examples[0].db_path
     suite = load_suite(path, golds, sandbox, cache=tmp_path)
     schema = load_schema(path)
-    misses = [(suite, g, miss.sql) for g in sorted(golds) for miss in near_misses(g, schema)]
+    misses = [(suite, g, miss.sql) for g in sorted(golds) for miss in make_mutants(g, schema)]
     wrong = suite_matches(sandbox, misses)
     assert len(wrong) > 100 and sum(wrong) <= 0.05 * len(wrong)
     same = [(suite, gold, r.sql) for gold in sorted(golds) for r in equivalent_rewrites(gold)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from encoder.negatives import KINDS, NearMiss, hard_negatives
+from encoder.negatives import KINDS, Mutant, hard_negatives
 from encoder.pairs import Entry
 from encoder.text import sql_text
 from sqlenv.metrics.bootstrap import resampled_means, summary
@@ -30,7 +30,7 @@ class Question:
     lang: str
     entry: Entry  # shared with its translations
     gold: str
-    near_misses: tuple[NearMiss, ...] = ()
+    near_misses: tuple[Mutant, ...] = ()
     others: tuple[str, ...] = ()  # gold of other questions on the database
 
     @property
@@ -67,7 +67,7 @@ def choose_questions(
         golds[entry.db_id].append(sql)
         for _, question in entry.questions:
             answers[entry.db_id, question].add(sql)
-    misses: dict[int, list[NearMiss]] = {}
+    misses: dict[int, list[Mutant]] = {}
     chosen = []
     for lang in langs:
         asked = [(i, q) for i, e in enumerate(entries) for one, q in e.questions if one == lang]
@@ -77,7 +77,7 @@ def choose_questions(
                 kinds: dict[str, str] = {}  # of texts: two near misses may read alike
                 for miss in hard_negatives(entry.gold, entry.schema):
                     kinds.setdefault(text(miss.sql, entry), miss.kind)
-                misses[i] = [NearMiss(sql, kind) for sql, kind in kinds.items()]
+                misses[i] = [Mutant(sql, kind) for sql, kind in kinds.items()]
             right = answers[entry.db_id, question]
             near = tuple(miss for miss in misses[i] if miss.sql not in right)
             others = tuple(sql for sql in golds[entry.db_id] if sql not in right)

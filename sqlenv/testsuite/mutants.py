@@ -34,12 +34,12 @@ NEGATABLE = ("in", "like", "glob", "between")
 CONNECTORS = {"and": "OR", "or": "AND"}
 
 
-class NearMiss(NamedTuple):
+class Mutant(NamedTuple):
     sql: str
     kind: str  # a key of KINDS
 
 
-def near_misses(sql: str, schema: Schema | None = None) -> list[NearMiss]:
+def make_mutants(sql: str, schema: Schema | None = None) -> list[Mutant]:
     """Return the near misses of a query, in an order that depends on nothing but the arguments.
 
     No two are the same in canonical form, and none is the query itself. With a schema, columns are
@@ -47,7 +47,7 @@ def near_misses(sql: str, schema: Schema | None = None) -> list[NearMiss]:
     columns in use, and joins dropped where nothing else needs them; without one, the kinds
     "column" and "table" are missing and joins are dropped only where every column is qualified.
 
-    >>> [miss.sql for miss in near_misses("SELECT a FROM t WHERE b > 3") if miss.kind == "literal"]
+    >>> [miss.sql for miss in make_mutants("SELECT a FROM t WHERE b > 3") if miss.kind == "literal"]
     ['SELECT a FROM t WHERE b > 4', 'SELECT a FROM t WHERE b > 2']
     """
     query = parse(sql)
@@ -58,7 +58,7 @@ def near_misses(sql: str, schema: Schema | None = None) -> list[NearMiss]:
             canonical = canonical_sql(mutant)
             if canonical not in seen:
                 seen.add(canonical)
-                found.append(NearMiss(mutant, kind))
+                found.append(Mutant(mutant, kind))
     return found
 
 

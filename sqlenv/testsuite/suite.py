@@ -31,7 +31,7 @@ from sqlenv.metrics.execution_match import results_match
 from sqlenv.sandbox.sandbox import Execution, Sandbox
 from sqlenv.schema import load_schema
 from sqlenv.testsuite.distill import Gold, choose_variants
-from sqlenv.testsuite.mutants import near_misses
+from sqlenv.testsuite.mutants import make_mutants
 from sqlenv.testsuite.profile import read_blueprint
 from sqlenv.text import is_ordered
 
@@ -189,7 +189,7 @@ def build(
     widths = {gold: len(result.columns) for gold, result in zip(golds, results)}
     schema = load_schema(db_path)
     known = [
-        Gold(gold, widths[gold], schema, [miss.sql for miss in near_misses(gold, schema)])
+        Gold(gold, widths[gold], schema, [miss.sql for miss in make_mutants(gold, schema)])
         for gold in running
     ]
     choice = choose_variants(read_blueprint(db_path, running), known, seed)
