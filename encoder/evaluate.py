@@ -208,7 +208,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--encoder", default=str(SHIPPED), help="directory or hub id (%(default)s)")
     add("--data", default=str(EMBEDDED), help="dataset root (%(default)s)")
     add("--lang", default="all", help="all, or a comma list such as en,vi")
-    add("--split", default="dev", help="train, dev, warmup or encoder (%(default)s)")
+    add("--split", default="dev", help="train, dev, sft or encoder (%(default)s)")
     add("--databases", help="a comma list, such as those left out of training (all)")
     add("--limit", type=int, default=0, help="questions a language, evenly spread, 0 for all")
     add("--samples", help="also judge these answers, written by evaluate.py --save-predictions")

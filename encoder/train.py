@@ -175,7 +175,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--output", required=True, help="new directory for the encoder")
     add("--data", default=str(EMBEDDED), help="dataset root (%(default)s)")
-    add("--split", default="train", help="a comma list of train, warmup and encoder (%(default)s)")
+    add("--split", default="train", help="a comma list of train, sft and encoder (%(default)s)")
     add("--lang", default="all", help="all, or a comma list such as en,vi")
     add(
         "--base",

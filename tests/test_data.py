@@ -21,7 +21,7 @@ from sqlenv.embedded.generate import build
 from sqlenv.embedded.lexicon import Lexicon
 
 ROOT = Path(__file__).resolve().parents[1]
-SPLITS = ("warmup", "train", "encoder", "dev")
+SPLITS = ("sft", "train", "encoder", "dev")
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_the_loader_reads_it(built, entries, split, lang):
 
 def test_sizes(entries):
     for (split, lang), rows in entries.items():
-        least = {"warmup": 3000, "train": 3000, "encoder": 3000, "dev": 1000}[split]
+        least = {"sft": 3000, "train": 3000, "encoder": 3000, "dev": 1000}[split]
         assert len(rows) >= least, (split, lang)
 
 
@@ -221,7 +221,7 @@ def test_some_databases_are_in_dev_or_encoder_only(entries, connections):
     counts = {split: Counter(e["db_id"] for e in entries[split, "en"]) for split in SPLITS}
     shared = set(connections) - set(UNSEEN) - set(ENCODER)
     assert set(counts["dev"]) == shared | set(UNSEEN)
-    assert set(counts["train"]) == set(counts["warmup"]) == shared
+    assert set(counts["train"]) == set(counts["sft"]) == shared
     assert set(counts["encoder"]) == set(ENCODER)
     assert all(count >= 30 for count in counts["dev"].values())
     unseen = sum(counts["dev"][name] for name in UNSEEN)
@@ -363,7 +363,7 @@ def test_every_kind_of_sql_occurs(entries, split):
     sqls = [e["query"] for e in entries[split, "en"]]
     counts = {name: sum(1 for sql in sqls if re.search(pattern, sql))
               for name, pattern in FEATURES.items()}  # fmt: skip
-    least = {"warmup": 10, "train": 5, "encoder": 5, "dev": 1}[split]
+    least = {"sft": 10, "train": 5, "encoder": 5, "dev": 1}[split]
     assert {name: n for name, n in counts.items() if n < least} == {}
 
 

@@ -27,8 +27,8 @@ def root(tmp_path_factory) -> Path:
     questions = Path("dataset/multispider/with_English_value")
     (root / questions).mkdir(parents=True)
     for lang in LANGUAGES:
-        entries = json.loads((built / questions / f"warmup_{lang}.json").read_text("utf-8"))[:30]
-        (root / questions / f"warmup_{lang}.json").write_text(json.dumps(entries), "utf-8")
+        entries = json.loads((built / questions / f"sft_{lang}.json").read_text("utf-8"))[:30]
+        (root / questions / f"sft_{lang}.json").write_text(json.dumps(entries), "utf-8")
     (root / "dataset/spider").symlink_to(built / "dataset/spider")
     return root
 
@@ -68,7 +68,7 @@ def test_no_value_runs_from_one_query_into_the_next():
     """Values to swap in are those of the questions; none holds a piece of SQL. (They once did: a
     pattern such as '%a%' turned inside and outside round for all that followed it.)
     """
-    examples = load_dataset(EMBEDDED, "en", "warmup")
+    examples = load_dataset(EMBEDDED, "en", "sft")
     values = Packs(examples, None, 2, 3, seed=0).values
     golds = [example.gold_sql for example in examples]
     assert len(values) > 1000 and any("LIKE" in gold for gold in golds)
@@ -76,7 +76,7 @@ def test_no_value_runs_from_one_query_into_the_next():
 
 
 def test_a_shuffled_schema_names_the_same_tables_and_columns():
-    example = load_dataset(EMBEDDED, "en", "warmup")[0]
+    example = load_dataset(EMBEDDED, "en", "sft")[0]
     texts = {shuffled_schema(example, random.Random(seed)) for seed in range(4)}
     assert len(texts) > 1
     for table in load_schema(example.db_path).tables:
@@ -157,7 +157,7 @@ def test_prompts_of_a_row_share_their_beginning_and_nothing_changes(root, templa
     policy = make_policy()
     policy.tokenizer = copy.deepcopy(TOKENIZER)
     policy.tokenizer.chat_template = template or None
-    examples = load_dataset(str(root), "en", "warmup")
+    examples = load_dataset(str(root), "en", "sft")
     starts, groups, asked = Answers(examples, policy, 3, 4, 0)[5]
     texts = [[start + one for one in group] for start, group in zip(starts, groups)]
     sizes = [[len(start) + n for n in row] for start, row in zip(starts, asked.tolist())]
@@ -181,7 +181,7 @@ def test_rows_one_after_the_other_make_the_gradients_of_the_batch(root, rows):
     SQL and of the question, as far as bfloat16 tells them apart.
     """
     policy = make_policy()
-    batch = Answers(load_dataset(str(root), "en", "warmup"), policy, 3, 4, 0)[5]
+    batch = Answers(load_dataset(str(root), "en", "sft"), policy, 3, 4, 0)[5]
 
     def gradients(at_once: int) -> tuple[float, dict]:
         policy.model.zero_grad()
@@ -223,7 +223,7 @@ def test_a_model_that_exists_learns_to_answer(root, tmp_path, rank, template):
     losses = []
     for folder in ("base", "new"):
         policy = load_policy(str(tmp_path / folder))
-        examples = load_dataset(str(root), "en", "warmup")
+        examples = load_dataset(str(root), "en", "sft")
         prompts, groups, asked = Answers(examples, policy, 4, 2, 1)[0]
         assert len(prompts) == 4 and all(len(group) == 2 for group in groups)
         assert all(one[-1] == 1 for group in groups for one in group)

@@ -4,11 +4,11 @@ this folder.
     python -m sqlenv.embedded.generate               build it in the cache folder, print the path
     python -m sqlenv.embedded.generate --show vi 20  print twenty random questions with their SQL
 
-Four splits: ``warmup`` to imitate (grpo.sft), ``train`` to practise (train.py), ``encoder`` for
-the encoder alone to read more about (encoder.train), ``dev`` to measure. Every question exists in
-all seven languages with the same SQL. A SQL text belongs to one split only, and so does a
-question's text; four databases occur in dev only, twelve in encoder only. The same sources give the
-same files.
+Four splits: ``sft`` for supervised fine-tuning (grpo.sft), ``train`` for RL training (train.py),
+``encoder`` for additional data of the encoder (encoder.train), ``dev`` for evaluation. Every
+question exists in all seven languages with the same SQL. A SQL text belongs to one split only, and
+so does a question's text. Four databases occur in dev only, twelve in encoder only. The same
+sources give the same files.
 """
 
 import argparse
@@ -28,10 +28,9 @@ from sqlenv.embedded.shapes import SHAPES, ask
 from sqlenv.files import cache_folder, write_directory
 
 HERE = Path(__file__).resolve().parent
-# Questions for each database: 14 x 430 = 6,020 to imitate, 14 x 215 = 3,010 to practise,
-# 12 x 250 = 3,000 for the encoder, and 14 x 48 + 4 x 84 = 1,008 to measure, a third of them on
-# databases never trained on.
-SEEN_PARTS = {"warmup": 430, "train": 215, "dev": 48}
+# Questions for each database: 14 x 430 = 6,020 SFT, 14 x 215 = 3,010 RL, 12 x 250 = 3,000 encoder
+# and 14 x 48 + 4 x 84 = 1,008 evaluation questions; a third of the last are on unseen databases.
+SEEN_PARTS = {"sft": 430, "train": 215, "dev": 48}
 PARTS = dict.fromkeys(UNSEEN, {"dev": 84}) | dict.fromkeys(ENCODER, {"encoder": 250})
 MAX_ROWS = 400  # a longer answer is no answer to a person
 
