@@ -2,21 +2,25 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import paper_report, paper_table
-from benchmarks.paper_report import METRICS, means
+from benchmarks import paper_cells, paper_report, paper_table
+from benchmarks.paper_cells import METRICS, cell_line, read_cells, save_cell
+from benchmarks.paper_report import means
 from benchmarks.paper_table import Cell, cells
 from sqlenv import EMBEDDED, LANGUAGES, UserError, load_dataset
 
+RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
 DEV = load_dataset(EMBEDDED, "en", "dev")
 LENGTH = len(DEV)
 GOLDS = [i // 3 for i in range(LENGTH)]  # three questions to each gold query
 
 
-def made_cell(row: str, share: float, seed: int = 0, lang: str = "all") -> dict:
+def make_cell(row: str, share: float, *, seed: int = 0, lang: str = "all") -> dict:
     """The first part of the questions right in every metric and language."""
     right = round(share * LENGTH)
     bits = "1" * right + "0" * (LENGTH - right)
@@ -25,69 +29,76 @@ def made_cell(row: str, share: float, seed: int = 0, lang: str = "all") -> dict:
         "row": row,
         "lang": lang,
         "seed": seed,
-        "golds": GOLDS,
-        "outcomes": {one: dict.fromkeys(METRICS, bits) for one in langs},
-        "answers": {one: {"0": "SELECT 1"} for one in langs},
+        "minutes": 1.5,
         "curve": {"reward/execution": [0.1, 0.2]},
+        "golds": GOLDS,
+        "outcomes": {lang: dict.fromkeys(METRICS, bits) for lang in langs},
+        "answers": {lang: {"0": "SELECT 1"} for lang in langs},
     }
+
+
+def write_cells(folder: Path, *cells: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cells.jsonl").write_text("".join(map(cell_line, cells)))
 
 
 def test_a_row_is_the_mean_of_its_seeds():
     """(0.25 + 0.75) / 2 = 0.5; with such seeds the interval is at least as wide as they are apart
     half of the time: both drawn alike has probability 1/2, so 2.5 % and 97.5 % are near them.
     """
-    found = means([made_cell("a", 0.25, 0), made_cell("a", 0.75, 1)]).average("execution")
-    assert found["value"] == pytest.approx(0.5, abs=1e-3)
-    assert found["low"] < 0.28 and found["high"] > 0.72 and found["n"] == 7 * LENGTH
+    seeds = [make_cell("a", 0.25, seed=0), make_cell("a", 0.75, seed=1)]
+    share = means(seeds).average("execution")
+    assert share["value"] == pytest.approx(0.5, abs=1e-3)
+    assert share["low"] < 0.28 and share["high"] > 0.72 and share["n"] == 7 * LENGTH
 
 
 def test_differences_are_paired():
     """The same questions but 10 % more: with paired draws the gain is sure, and the interval of
     the gain is narrower than that of either row.
     """
-    one, other = means([made_cell("a", 0.4)]), means([made_cell("b", 0.5)])
-    gained = other.minus(one).average("test_suite")
-    alone = one.average("test_suite")
+    before, after = means([make_cell("a", 0.4)]), means([make_cell("b", 0.5)])
+    gained = after.minus(before).average("test_suite")
+    alone = before.average("test_suite")
     assert gained["value"] == pytest.approx(0.1, abs=2e-3) and gained["low"] > 0.05
     assert gained["high"] - gained["low"] < alone["high"] - alone["low"]
-    same = one.minus(means([made_cell("c", 0.4)])).average("valid")
+    same = before.minus(means([make_cell("c", 0.4)])).average("valid")
     assert same["value"] == same["low"] == same["high"] == 0
 
 
 def test_rows_are_compared_on_the_seeds_that_both_have():
-    """0.5 of seed 0 against 0.4 of seed 0, not against the mean with seed 1; a warm start, which
+    """0.5 of seed 0 against 0.4 of seed 0, not against the mean with seed 1; an SFT policy, which
     has no curve, is compared with all.
     """
-    one = [made_cell("a", 0.5, 0)]
-    other = [made_cell("b", 0.4, 0), made_cell("b", 0.1, 1)]
-    assert paper_report.same_seeds(one, other) == (one, other[:1])
-    fixed = [made_cell("warm start", 0.3) | {"curve": {}}]
-    assert paper_report.same_seeds(other, fixed) == (other, fixed)
+    first = [make_cell("a", 0.5, seed=0)]
+    second = [make_cell("b", 0.4, seed=0), make_cell("b", 0.1, seed=1)]
+    assert paper_report.same_seeds(first, second) == (first, second[:1])
+    untrained = [make_cell("SFT policy", 0.3) | {"curve": {}}]
+    assert paper_report.same_seeds(second, untrained) == (second, untrained)
 
 
 def test_gaps_to_english_are_paired(tmp_path):
     """English 0.4 and all others 0.4, but Vietnamese 0.3 and Chinese 0.5 of the same questions: the
     gap of what is equal is exactly 0, and the others' intervals leave 0 out.
     """
-    one = made_cell("GRPO", 0.4)
+    cell = make_cell("GRPO", 0.4)
     for lang, share in (("vi", 0.3), ("zh", 0.5)):
-        one["outcomes"][lang] = made_cell("", share)["outcomes"][lang]
+        cell["outcomes"][lang] = make_cell("", share)["outcomes"][lang]
     results = paper_report.Results(tmp_path)
-    results.joint["GRPO"] = [one]
-    heads, gaps = paper_report.gap_table(results)
-    found = dict(zip(heads, gaps))
+    results.joint["GRPO"] = [cell]
+    heads, row = paper_report.gap_table(results)
+    gaps = dict(zip(heads, row))
     assert heads == ("EX - EX of en", "de", "es", "fr", "ja", "vi", "zh")
-    assert found["de"] == "+0.0 (+0.0 to +0.0)"
-    assert found["vi"].startswith("-10.") and found["zh"].startswith("+10.")
-    assert "-" in found["vi"].split("to")[1] and "-" not in found["zh"]
-    alone = means([one]).only("vi").of("vi", "execution")
+    assert gaps["de"] == "+0.0 (+0.0 to +0.0)"
+    assert gaps["vi"].startswith("-10.") and gaps["zh"].startswith("+10.")
+    assert "-" in gaps["vi"].split("to")[1] and "-" not in gaps["zh"]
+    alone = means([cell]).select("vi").share("vi", "execution")
     assert alone["value"] == pytest.approx(0.3, abs=2e-3) and alone["n"] == LENGTH
 
 
 def test_questions_of_one_gold_query_are_drawn_together():
     """The interval over clusters is that of resampling clusters by hand."""
     clusters = np.array(GOLDS)
-    cell = made_cell("a", 0.5)
+    cell = make_cell("a", 0.5)
     bits = np.array(list(map(int, cell["outcomes"]["vi"]["valid"])))
     rng = np.random.default_rng(1)
     groups = [bits[clusters == i] for i in range(clusters.max() + 1)]
@@ -95,8 +106,8 @@ def test_questions_of_one_gold_query_are_drawn_together():
     for _ in range(500):
         drawn = [groups[i] for i in rng.integers(len(groups), size=len(groups))]
         draws.append(np.concatenate(drawn).mean())
-    found = means([cell]).of("vi", "valid")
-    assert found["high"] - found["low"] == pytest.approx(
+    share = means([cell]).share("vi", "valid")
+    assert share["high"] - share["low"] == pytest.approx(
         np.percentile(draws, 97.5) - np.percentile(draws, 2.5), rel=0.15
     )
 
@@ -104,38 +115,35 @@ def test_questions_of_one_gold_query_are_drawn_together():
 def test_known_and_unseen_databases_make_up_all_questions():
     known = paper_report.known_questions()
     assert 0.6 < known.mean() < 0.7
-    one = made_cell("a", 0.5)
-    sides = [means([one], mask).average("valid") for mask in (known, ~known)]
+    cell = make_cell("a", 0.5)
+    sides = [means([cell], mask).average("valid") for mask in (known, ~known)]
     sizes = [side["n"] for side in sides]
     total = sum(side["value"] * n for side, n in zip(sides, sizes)) / sum(sizes)
     assert sum(sizes) == 7 * LENGTH
-    assert total == pytest.approx(means([one]).average("valid")["value"])
+    assert total == pytest.approx(means([cell]).average("valid")["value"])
 
 
 def test_cells_are_made_seed_by_seed_and_a_fixed_policy_once():
-    found = cells(["warm start", "GRPO"], ["all"], 2)
-    assert found == [
-        Cell("warm start", "all", 0),
+    assert cells(rows=["SFT policy", "GRPO"], langs=["all"], seeds=2) == [
+        Cell("SFT policy", "all", 0),
         Cell("GRPO", "all", 0),
         Cell("GRPO", "all", 1),
     ]
     assert Cell("GRPO + contrastive", "all", 1).name == "GRPO-contrastive-all-1"
-    names = {cell.name for cell in cells(list(paper_table.ROWS), list(LANGUAGES), 3)}
-    assert len(names) == len(cells(list(paper_table.ROWS), list(LANGUAGES), 3))
+    every = cells(rows=list(paper_table.ROWS), langs=list(LANGUAGES), seeds=3)
+    assert len({cell.name for cell in every}) == len(every)
 
 
 def test_the_page_is_filled_from_the_cells(tmp_path):
     """Only what stands between the marks changes; filling twice gives the same page."""
     folder, page = tmp_path / "results", tmp_path / "results.md"
-    folder.mkdir()
-    for one in (
-        made_cell("warm start", 0.3),
-        made_cell("GRPO", 0.4),
-        made_cell("GRPO + contrastive", 0.5),
-        made_cell("GRPO", 0.45, lang="vi"),
-    ):
-        name = f"{one['row']}-{one['lang']}.json"
-        (folder / name).write_text(json.dumps(one))
+    write_cells(
+        folder,
+        make_cell("SFT policy", 0.3),
+        make_cell("GRPO", 0.4),
+        make_cell("GRPO + contrastive", 0.5),
+        make_cell("GRPO", 0.45, lang="vi"),
+    )
     page.write_text(
         "Text.\n\n<!-- main -->\nold\n<!-- end -->\n\n<!-- single -->\n<!-- end -->\n"
         "\n<!-- examples -->\n<!-- end -->\n"
@@ -144,7 +152,7 @@ def test_the_page_is_filled_from_the_cells(tmp_path):
     first = page.read_text()
     assert first.startswith("Text.\n\n<!-- main -->\n\n| row |") and "\nold\n" not in first
     assert "| GRPO + contrastive | 1 | 50.0 (" in first
-    assert "    warm start: SELECT 1\n        execution 0.00, syntax 1.00, schema 0." in first
+    assert "    SFT policy: SELECT 1\n        execution 0.00, syntax 1.00, schema 0." in first
     assert "| vi | GRPO | 45.0 (" in first and "| -5.1 (" in first
     paper_report.write(folder, page)
     assert page.read_text() == first
@@ -159,48 +167,46 @@ def test_the_example_shown_is_the_one_on_which_rewards_differ(tmp_path):
     alike.
     """
     gold = [example.gold_sql for example in DEV[:3]]
-    kept = {
-        "warm start": ["SELECT 1", "SELECT 2", gold[2]],
+    answers = {
+        "SFT policy": ["SELECT 1", "SELECT 2", gold[2]],
         "GRPO": ["SELECT 3", gold[1], gold[2]],
     }
     results = paper_report.Results(tmp_path)
-    for row, texts in kept.items():
-        answers = {"en": {str(i): sql for i, sql in enumerate(texts)}}
-        results.joint[row] = [made_cell(row, 0.5) | {"answers": answers}]
+    for row, sqls in answers.items():
+        numbered = {"en": {str(i): sql for i, sql in enumerate(sqls)}}
+        results.joint[row] = [make_cell(row, 0.5) | {"answers": numbered}]
     lines = paper_report.example_text(results).splitlines()
-    assert lines[1] == f"    gold: {gold[1]}" and lines[2] == "    warm start: SELECT 2"
+    assert lines[1] == f"    gold: {gold[1]}" and lines[2] == "    SFT policy: SELECT 2"
     assert lines[3].startswith("        execution 0.00")
     assert lines[4] == f"    GRPO: {gold[1]}" and lines[5].startswith("        execution 1.00")
 
 
-def test_amounts_of_practice_are_compared_with_the_warm_start(tmp_path):
+def test_amounts_of_examples_are_compared_with_the_sft_policy(tmp_path):
     """And what differs in nothing but the amount is no ablation."""
     folder, page = tmp_path / "results", tmp_path / "results.md"
-    folder.mkdir()
-    rows = {"warm start": 0.3, "GRPO + contrastive": 0.5, "300 examples": 0.35, "target gold": 0.4}
-    for name, share in rows.items():
-        (folder / f"{name}.json").write_text(json.dumps(made_cell(name, share)))
+    rows = {"SFT policy": 0.3, "GRPO + contrastive": 0.5, "300 examples": 0.35, "target gold": 0.4}
+    write_cells(folder, *(make_cell(name, share) for name, share in rows.items()))
     page.write_text("<!-- amounts -->\n<!-- end -->\n<!-- ablations -->\n<!-- end -->\n")
     paper_report.write(folder, page)
     first = [line.split(" | ")[0] for line in page.read_text().splitlines() if " - " in line]
     assert [line for line in first if "---" not in line] == [
-        "| 300 examples - warm start",
-        "| GRPO + contrastive - warm start",
+        "| 300 examples - SFT policy",
+        "| GRPO + contrastive - SFT policy",
         "| target gold - GRPO + contrastive",
     ]
 
 
 def test_unknown_rows_and_languages_are_refused(capsys):
     assert paper_table.main(["--rows", "GRPO,nothing", "--report"]) == 2
-    assert "--rows 'nothing': choose from zero-shot, warm start" in capsys.readouterr().err
+    assert "--rows 'nothing': choose from zero-shot, SFT policy" in capsys.readouterr().err
     assert paper_table.main(["--rows", "zero-shot", "--report"]) == 2
     assert "--zero-shot" in capsys.readouterr().err
     assert paper_table.main(["--languages", "xx", "--report"]) == 2
     assert "--languages 'xx'" in capsys.readouterr().err
 
 
-def answers(path, *rows: tuple[str, str, bool, bool]):
-    """A predictions file of (language, gold, right, whether gold runs)."""
+def write_predictions(path: Path, *rows: tuple[str, str, bool, bool]) -> Path:
+    """Writes a predictions file of (language, gold, right, whether gold runs)."""
     lines = []
     for lang, gold, right, runs in rows:
         row = dict.fromkeys(METRICS, right) | {"lang": lang, "gold": gold, "gold_ok": runs}
@@ -216,22 +222,23 @@ def test_outcomes_of_a_predictions_file(tmp_path):
     golds = "SELECT a FROM t", "SELECT b FROM t", "select a from t"
     rows = [("en", gold, right, True) for gold, right in zip(golds, (True, True, False))]
     rows += [("vi", gold, True, gold != golds[1]) for gold in golds]
-    found = paper_report.outcomes(answers(tmp_path / "predictions.jsonl", *rows))
-    assert found["golds"] == [0, 0]
-    assert found["outcomes"] == {
+    cell = paper_cells.outcomes(write_predictions(tmp_path / "predictions.jsonl", *rows))
+    assert cell["golds"] == [0, 0]
+    assert cell["outcomes"] == {
         "en": dict.fromkeys(METRICS, "10"),
         "vi": dict.fromkeys(METRICS, "11"),
     }
-    assert found["answers"]["en"] == {"0": "SELECT 0", "2": "SELECT 2"}
+    assert cell["answers"]["en"] == {"0": "SELECT 0", "2": "SELECT 2"}
     with pytest.raises(UserError, match="languages do not have the same questions"):
-        paper_report.outcomes(answers(tmp_path / "ragged.jsonl", *rows[:-1]))
+        paper_cells.outcomes(write_predictions(tmp_path / "ragged.jsonl", *rows[:-1]))
 
 
 def test_answers_kept_are_to_other_questions_in_each_language(tmp_path):
     rows = [(lang, f"SELECT {i}", True, True) for lang in ("en", "vi") for i in range(72)]
-    found = paper_report.outcomes(answers(tmp_path / "predictions.jsonl", *rows))["answers"]
-    assert list(found["en"]) == [str(i) for i in range(0, 72, 3)]
-    assert list(found["vi"]) == [str(i) for i in range(1, 72, 3)]
+    path = write_predictions(tmp_path / "predictions.jsonl", *rows)
+    answers = paper_cells.outcomes(path)["answers"]
+    assert list(answers["en"]) == [str(i) for i in range(0, 72, 3)]
+    assert list(answers["vi"]) == [str(i) for i in range(1, 72, 3)]
 
 
 def test_an_experiment_on_other_models_has_tables_of_its_own(tmp_path):
@@ -240,34 +247,34 @@ def test_an_experiment_on_other_models_has_tables_of_its_own(tmp_path):
     two and none, a third.
     """
     folder, page = tmp_path / "results", tmp_path / "results.md"
-    (folder / "small").mkdir(parents=True)
-    rows = {"zero-shot": "000 000", "warm start": "100 100", "GRPO": "110 110"}
+    rows = {"zero-shot": "000 000", "SFT policy": "100 100", "GRPO": "110 110"}
+    cells = []
     for row, bits in (rows | {"GRPO + contrastive": "111 100"}).items():
-        made = {"row": row, "lang": "en", "seed": 0, "golds": [0, 1, 2], "curve": {}}
-        outcomes = zip(("en", "vi"), bits.split())
-        made["outcomes"] = {lang: dict.fromkeys(METRICS, right) for lang, right in outcomes}
-        if row == "GRPO + contrastive":
-            made["outcomes"]["en"]["test_suite"] = "110"
-            made["outcomes"]["vi"]["test_suite"] = "000"
-        (folder / "small" / f"{row}.json").write_text(json.dumps(made))
-    (folder / "main.json").write_text(json.dumps(made_cell("GRPO", 0.5)))
+        by_lang = zip(("en", "vi"), bits.split())
+        outcomes = {lang: dict.fromkeys(METRICS, right) for lang, right in by_lang}
+        changes = {"curve": {}, "golds": [0, 1, 2], "outcomes": outcomes}
+        cells.append(make_cell(row, 0, lang="en") | changes)
+    cells[-1]["outcomes"]["en"]["test_suite"] = "110"
+    cells[-1]["outcomes"]["vi"]["test_suite"] = "000"
+    write_cells(folder / "small", *cells)
+    write_cells(folder, make_cell("GRPO", 0.5))
     page.write_text("<!-- small -->\n<!-- end -->")
     paper_report.write(folder, page)
     lines = [re.sub(r" \([^)]*\)", "", line) for line in page.read_text().splitlines()]
     assert "| row | seeds | valid | EX | TS | semantic |" in lines
-    assert "| warm start | 1 | 33.3 | 33.3 | 33.3 | 33.3 |" in lines
+    assert "| SFT policy | 1 | 33.3 | 33.3 | 33.3 | 33.3 |" in lines
     assert "| GRPO + contrastive | 1 | 66.7 | 66.7 | 33.3 | 66.7 |" in lines
-    assert "| GRPO - warm start | +33.3 | +33.3 | +33.3 | +33.3 |" in lines
+    assert "| GRPO - SFT policy | +33.3 | +33.3 | +33.3 | +33.3 |" in lines
     expected = {"EX": ("100.0 | 33.3", "+33.3 | -33.3", "+66.7 | +0.0")}
     expected["TS"] = ("66.7 | 0.0", "+0.0 | -66.7", "+33.3 | -33.3")
-    for metric, (shares, to_grpo, to_warm_start) in expected.items():
+    for metric, (shares, to_grpo, to_sft) in expected.items():
         place = lines.index(f"| {metric} | en | vi |")
         assert lines[place + 5] == f"| GRPO + contrastive | {shares} |"
         assert lines[lines.index(f"| {metric}, difference | en | vi |") + 2 :][:4] == [
-            "| warm start - zero-shot | +33.3 | +33.3 |",
-            "| GRPO - warm start | +33.3 | +33.3 |",
+            "| SFT policy - zero-shot | +33.3 | +33.3 |",
+            "| GRPO - SFT policy | +33.3 | +33.3 |",
             f"| GRPO + contrastive - GRPO | {to_grpo} |",
-            f"| GRPO + contrastive - warm start | {to_warm_start} |",
+            f"| GRPO + contrastive - SFT policy | {to_sft} |",
         ]
 
 
@@ -276,26 +283,72 @@ def test_what_an_experiment_trains_and_measures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     commands, rows = [], [("en", "SELECT 1", True, True)]
 
-    def python(*words):
+    def run_python(*words):
         commands.append(" ".join(words))
         if words[0] == "evaluate.py":
-            answers(tmp_path / words[words.index("--save-predictions") + 1], *rows)
+            write_predictions(tmp_path / words[words.index("--save-predictions") + 1], *rows)
 
-    monkeypatch.setattr(paper_table, "python", python)
+    monkeypatch.setattr(paper_table, "run_python", run_python)
     monkeypatch.setattr(paper_report, "write", lambda *_: None)
     words = ["--name", "small", "--model", "M", "--zero-shot", "Z", "--data", "D", "--encoder", "E"]
     words += ["--rows", "zero-shot,GRPO", "--languages", "en", "--measure", "en,vi", "--seeds", "1"]
     words += ["--examples", "50", "--options", "--lr 1e-4"]
     assert paper_table.main(words) == 0
-    assert sorted(p.name for p in (tmp_path / "docs/results/small").iterdir()) == [
-        "GRPO-en-0.json",
-        "zero-shot-en-0.json",
-    ]
+    folder = tmp_path / "docs/results/small"
+    assert [path.name for path in folder.iterdir()] == ["cells.jsonl"]
+    assert [cell["row"] for cell in read_cells(folder)] == ["GRPO", "zero-shot"]
     zero_shot, trained, measured = commands
     assert zero_shot.startswith("evaluate.py --model Z --data D --lang en,vi --limit 0 --encoder E")
     assert "--output runs/paper/small/GRPO-en-0 --model M --data D --encoder E" in trained
     assert "--examples 50" in trained and trained.endswith("--lr 1e-4 --reward semantic=0")
     assert measured.startswith("evaluate.py --run runs/paper/small/GRPO-en-0 --lang en,vi")
+
+
+def test_a_cell_is_a_line_and_measured_again_replaces_it(tmp_path):
+    """Lines are sorted, golds are left out where they say 0, 1, 2, ..., and what is read is what
+    was saved, also where an answer has a line separator.
+    """
+    numbered = make_cell("GRPO", 0.5, seed=1) | {"golds": list(range(LENGTH))}
+    numbered["answers"] = {"en": {"0": "SELECT '\u2028', 'ä'", "1": None}}
+    cells = [make_cell("zero-shot", 0.1), numbered, make_cell("GRPO", 0.4)]
+    for cell in [make_cell("GRPO", 0.2), *cells]:
+        save_cell(tmp_path, cell, lock=tmp_path / "lock")
+    assert read_cells(tmp_path) == cells[::-1][:2] + cells[:1]
+    lines = (tmp_path / "cells.jsonl").read_text().split("\n")
+    assert [json.loads(line)["seed"] for line in lines[:-1]] == [0, 1, 0] and lines[-1] == ""
+    assert ["golds" in line for line in lines[:-1]] == [True, False, True]
+    assert list(json.loads(lines[0]))[-1] == "answers" and "ä" in lines[1]
+
+
+def test_concurrent_writers_do_not_lose_each_others_cells(tmp_path):
+    """Threads, each with the lock file opened anew: the lock excludes them as it does processes."""
+
+    def save(seed: int) -> None:
+        save_cell(tmp_path, make_cell("GRPO", 0.5, seed=seed), lock=tmp_path / "lock")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(save, range(16)))
+    assert [cell["seed"] for cell in read_cells(tmp_path)] == list(range(16))
+
+
+def test_a_line_that_is_no_cell_is_named(tmp_path):
+    (tmp_path / "cells.jsonl").write_text(cell_line(make_cell("GRPO", 0.5)) + "<<<<<<< ours\n")
+    with pytest.raises(UserError, match="cells.jsonl, line 2: "):
+        read_cells(tmp_path)
+
+
+def test_the_measured_cells_are_of_rows_that_exist():
+    """Each has every question in every metric, and a curve if it was trained."""
+    for folder in (RESULTS, RESULTS / "SmolLM2-135M", RESULTS / "Gemma-3-270M"):
+        cells = read_cells(folder)
+        assert [paper_cells.cell_key(cell) for cell in cells] == sorted(
+            {paper_cells.cell_key(cell) for cell in cells}
+        )
+        for cell in cells:
+            trained = paper_table.ROWS[cell["row"]] is not None
+            bits = [text for shares in cell["outcomes"].values() for text in shares.values()]
+            assert trained == bool(cell["curve"])
+            assert {len(text) for text in bits} == {len(cell["golds"])}
 
 
 def test_rows_can_be_named_in_a_comma_list():
@@ -308,6 +361,5 @@ def test_curves_are_means_of_parts_over_the_steps_that_have_them(tmp_path):
     rows += [{"reward": 3.0, "language/vi": 1.0}, {"reward": 5.0, "language/vi": 2.0}]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = paper_report.curve(path, points=2)
-    assert found == {"reward": [1.5, 4.0], "language/vi": [0.5, 1.5]}
-    assert paper_report.curve(path, points=4) == {"reward": [1.0, 2.0, 3.0, 5.0]}
+    assert paper_cells.curve(path, points=2) == {"reward": [1.5, 4.0], "language/vi": [0.5, 1.5]}
+    assert paper_cells.curve(path, points=4) == {"reward": [1.0, 2.0, 3.0, 5.0]}

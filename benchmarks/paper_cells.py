@@ -1,0 +1,130 @@
+"""The cells of the paper's experiment: what is kept of each measured policy, one JSON line a cell.
+
+    python -m benchmarks.paper_table        # measures the missing cells and adds their lines
+
+docs/results/cells.jsonl holds the cells of the main experiment, docs/results/NAME/cells.jsonl those
+of the experiment NAME, sorted by row, language and seed. The keys of a line:
+
+    row, lang, seed   identify the cell; lang is a language, or "all" for joint training
+    minutes           that training and measuring took
+    curve             metric -> means over equal parts of training; empty without training
+    golds             for each question the number of its gold query; absent if it is 0, 1, 2, ...
+    outcomes          language -> metric -> a string of 0 and 1, one digit for each question
+    answers           language -> index of a dev question -> the SQL that the policy gave
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from grpo.evaluation.report import read_metrics
+from sqlenv import LANGUAGES, UserError, canonical_sql
+from sqlenv.files import write_file
+from sqlenv.testsuite.suite import locked
+
+FILE = "cells.jsonl"
+METRICS = {"valid": "valid", "execution": "EX", "test_suite": "TS", "semantic": "semantic"}
+EXAMPLES = 24  # questions of each language whose answers are kept, others in each
+CURVE = ("reward", "reward/execution", "reward/semantic", "kl")
+LANGUAGE_CURVES = tuple(f"language/{lang}" for lang in LANGUAGES)  # not every step has all
+
+
+def cell_key(cell: dict) -> tuple[str, str, int]:
+    """What identifies a cell within its experiment."""
+    return cell["row"], cell["lang"], cell["seed"]
+
+
+def read_cells(folder: Path) -> list[dict]:
+    """Reads the cells of an experiment, each with its ``golds``; none if there is no file yet.
+
+    Raises:
+        UserError: a line is not JSON; names the file and the line.
+    """
+    path, cells = folder / FILE, []
+    if not path.exists():
+        return []
+    # Not splitlines(), which also splits at a U+2028 in an answer.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+        try:
+            cell = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
+        questions = len(next(iter(cell["outcomes"].values()))["valid"])
+        cells.append({"golds": list(range(questions))} | cell)
+    return cells
+
+
+def save_cell(folder: Path, cell: dict, *, lock: Path) -> None:
+    """Writes a cell into the experiment's file; the same cell measured before is replaced.
+
+    Args:
+        folder: folder of the experiment.
+        cell: with the keys in the module's docstring, including ``golds``.
+        lock: file to lock meanwhile, so that processes do not lose each other's cells.
+
+    Raises:
+        UserError: the file cannot be read or written.
+    """
+    with locked(lock):
+        cells = {cell_key(other): other for other in read_cells(folder)} | {cell_key(cell): cell}
+        text = "".join(cell_line(cells[key]) for key in sorted(cells))
+        write_file(folder / FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def cell_line(cell: dict) -> str:
+    """A cell as a line of JSON, identity first and answers last."""
+    names = ["row", "lang", "seed", "minutes", "curve", "golds", "outcomes", "answers"]
+    if cell["golds"] == list(range(len(cell["golds"]))):
+        names.remove("golds")
+    line = {name: cell[name] for name in names}
+    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def outcomes(predictions: Path) -> dict:
+    """What a cell keeps of a file of ``evaluate.py --save-predictions``.
+
+    Questions whose gold query fails in one language are left out in all.
+
+    Returns:
+        ``golds``, ``outcomes`` and ``answers``, as described in the module's docstring.
+
+    Raises:
+        UserError: the languages do not have the same questions.
+    """
+    by_lang: dict[str, list[dict]] = {}
+    for line in predictions.read_text(encoding="utf-8").split("\n")[:-1]:
+        row = json.loads(line)
+        by_lang.setdefault(row["lang"], []).append(row)
+    first = next(iter(by_lang.values()))
+    if any(len(rows) != len(first) for rows in by_lang.values()):
+        raise UserError(f"{predictions}: the languages do not have the same questions")
+    usable = [i for i in range(len(first)) if all(rows[i]["gold_ok"] for rows in by_lang.values())]
+    golds = [(first[i]["db_id"], canonical_sql(first[i]["gold"])) for i in usable]
+    numbers = {gold: i for i, gold in enumerate(dict.fromkeys(golds))}
+    stride = max(1, len(usable) // EXAMPLES)
+    return {
+        "golds": [numbers[gold] for gold in golds],
+        "outcomes": {
+            lang: {m: "".join(str(int(rows[i][m])) for i in usable) for m in METRICS}
+            for lang, rows in by_lang.items()
+        },
+        "answers": {
+            lang: {str(i): rows[i]["predicted"] for i in usable[number % stride :: stride]}
+            for number, (lang, rows) in enumerate(by_lang.items())
+        },
+    }
+
+
+def curve(metrics: Path, points: int = 24) -> dict[str, list[float]]:
+    """Means over equal parts of training of the metrics in ``CURVE``, and of the reward in each
+    language that occurs in every part.
+    """
+    rows = read_metrics(metrics)
+    parts = np.array_split(np.arange(len(rows)), min(points, len(rows)))
+    curves = {}
+    for name in CURVE + LANGUAGE_CURVES:
+        values = [[rows[i][name] for i in part if name in rows[i]] for part in parts]
+        if all(values):
+            curves[name] = [round(float(np.mean(part)), 4) for part in values]
+    return curves
