@@ -3,8 +3,10 @@ or two, in a copy of the project, runs the tests, and names the first one that f
 
     python -m tests.check_mutations            all of them (some minutes)
     python -m tests.check_mutations "KL sign"  those whose name contains the text
+    python -m tests.check_mutations --find     only checks that each can be made
 
-Not part of the test run: it is a test of the tests. Exit code 1 if a mistake survives.
+Not part of the test run: it is a test of the tests. Exit code 1 if a mistake survives, or if its
+code is not in exactly one place.
 """
 
 import os
@@ -14,197 +16,217 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# name, file, right text, wrong text, test files that could notice
+
+class Mutation(NamedTuple):
+    """A mistake.
+
+    Attributes:
+        name: what is wrong.
+        package: the folder whose files are searched for the right code.
+        right: the code to replace, however it is broken into lines. Exactly one place in the
+            package has it.
+        wrong: the code in its place; further lines are indented as the first.
+        tests: the test files that could notice.
+    """
+
+    name: str
+    package: str
+    right: str
+    wrong: str
+    tests: list[str]
+
+
 MUTATIONS = [
-    (
+    Mutation(
         "EOS is never trained (a mask from ids != pad, pad being eos)",
-        "grpo/rollout.py",
-        "[[len(one) for one in group] for group in self.tokens]",
-        "[[len(one) - 1 for one in group] for group in self.tokens]",
+        "grpo",
+        "[[len(ids) for ids in group] for group in self.completion_ids]",
+        "[[len(ids) - 1 for ids in group] for group in self.completion_ids]",
         ["test_trainer", "test_rollout"],
     ),
-    (
+    Mutation(
         "only one of several EOS ids ends a completion",
-        "grpo/sampler.py",
+        "grpo",
         "ended = torch.isin(drawn, eos)",
         "ended = drawn == eos[0]",
         ["test_packing", "test_prompt", "test_trainer"],
     ),
-    (
+    Mutation(
         "KL sign",
-        "grpo/loss.py",
+        "grpo",
         "k3 = torch.expm1(-delta) + delta",
         "k3 = torch.expm1(delta) - delta",
         ["test_loss"],
     ),
-    (
+    Mutation(
         "min of the two objectives without the advantage's sign",
-        "grpo/loss.py",
-        "torch.minimum(ratio * advantage, clipped * advantage)",
-        "torch.minimum(ratio, clipped) * advantage",
+        "grpo",
+        "torch.minimum(ratio * advantages, clipped * advantages)",
+        "torch.minimum(ratio, clipped) * advantages",
         ["test_loss"],
     ),
-    (
+    Mutation(
         "accumulation not scaled: every micro-batch divides by its own tokens",
-        "grpo/trainer.py",
-        "weight, share = weights[part, :, :size], shares[part, :, :size]",
-        "share = shares[part, :, :size]\n"
-        "            weight = token_weights(share > 0, config.loss, config.max_new_tokens)",
+        "grpo",
+        "weights[part, :, : logprobs.shape[-1]], ref_logprobs[i]",
+        "token_weights(mask[part], aggregation=config.loss_aggregation, max_new_tokens="
+        "config.max_new_tokens)[:, :, : logprobs.shape[-1]], ref_logprobs[i]",
         ["test_trainer"],
     ),
-    (
+    Mutation(
         "every row of the warm start divides by its own tokens",
-        "grpo/sft.py",
+        "grpo",
         "-of_sql / counts[0]",
         "-of_sql / sql.sum()",
         ["test_warmup"],
     ),
-    (
+    Mutation(
         "prompts ordered AABB, completions ABAB",
-        "grpo/rewards.py",
+        "grpo",
         "terms.reshape(len(examples), -1, len(self.specs))",
         "terms.reshape(-1, len(examples), len(self.specs)).transpose(0, 1)",
         ["test_rewards", "test_trainer"],
     ),
-    (
+    Mutation(
         "advantages normalised over the batch",
-        "grpo/advantages.py",
+        "grpo",
         "rewards - rewards.mean(dim=1, keepdim=True)",
         "rewards - rewards.mean()",
         ["test_advantages"],
     ),
-    (
+    Mutation(
         "sampled at one temperature, scored at another",
-        "grpo/logprobs.py",
+        "grpo",
         "logits if temperature == 1 else logits / temperature",
         "logits",
         ["test_packing", "test_trainer"],
     ),
-    (
+    Mutation(
         "the head's gradient without the temperature",
-        "grpo/logprobs.py",
+        "grpo",
         "(head.weight[targets] - mean) / temperature",
         "head.weight[targets] - mean",
         ["test_packing", "test_attention"],
     ),
-    (
+    Mutation(
         "log-softmax in bfloat16",
-        "grpo/logprobs.py",
+        "grpo",
         "logits = head(hidden).float()",
         "logits = head(hidden)",
         ["test_packing", "test_trainer"],
     ),
-    (
+    Mutation(
         "positions run on from one completion to the next",
-        "grpo/packing.py",
+        "grpo",
         "starts.repeat_interleave(group_size)[:, None] + time",
         "layout.completions",
         ["test_packing", "test_attention"],
     ),
-    (
+    Mutation(
         "a completion sees the end of a longer prompt than its own",
-        "grpo/attention.py",
+        "grpo",
         "shared = (place < start).expand(-1, length, -1)",
         "shared = (place < start.max()).expand(-1, length, -1)",
         ["test_packing", "test_attention"],
     ),
-    (
+    Mutation(
         "a completion sees the prompt of another group",
-        "grpo/attention.py",
+        "grpo",
         "torch.cat([shared.repeat_interleave(size, 0), own], 2)",
         "torch.cat([shared.repeat(size, 1, 1, 1), own], 2)",
         ["test_packing", "test_attention"],
     ),
-    (
+    Mutation(
         "a completion that has ended stays in the cache",
-        "grpo/attention.py",
+        "grpo",
         "buffer[: len(rows), :, : self.length] = buffer[rows, :, : self.length]",
         "pass",
         ["test_attention", "test_rollout"],
     ),
-    (
+    Mutation(
         "LoRA weights in the base's bfloat16",
-        "grpo/lora.py",
+        "grpo",
         "torch.zeros(base.out_features, rank, dtype=torch.float32, device=device)",
         "torch.zeros(base.out_features, rank, dtype=base.weight.dtype, device=device)",
         ["test_checkpoint", "test_packing"],
     ),
-    (
+    Mutation(
         "LoRA folded into the base itself",
-        "grpo/lora.py",
+        "grpo",
         "return (self.base.weight.float() + update).to(self.base.weight.dtype)",
         "return self.base.weight.add_(update.to(self.base.weight.dtype))",
         ["test_checkpoint", "test_packing", "test_trainer"],
     ),
-    (
+    Mutation(
         "each process follows its own gradient",
-        "grpo/trainer.py",
-        "self.world.add_gradients(self.parameters.values())",
+        "grpo",
+        "distributed.all_reduce_gradients(self.parameters.values())",
         "pass",
         ["test_parallel"],
     ),
-    (
+    Mutation(
         "old log-probs taken again in every update",
-        "grpo/trainer.py",
-        "if start not in fixed:",
-        "if True:",
+        "grpo",
+        "if iteration == 0: old_logprobs.append(logprobs.detach())",
+        "old_logprobs[i : i + 1] = [logprobs.detach()]",
         ["test_updates"],
     ),
-    (
+    Mutation(
         "the last micro-batch's loss logged as the step's",
-        "grpo/trainer.py",
-        'stats["loss"] += loss.item()',
-        'stats["loss"] = loss.item()',
+        "grpo",
+        'self.values["loss"] += loss.item()',
+        'self.values["loss"] = loss.item()',
         ["test_trainer"],
     ),
-    (
+    Mutation(
         "resume repeats a batch",
-        "grpo/trainer.py",
-        'for name in ("step", "cursor", "bad_updates"):',
-        'for name in ("step", "bad_updates"):',
+        "grpo",
+        'self.step, self.questions.cursor = state["step"], state["cursor"]',
+        'self.step = state["step"]',
         ["test_resume"],
     ),
-    (
+    Mutation(
         "dropout live while sampling",
-        "grpo/models.py",
+        "grpo",
         'model.to("cpu" if stay_on_cpu else device).eval()',
         'model.to("cpu" if stay_on_cpu else device).train()',
         ["test_models"],
     ),
-    (
+    Mutation(
         "results compared as sets",
-        "sqlenv/metrics/execution_match.py",
+        "sqlenv",
         "if Counter(gold_rows) == Counter(rows):",
         "if set(gold_rows) == set(rows):",
         ["test_results"],
     ),
-    (
+    Mutation(
         "an adapter's choice of layers is ignored",
-        "grpo/checkpoint.py",
+        "grpo",
         'targets=config["target_modules"]',
         "targets=()",
         ["test_checkpoint"],
     ),
-    (
+    Mutation(
         "a suffix matches the end of a longer name",
-        "grpo/lora.py",
-        'name.endswith(f".{one}")',
-        "name.endswith(one)",
+        "grpo",
+        'name.endswith(f".{suffix}")',
+        "name.endswith(suffix)",
         ["test_packing"],
     ),
-    (
+    Mutation(
         "logits that are scaled after the head are not noticed",
-        "grpo/models.py",
+        "grpo",
         "rtol=1e-3, atol=1e-3",
         "rtol=1e3, atol=1e3",
         ["test_models"],
     ),
-    (
+    Mutation(
         "a process that only helps adds to the gradient",
-        "grpo/distributed/shard.py",
+        "grpo",
         "(0 * self.passes.pop())",
         "(1 * self.passes.pop())",
         ["test_parallel"],
@@ -212,38 +234,87 @@ MUTATIONS = [
 ]
 
 
-def first_failure(folder: Path, tests: list[str]) -> str | None:
+class NotApplicable(Exception):
+    """The right code of a mutation is in no place of its package, or in several."""
+
+
+def locate(mutation: Mutation, root: Path) -> tuple[Path, re.Match]:
+    """The file that has the right code, and where in it."""
+    tokens = re.findall(r"\w+|[^\w\s]", mutation.right)
+    # White space counts nowhere, and a trailing comma may stand before a closing bracket.
+    parts = [(r",?\s*" if token in ")]}" else "") + re.escape(token) for token in tokens]
+    pattern = re.compile(r"\s*".join(parts))
+    matches = [
+        (path, match)
+        for path in sorted((root / mutation.package).rglob("*.py"))
+        for match in pattern.finditer(path.read_text(encoding="utf-8"))
+    ]
+    if len(matches) != 1:
+        places = ", ".join(str(path.relative_to(root)) for path, _ in matches) or "nowhere"
+        raise NotApplicable(f"{mutation.name}: expected once, is in: {places}: {mutation.right!r}")
+    missing = [name for name in mutation.tests if not (root / f"tests/{name}.py").exists()]
+    if missing:
+        raise NotApplicable(f"{mutation.name}: no such test files: {', '.join(missing)}")
+    return matches[0]
+
+
+def mutate(mutation: Mutation, root: Path) -> None:
+    """Makes the mistake in the project at ``root``."""
+    path, match = locate(mutation, root)
+    text = match.string
+    line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
+    indent = line[: len(line) - len(line.lstrip())]
+    wrong = mutation.wrong.replace("\n", f"\n{indent}")
+    text = text[: match.start()] + wrong + text[match.end() :]
+    compile(text, str(path), "exec")  # a syntax error is no mistake worth catching
+    path.write_text(text, encoding="utf-8")
+
+
+def first_failure(root: Path, tests: list[str]) -> str | None:
     """The first failing test, or None if all pass. A test file that does not import is no catch."""
     files = [f"tests/{name}.py" for name in tests]
-    done = subprocess.run(
+    run = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files],
-        cwd=folder,
+        cwd=root,
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    if done.returncode not in (0, 1):
-        raise SystemExit(done.stdout + done.stderr)
-    found = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
-    return found and found[1]
+    if run.returncode not in (0, 1):
+        raise SystemExit(run.stdout + run.stderr)
+    failure = re.search(r"^FAILED (\S+)", run.stdout, re.MULTILINE)
+    return failure and failure[1]
 
 
-def check(name: str, file: str, right: str, wrong: str, tests: list[str]) -> bool:
+def is_caught(mutation: Mutation) -> bool:
     """Makes one mistake in a copy and prints what catches it."""
     with tempfile.TemporaryDirectory() as folder:
-        ignored = shutil.ignore_patterns(".git", "runs", "__pycache__", "build", "build.lock")
-        copy = shutil.copytree(ROOT, Path(folder) / "copy", ignore=ignored)
-        text = (copy / file).read_text(encoding="utf-8")
-        if text.count(right) != 1:
-            raise SystemExit(f"{name}: {file} has {text.count(right)} times {right!r}")
-        (copy / file).write_text(text.replace(right, wrong), encoding="utf-8")
-        caught = first_failure(copy, tests)
-    print(f"{name}: {'caught by ' + caught if caught else 'SURVIVES'}", flush=True)
-    return caught is not None
+        ignored = shutil.ignore_patterns(".*", "runs", "__pycache__", "build", "*.egg-info")
+        root = shutil.copytree(ROOT, Path(folder) / "copy", ignore=ignored)
+        mutate(mutation, root)
+        failure = first_failure(root, mutation.tests)
+    print(f"{mutation.name}: {'caught by ' + failure if failure else 'SURVIVES'}", flush=True)
+    return failure is not None
+
+
+def check_applicable(mutations: list[Mutation]) -> None:
+    """Names every mutation whose code is not in exactly one place, and ends with exit code 1."""
+    errors = []
+    for mutation in mutations:
+        try:
+            locate(mutation, ROOT)
+        except NotApplicable as error:
+            errors.append(str(error))
+    if errors:
+        raise SystemExit("\n".join([*errors, f"{len(errors)} mistakes cannot be made"]))
+    print(f"{len(mutations)} mistakes can be made")
 
 
 if __name__ == "__main__":
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    results = [check(*mutation) for mutation in MUTATIONS if wanted in mutation[0]]
-    print(f"{sum(results)} of {len(results)} mistakes caught")
-    sys.exit(not all(results))
+    selected = [m for m in MUTATIONS if wanted == "--find" or wanted in m.name]
+    check_applicable(selected)
+    if wanted != "--find":
+        results = [is_caught(mutation) for mutation in selected]
+        print(f"{sum(results)} of {len(results)} mistakes caught")
+        sys.exit(not all(results))
