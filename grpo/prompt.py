@@ -38,7 +38,9 @@ class PromptBuilder:
     def schema(self, example: Example) -> str:
         if example.db_path not in self.schemas:
             self.schemas[example.db_path] = schema_text(
-                load_schema(example.db_path), self.budget, lambda text: len(self.encode(text))
+                load_schema(example.db_path),
+                budget=self.budget,
+                count_tokens=lambda text: len(self.encode(text)),
             )
         return self.schemas[example.db_path]
 

@@ -25,13 +25,15 @@ from sqlenv.sandbox.sandbox import Execution, Sandbox
 from sqlenv.schema import Column, ForeignKey, Schema, Table, load_schema, sample_values, schema_text
 from sqlenv.testsuite.mutants import Mutant, make_mutants
 from sqlenv.testsuite.suite import Suite, load_suite, suite_matches
-from sqlenv.text import canonical_sql, extract_sql, is_ordered
+from sqlenv.text import canonical_sql, extract_sql, format_sql, is_ordered
+from sqlenv.verifier import ExecutionVerifier, Verdict
 
 __all__ = [
     "EMBEDDED",
     "LANGUAGES",
     "Column",
     "Example",
+    "ExecutionVerifier",
     "Execution",
     "ForeignKey",
     "Mutant",
@@ -40,10 +42,12 @@ __all__ = [
     "Suite",
     "Table",
     "UserError",
+    "Verdict",
     "by_database",
     "canonical_sql",
     "database_path",
     "extract_sql",
+    "format_sql",
     "is_ordered",
     "load_dataset",
     "load_schema",

@@ -12,6 +12,7 @@ import json
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -51,6 +52,14 @@ def load_dataset(path: str | PathLike, lang: str, split: str) -> list[Example]:
         total = missing.total()
         logger.warning("%s_%s: %d questions skipped, no database: %s", split, lang, total, counts)
     return examples
+
+
+def by_database(examples: Iterable) -> dict[str, list]:
+    """Groups examples, or anything with a `db_id`, by database, in the order of appearance."""
+    groups: dict[str, list] = {}
+    for example in examples:
+        groups.setdefault(example.db_id, []).append(example)
+    return groups
 
 
 def read_dataset(path: str | PathLike, lang: str, split: str) -> tuple[list[Example], Counter[str]]:

@@ -1,8 +1,8 @@
-"""A database's schema, and the text by which a model gets to know it.
+"""The schema of a database, and its text in a model's prompt.
 
-Published databases are not tidy: foreign keys point to tables that do not exist, or name no
-column; names contain spaces; text is not valid UTF-8. What can be read is read, and what points
-nowhere is left out, since a model that follows it writes SQL that fails.
+Published databases contain errors: foreign keys to tables that do not exist or without a column,
+names with spaces, text that is not valid UTF-8. Everything readable is read. References to missing
+tables and columns are left out, since SQL that uses them fails.
 """
 
 import functools
@@ -17,39 +17,48 @@ from sqlenv.errors import UserError
 from sqlenv.files import read_only_uri
 from sqlenv.text import ASCII_LOWER, RESERVED
 
-SAMPLE_LENGTH = 40  # characters of a sample value that are shown
+SAMPLE_LENGTH = 40  # characters shown of a sample value
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
+    """A column of a table."""
+
     name: str
-    type: str  # as declared, "" where nothing is
-    primary_key: bool  # alone or as a part of it
+    type: str  # as declared; "" if there is no declaration
+    primary_key: bool  # part of the primary key
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignKey:
+    """A reference from a column to another table."""
+
     column: str
     table: str
-    to_column: str | None  # None: the database does not say, or names one that does not exist
+    to_column: str | None  # None if it is not declared or does not exist
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
+    """A table with its columns and foreign keys."""
+
     name: str
     columns: tuple[Column, ...]
-    foreign_keys: tuple[ForeignKey, ...]  # those whose table exists, in the order of the columns
+    foreign_keys: tuple[ForeignKey, ...]  # to existing tables only, in the order of the columns
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    tables: tuple[Table, ...]  # in the order of creation, without SQLite's own
+    """The tables of a database."""
+
+    tables: tuple[Table, ...]  # in the order of creation, without SQLite's internal ones
 
 
 def load_schema(db_path: str | os.PathLike) -> Schema:
-    """Return the tables of a SQLite file. Kept in memory until the file changes.
+    """Returns the schema of a SQLite file; it is cached until the file changes.
 
-    Raises UserError, naming the path, if the file is missing or is not a SQLite database.
+    Raises:
+        UserError: the file is missing or is not a SQLite database.
     """
     try:
         status = os.stat(db_path)
@@ -92,29 +101,30 @@ def _foreign_keys(
 ) -> tuple[ForeignKey, ...]:
     sql = 'SELECT "from", "table", "to", seq FROM pragma_foreign_key_list(?)'
     tables = {name.lower(): name for name in columns}
-    own = [column.name.lower() for column in columns[table]]
+    names = [column.name.lower() for column in columns[table]]
     keys = set()
     for column, to_table, to_column, part in connection.execute(sql, [table]):
         target = tables.get(to_table.lower())
-        if target is None or column.lower() not in own:
+        if target is None or column.lower() not in names:
             continue
-        if to_column is None:  # SQLite takes the primary key
+        if to_column is None:  # SQLite uses the primary key
             primary = [c.name for c in columns[target] if c.primary_key]
             to_column = primary[part] if part < len(primary) else None
         else:
-            found = {c.name.lower(): c.name for c in columns[target]}
-            to_column = found.get(to_column.lower())
-        name = columns[table][own.index(column.lower())].name
+            target_names = {c.name.lower(): c.name for c in columns[target]}
+            to_column = target_names.get(to_column.lower())
+        name = columns[table][names.index(column.lower())].name
         keys.add(ForeignKey(name, target, to_column))
     return tuple(
-        sorted(keys, key=lambda k: (own.index(k.column.lower()), k.table, k.to_column or ""))
+        sorted(keys, key=lambda k: (names.index(k.column.lower()), k.table, k.to_column or ""))
     )
 
 
 def sample_values(db_path: str | os.PathLike, count: int) -> dict[tuple[str, str], tuple]:
-    """Return up to `count` different values, not NULL, of each (table, column).
+    """Returns up to ``count`` different values of each (table, column), without NULL.
 
-    Raises UserError as `load_schema` does.
+    Raises:
+        UserError: as in ``load_schema``.
     """
     schema, values = load_schema(db_path), {}
     connection = _connect(os.path.abspath(db_path))
@@ -123,7 +133,7 @@ def sample_values(db_path: str | os.PathLike, count: int) -> dict[tuple[str, str
             source = quote_name(table.name)
             for column in table.columns:
                 name = quote_name(column.name)
-                # The inner LIMIT keeps a large table from being read to its end.
+                # The inner LIMIT avoids reading the whole of a large table.
                 rows = connection.execute(
                     f"SELECT DISTINCT v FROM (SELECT {name} AS v FROM {source} LIMIT 1000) "
                     "WHERE v IS NOT NULL LIMIT ?",
@@ -139,31 +149,36 @@ def sample_values(db_path: str | os.PathLike, count: int) -> dict[tuple[str, str
 
 def schema_text(
     schema: Schema,
+    *,
     budget: int | None = None,
     count_tokens: Callable[[str], int] = len,
     samples: Mapping[tuple[str, str], Sequence] | None = None,
 ) -> str:
-    """Return the schema as one CREATE TABLE line per table, as long as the budget allows.
+    """Returns the schema as text, one CREATE TABLE line per table, within a budget.
 
-    budget is in the unit of `count_tokens`; None means no limit. `samples` as `sample_values`
-    gives them. What does not fit is left out step by step, the first text that fits is returned:
+    If the full text is too long, it is shortened step by step, and the first text within the
+    budget is returned. These parts are left out, in this order:
 
-    1. the sample values, at the end of a table's line as `-- column: value, value; column: …`
+    1. the sample values, at the end of a table's line as ``-- column: value, value; column: …``
     2. the columns' types
-    3. columns that are in no primary or foreign key, table by table, the widest first
-    4. what is left except the tables' names
+    3. columns in no primary or foreign key, table by table, the widest table first
+    4. all columns
 
-    The last is returned even if it does not fit either.
+    Args:
+        budget: the maximum length in the unit of ``count_tokens``; None for no limit. The shortest
+            text is returned even if it exceeds the budget.
+        count_tokens: the length of a text.
+        samples: values to show, from ``sample_values``.
     """
     text = ""
-    for text in _versions(schema, samples or {}):
+    for text in _texts(schema, samples or {}):
         if budget is None or count_tokens(text) <= budget:
             break
     return text
 
 
-def _versions(schema: Schema, samples: Mapping) -> Iterator[str]:
-    """The texts for a schema, from the fullest to the shortest."""
+def _texts(schema: Schema, samples: Mapping) -> Iterator[str]:
+    """Yields the texts for a schema, from the longest to the shortest."""
     tables = schema.tables
     if samples:
         yield "\n".join(table_line(t) + _sample_comment(t, samples) for t in tables)
@@ -176,8 +191,8 @@ def _versions(schema: Schema, samples: Mapping) -> Iterator[str]:
     yield "\n".join(f"CREATE TABLE {quote_name(t.name)};" for t in tables)
 
 
-def table_line(table: Table, types: bool = True, keys_only: bool = False) -> str:
-    """Return `CREATE TABLE t (a INTEGER PRIMARY KEY, b_id INTEGER REFERENCES b(b_id));`."""
+def table_line(table: Table, *, types: bool = True, keys_only: bool = False) -> str:
+    """Returns ``CREATE TABLE t (a INTEGER PRIMARY KEY, b_id INTEGER REFERENCES b(b_id));``."""
     primary = [column.name for column in table.columns if column.primary_key]
     parts = []
     for column in table.columns:
@@ -210,6 +225,6 @@ def _sample_comment(table: Table, samples: Mapping[tuple[str, str], Sequence]) -
 
 
 def quote_name(name: str) -> str:
-    """Return a table's or column's name as it must stand in SQL, in quotes only if needed."""
+    """Returns the name of a table or column as SQL, quoted if necessary."""
     plain = re.fullmatch(r"[^\W\d]\w*", name) and name.translate(ASCII_LOWER) not in RESERVED
     return name if plain else '"' + name.replace('"', '""') + '"'

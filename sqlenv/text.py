@@ -1,13 +1,15 @@
-"""SQL as text: finding it in a model's completion, whether it orders, and one way of writing it.
+"""SQL as text: extraction from a completion, detection of ORDER BY, canonical and readable form.
 
-All three need only to tell words from strings and comments, which the tokenizer below does in one
-pass over any text, of any length, valid or not. It is no parser: SQLite decides what is SQL.
+These functions only have to tell words from strings and comments. The tokenizer below does that in
+one pass over any text, valid or not. It is no parser: SQLite decides what is valid SQL.
 """
 
 import itertools
 import re
 import string
 from collections.abc import Iterator
+
+import sqlparse
 
 # Words that cannot name a table or column without quotes.
 _RESERVED = """
@@ -17,13 +19,13 @@ _RESERVED = """
     not nothing notnull null on or order primary raise references returning select set table then
     to transaction union unique update using values when where"""
 RESERVED = frozenset(_RESERVED.split())
-# What `canonical_sql` writes in capitals: the above, and words that have a meaning in a query.
+# What ``canonical_sql`` writes in upper case: the above, and other words with a meaning in a query.
 _OTHER = """
     asc by cross desc end filter full glob inner left like natural offset outer over partition
     recursive right with"""
 KEYWORDS = RESERVED | frozenset(_OTHER.split())
-# The first words of statements are English words, too ("with", "explain"), so each pattern asks for
-# what makes it SQL. A space stands for comments as well: see `leading_statement`.
+# The first words of statements are English words, too ("with", "explain"), so each pattern also
+# requires what follows them in SQL. Comments are blanked before matching: `leading_statement`.
 _NAME = r"""(?:\w+|"[^"]{0,200}"|`[^`]{0,200}`|\[[^]]{0,200}\])"""
 _QUERY = rf"""\b(?:select\b|with\b\s*(?:recursive\b\s*)?{_NAME}\s*(?:\([^()]*\)\s*)?\bas\s*
     (?:(?:not\s+)?materialized\s*)?\()"""
@@ -37,7 +39,7 @@ _CHANGE = rf"""\b(?:
       \s*\bset\b (?=\s*(?:\(|{_NAME}\s*=))
     | explain\s+query\s+plan\b
     )| \bexplain\s+(?={_QUERY})"""
-# These only where a statement is expected; in capitals, the word alone will do.
+# Matched only where a statement is expected. In upper case the keyword alone is enough.
 _COMMAND = rf"""(?:values\s*\( | pragma\s+\w+\s*(?:[;=(.]|\Z) | attach\s*(?:database\s*)?["']
     | (?:analyze|begin|commit|detach|end|reindex|release|rollback|savepoint|use|vacuum)\b
       (?:\s*{_NAME}){{0,2}}\s*(?:;|\Z)
@@ -53,9 +55,11 @@ FENCE = re.compile(r"```[ \t]*(?:sqlite|sql|postgresql|mysql)?[ \t]*\n?", re.IGN
 MARKER = re.compile(r"\bsql(?:ite)?(?:\s+query)?\W{0,3}?[:：]", re.IGNORECASE)
 COMMENT = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 SPACE = re.compile(r"[\s;]*")
-MAX_FENCES = 20  # looked at in one completion
+MAX_FENCES = 20  # of a completion that are searched for SQL
+MAX_FORMATTED = 5000  # characters of a query that `format_sql` lays out
+LINE_WIDTH = 80  # of the lists in a query that `format_sql` lays out
 
-# Unterminated strings and comments reach to the end of the text.
+# Unterminated strings and comments extend to the end of the text.
 TOKEN = re.compile(
     r"""
       (?P<space>\s+)
@@ -72,21 +76,22 @@ TOKEN = re.compile(
 
 
 def tokenize(sql: str, start: int = 0) -> Iterator[re.Match]:
-    """Yield matches of TOKEN that cover the text from `start` on; `lastgroup` is their kind."""
+    """Yields matches of TOKEN that cover the text from ``start``; ``lastgroup`` is their kind."""
     return TOKEN.finditer(sql, start)
 
 
 def extract_sql(completion: str) -> str | None:
-    """Return the SQL statement in a completion, or None if nothing in it looks like one.
+    """Returns the SQL statement in a completion, or None if it contains none.
 
-    Looked for in this order: at the very start; in the first fenced block that starts with a
-    statement; after the first "SQL:"; anywhere, at the first SELECT, WITH … AS (, INSERT INTO or
-    the like. It reaches to the first `;`, the next ```, a blank line (outside a fenced block) or
-    the end, whichever comes first, none of them counted inside strings and comments.
+    The statement is searched for in this order: at the start of the completion; in the first
+    fenced block that starts with a statement; after the first "SQL:"; at the first SELECT,
+    WITH … AS (, INSERT INTO and so on anywhere. It ends at the first ``;``, the next fence, a blank
+    line (outside a fenced block) or the end of the text, whichever comes first. Strings and
+    comments are skipped.
 
-    What stands between is left as it is, so prose in it fails as a syntax error. A statement that
-    is no query is returned whole, and if another statement follows directly, the two stay
-    together, so that the sandbox refuses them; no query is picked out of such a text:
+    The text in between is not changed, so prose in it fails as a syntax error. Statements other
+    than queries are returned whole. If another statement follows directly, both are returned
+    together, so that the sandbox refuses them:
 
     >>> extract_sql("Sure! SELECT name FROM singer; It lists the names.")
     'SELECT name FROM singer'
@@ -113,7 +118,7 @@ def extract_sql(completion: str) -> str | None:
 
 
 def find_statement(completion: str) -> tuple[int | None, bool]:
-    """Return where the SQL starts (None: nowhere) and whether it stands in a fenced block."""
+    """Returns where the SQL starts (None: nowhere) and whether that is in a fenced block."""
     fences = itertools.islice(FENCE.finditer(completion), MAX_FENCES)
     places = [(0, False)] + [(fence.end(), True) for fence in fences]
     places += [(marker.end(), False) for marker in [MARKER.search(completion)] if marker]
@@ -121,29 +126,32 @@ def find_statement(completion: str) -> tuple[int | None, bool]:
         offset = leading_statement(completion[place:])
         if offset is not None:
             return place + offset, fenced
-    found = [STATEMENT_IN_PROSE.search(form) for form in (completion, blank_comments(completion))]
-    return min((match.start() for match in found if match), default=None), False
+    texts = (completion, blank_comments(completion))
+    matches = [STATEMENT_IN_PROSE.search(text) for text in texts]
+    return min((match.start() for match in matches if match), default=None), False
 
 
 def leading_statement(text: str) -> int | None:
-    """Return where in a text a statement starts, with nothing but comments before it, or None.
+    """Returns where a statement starts in a text, with only comments before it; None if nowhere.
 
-    Looks at the text as it is, too, since what seems a comment may be a quoted name or a dash.
+    The text is also searched unchanged: what looks like a comment may be a quoted name or a dash.
     """
-    for form in (text, blank_comments(text)):
-        start = SPACE.match(form).end()
-        if STATEMENT.match(form, start):
+    for version in (text, blank_comments(text)):
+        start = SPACE.match(version).end()
+        if STATEMENT.match(version, start):
             return start
     return None
 
 
 def blank_comments(text: str) -> str:
-    """The text, as long as before, with spaces for comments."""
+    """Returns the text with every comment replaced by as many spaces."""
     return COMMENT.sub(lambda comment: " " * len(comment.group()), text)
 
 
 def is_ordered(sql: str) -> bool:
-    """Return whether the outermost query has an ORDER BY (not a subquery, window or aggregate).
+    """Returns whether the outermost query has an ORDER BY.
+
+    The ORDER BY of a subquery, window or aggregate does not count.
 
     >>> is_ordered("SELECT a FROM (SELECT a FROM t ORDER BY a)")
     False
@@ -161,11 +169,11 @@ def is_ordered(sql: str) -> bool:
 
 
 def canonical_sql(sql: str) -> str:
-    """Return the query as one line in one way of writing, to be embedded or compared as text.
+    """Returns the query in canonical form, on one line, to be embedded or compared as text.
 
-    Comments and trailing semicolons go, spaces become uniform, keywords upper case, and names
-    outside quotes lower case (as SQLite does, A to Z only); what is in quotes stays as it is.
-    The meaning stays the same.
+    Comments and trailing semicolons are removed, spaces are made uniform, keywords are in upper
+    case and unquoted names in lower case (A to Z only, as in SQLite). Quoted text is not changed.
+    The query keeps its meaning.
 
     >>> canonical_sql("select  Count( * ) from Singer -- all\\n where Country='France';")
     "SELECT count(*) FROM singer WHERE country = 'France'"
@@ -189,8 +197,40 @@ def canonical_sql(sql: str) -> str:
     return "".join(pieces)
 
 
+def format_sql(sql: str) -> str:
+    """Returns the query laid out over several lines for a person to read.
+
+    Keywords are in upper case; names, strings and comments are not changed. A text that is longer
+    than MAX_FORMATTED, too deeply nested, or would change its meaning is returned unchanged.
+
+    >>> print(format_sql("select name from singer where age > 20 order by age"))
+    SELECT name
+    FROM singer
+    WHERE age > 20
+    ORDER BY age
+    """
+    if len(sql) > MAX_FORMATTED:
+        return sql
+    try:
+        # sqlparse's own option `keyword_case` also changes columns such as "type" and "language".
+        text = sqlparse.format(upper_keywords(sql), reindent=True, wrap_after=LINE_WIDTH)
+    except (sqlparse.exceptions.SQLParseError, RecursionError):
+        return sql
+    return text if canonical_sql(text) == canonical_sql(sql) else sql
+
+
+def upper_keywords(sql: str) -> str:
+    """Returns the text with keywords in upper case; after a dot a word is a name."""
+    pieces = [""]
+    for token in tokenize(sql):
+        text = token.group()
+        is_keyword = token.lastgroup == "word" and text.translate(ASCII_LOWER) in KEYWORDS
+        pieces.append(text.upper() if is_keyword and pieces[-1] != "." else text)
+    return "".join(pieces)
+
+
 def is_glued(before: tuple[str, str], token: tuple[str, str], signed: bool) -> bool:
-    """Return whether no space stands between two (kind, text) tokens."""
+    """Returns whether no space stands between two (kind, text) tokens."""
     (kind_before, text_before), (kind, text) = before, token
     if text == ".":
         return kind_before in ("name", "quoted")

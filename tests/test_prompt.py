@@ -30,7 +30,7 @@ def schema_of(example: Example, tokenizer, budget: int = prompt.SCHEMA_BUDGET) -
     def count(text):
         return len(tokenizer.encode(text, add_special_tokens=False))
 
-    return schema_text(load_schema(example.db_path), budget, count)
+    return schema_text(load_schema(example.db_path), budget=budget, count_tokens=count)
 
 
 def test_plain_prompt(example):
@@ -70,9 +70,9 @@ def test_prompts_differ_by_their_question_and_share_their_schema(example, monkey
     """The schema text of a database is made once, that of another database anew."""
     made = []
 
-    def counting(schema, *arguments):
+    def counting(schema, **options):
         made.append(schema)
-        return schema_text(schema, *arguments)
+        return schema_text(schema, **options)
 
     monkeypatch.setattr(prompt, "schema_text", counting)
     builder = PromptBuilder(make_tokenizer())

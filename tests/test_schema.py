@@ -1,4 +1,4 @@
-"""Reading schemas and writing them for a prompt, on made and on published databases."""
+"""Reading schemas and writing them for a prompt, on small and on published databases."""
 
 import sqlite3
 
@@ -56,14 +56,14 @@ clerk TEXT REFERENCES maker, PRIMARY KEY (day, item_id));"""
 
 
 def test_text_without_a_budget(shop):
-    assert schema_text(load_schema(shop), None, len) == FULL
+    assert schema_text(load_schema(shop)) == FULL
 
 
 def test_samples(shop):
     samples = sample_values(shop, 2)
     assert samples["item", "price"] == (2.5,)
     assert samples["item", "label"] == ("\ufffd", "y")
-    maker, item, sold = schema_text(load_schema(shop), None, len, samples).split("\n")
+    maker, item, sold = schema_text(load_schema(shop), samples=samples).split("\n")
     assert maker.endswith('"order"); -- maker_id: 1, 2; full name: A B C, D')
     assert item.endswith("-- item_id: 1, 2; maker_id: 1; price: 2.5; label: \ufffd, y")
     assert sold.endswith("(day, item_id));")
@@ -72,8 +72,8 @@ def test_samples(shop):
 def test_text_shrinks_step_by_step(shop):
     schema, samples = load_schema(shop), sample_values(shop, 2)
     texts, budget = [], 10_000
-    while not texts or texts[-1] != schema_text(schema, budget, len, samples):
-        texts.append(schema_text(schema, budget, len, samples))
+    while not texts or texts[-1] != schema_text(schema, budget=budget, samples=samples):
+        texts.append(schema_text(schema, budget=budget, samples=samples))
         budget = len(texts[-1]) - 1
     assert [len(text) for text in texts] == sorted({len(text) for text in texts}, reverse=True)
     assert texts[1] == FULL
@@ -87,8 +87,12 @@ def test_text_shrinks_step_by_step(shop):
 def test_budget_is_in_the_counters_unit(shop):
     schema = load_schema(shop)
     words = len(FULL.split())
-    assert schema_text(schema, words, lambda text: len(text.split())) == FULL
-    assert schema_text(schema, words - 1, lambda text: len(text.split())) != FULL
+
+    def text(budget: int) -> str:
+        return schema_text(schema, budget=budget, count_tokens=lambda text: len(text.split()))
+
+    assert text(words) == FULL
+    assert text(words - 1) != FULL
 
 
 def test_a_changed_file_is_read_again(tmp_path):
@@ -98,7 +102,7 @@ def test_a_changed_file_is_read_again(tmp_path):
     assert [table.name for table in load_schema(path).tables] == ["a", "b"]
 
 
-def test_unreadable_files_are_the_users_to_mend(tmp_path):
+def test_unreadable_files_are_a_user_error(tmp_path):
     text = tmp_path / "text.sqlite"
     text.write_text("this is not a database" * 100)
     for path in (tmp_path / "missing.sqlite", text, tmp_path):
@@ -107,13 +111,13 @@ def test_unreadable_files_are_the_users_to_mend(tmp_path):
     assert not (tmp_path / "missing.sqlite").exists()
 
 
-def test_published_schemas_survive_the_way_through_text(tmp_path):
+def test_published_schemas_survive_a_round_trip_through_text(tmp_path):
     databases = sorted((multispider() / "spider" / "database").glob("*/*.sqlite"))
     assert len(databases) > 100
     for path in databases:
         schema = load_schema(path)
         copy = sqlite3.connect(":memory:")
-        copy.executescript(schema_text(schema, None, len))
+        copy.executescript(schema_text(schema))
         for table in schema.tables:
             rows = copy.execute("SELECT name, type FROM pragma_table_info(?)", [table.name])
             assert rows.fetchall() == [(c.name, c.type) for c in table.columns], path

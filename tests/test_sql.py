@@ -1,14 +1,27 @@
-"""Finding SQL in completions, ORDER BY of the outermost query, and the canonical way of writing."""
+"""SQL as text: extraction from completions, ORDER BY of the outermost query, canonical and readable
+form."""
 
+import json
 import sqlite3
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlenv import Sandbox, canonical_sql, extract_sql, is_ordered
+from sqlenv import (
+    EMBEDDED,
+    Sandbox,
+    canonical_sql,
+    extract_sql,
+    format_sql,
+    is_ordered,
+    load_dataset,
+)
+from sqlenv.text import MAX_FORMATTED
 
+HOSTILE = Path(__file__).with_name("hostile_sql.jsonl")
 RIGHT = "SELECT a FROM t"
 
 EXTRACTED = {
@@ -252,8 +265,8 @@ PIECES += ["'a  B'", '"Q"', "`q`", "[w]", "--", "/*", "*/", "\n", "x'", "'", "="
 @given(st.lists(st.sampled_from(PIECES)))
 def test_canonical_is_canonical_already(tokens):
     for text in (" ".join(tokens), "".join(tokens)):
-        once = canonical_sql(text)
-        assert canonical_sql(once) == once
+        canonical = canonical_sql(text)
+        assert canonical_sql(canonical) == canonical
 
 
 @given(st.text())
@@ -263,3 +276,66 @@ def test_any_text_can_be_read(text):
         assert extracted is None or extracted in sql
         assert is_ordered(sql) in (True, False)
         assert canonical_sql(canonical_sql(sql)) == canonical_sql(sql)
+        assert canonical_sql(format_sql(sql)) == canonical_sql(sql)
+
+
+FORMATTED = """\
+SELECT T1.name, T1.type, count(*)
+FROM singer AS T1
+JOIN concert AS T2 ON T1.id = T2.singer_id
+WHERE T1.note = 'and  or'
+  AND T2.year IN
+    (SELECT year
+     FROM tour)
+GROUP BY T1.id
+HAVING count(*) > 2
+ORDER BY T1.order DESC
+LIMIT 3 -- Three"""
+
+
+def test_formatted_sql():
+    """Keywords in upper case; names, also those that sqlparse takes for keywords, strings and
+    comments unchanged."""
+    line = (
+        "select T1.name, T1.type, count(*) from singer as T1 join concert as T2"
+        " on T1.id = T2.singer_id where T1.note = 'and  or' and T2.year in (select year from tour)"
+        " group by T1.id having count(*) > 2 order by T1.order desc limit 3 -- Three"
+    )
+    assert format_sql(line) == FORMATTED
+    assert format_sql(FORMATTED) == FORMATTED
+
+
+def test_formatted_sql_has_the_same_meaning():
+    """Gold queries and the hostile texts keep their canonical form, and most gold queries get more
+    than one line."""
+    golds = [example.gold_sql for example in load_dataset(EMBEDDED, "en", "dev")]
+    lines = [json.loads(line)["sql"] for line in HOSTILE.read_text("utf-8").splitlines()]
+    for sql in [*golds, *(sql for sql in lines if isinstance(sql, str))]:
+        assert canonical_sql(format_sql(sql)) == canonical_sql(sql)
+    assert all("\n" in format_sql(sql) for sql in golds)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT " + "(" * 1000 + "1" + ")" * 1000,
+        "SELECT * FROM (" * 300 + "t" + ")" * 300,
+        "SELECT a" + " + a" * 1000,
+        "SELECT " + "a, " * MAX_FORMATTED + "a FROM t",
+    ],
+    ids=["parentheses", "subqueries", "operators", "long"],
+)
+def test_what_cannot_be_formatted_is_returned_unchanged(sql):
+    assert format_sql(sql) == sql
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["(", ")", "[", "'", '"', "/*", "--", "CASE ", "BEGIN ", "END ", "\0", "\ud800", "$$", ";"],
+)
+def test_broken_text_is_formatted_at_once(piece):
+    """However long: without an exception, within a second of CPU time."""
+    for length in (100, MAX_FORMATTED, 20 * MAX_FORMATTED):
+        start = time.process_time()
+        format_sql("select a from t " + piece * (length // len(piece)))
+        assert time.process_time() - start < 1
