@@ -18,18 +18,16 @@ import torch
 
 from encoder import ContrastiveEncoder, SemanticReward
 from grpo.checkpoint import load_adapter
-from grpo.config import ASSETS, Config
+from grpo.config import ASSETS, Config, chosen_languages
 from grpo.evaluation import report as report_files
 from grpo.evaluation.analysis import check_same_questions, compare, full_report
 from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites, prediction_rows, score
-from grpo.lora import lora_folded
+from grpo.lora import lora_merged
 from grpo.models import load_policy
-from grpo.rewards import Judge
-from sqlenv import EMBEDDED, Example, Sandbox, UserError, read_dataset
+from sqlenv import EMBEDDED, Example, ExecutionVerifier, Sandbox, UserError, read_dataset
 from sqlenv.errors import exit_code
 from sqlenv.files import write_file, write_json
 from sqlenv.metrics.predictions import read_predictions, without_prediction
-from train import chosen_languages
 
 OUTPUTS = ("json", "csv", "markdown", "save_predictions")
 
@@ -127,12 +125,12 @@ def load_questions(arguments: argparse.Namespace) -> tuple[list[Example], Counte
     """
     examples, skipped = [], Counter()
     for lang in chosen_languages(arguments.lang or "all"):
-        found, missing = read_dataset(arguments.data, lang, arguments.split or "dev")
+        questions, missing = read_dataset(arguments.data, lang, arguments.split or "dev")
         if missing:
             names = ", ".join(f"{db} ({count})" for db, count in sorted(missing.items()))
             print(f"{lang}: skipped {missing.total()} questions whose database is missing: {names}")
         skipped.update(missing)
-        examples += found[: arguments.limit or None]
+        examples += questions[: arguments.limit or None]
     if not examples:
         raise UserError(f"--data {arguments.data}: there is no question to measure on")
     return examples, skipped
@@ -149,19 +147,19 @@ def load_predictions(arguments: argparse.Namespace) -> tuple[list[Example], list
     path, data = arguments.predictions, arguments.data
     examples, sqls = read_predictions(path, data, langs, arguments.limit)
     questions = []
-    for lang in dict.fromkeys(langs or (one.lang for one in examples)):
+    for lang in dict.fromkeys(langs or (example.lang for example in examples)):
         try:
-            found, _ = read_dataset(data, lang, arguments.split or "dev")
-            questions += found[: arguments.limit or None]
+            dataset, _ = read_dataset(data, lang, arguments.split or "dev")
+            questions += dataset[: arguments.limit or None]
         except UserError:
             if arguments.split:
                 raise  # and without, the databases are enough
     missing = without_prediction(examples, questions)
     if missing and (arguments.split or len(missing) < len(questions)):
-        one, split = missing[0], arguments.split or "dev"
+        first, split = missing[0], arguments.split or "dev"
         message = (
             f"{path}: {len(missing)} of the {len(questions)} {split} questions of {data} have no "
-            f"line, such as {one.question!r} ({one.lang}, {one.db_id})"
+            f"line, such as {first.question!r} ({first.lang}, {first.db_id})"
         )
         if arguments.split:
             raise UserError(f"{message}; where a system gives no SQL, predicted is null")
@@ -192,22 +190,21 @@ def load(
 
 def measure(
     arguments: argparse.Namespace,
-    judge: Judge,
+    verifier: ExecutionVerifier,
     semantic: SemanticReward,
     examples: list[Example],
     sqls: list[str | None] | None,
 ) -> list[Prediction]:
-    """The judged answers of one source."""
-    suites = load_suites(judge.sandbox, examples) if arguments.test_suite else None
+    """The predictions of one source, measured."""
+    suites = load_suites(verifier.sandbox, examples) if arguments.test_suite else None
     if sqls is not None:
-        return score(judge, semantic, examples, sqls, suites)
+        return score(verifier, semantic, examples, sqls, suites=suites)
     policy = load_policy(arguments.model, arguments.device, arguments.dtype)
     if arguments.adapter:
         load_adapter(policy.model, Path(arguments.adapter))
-    with lora_folded(policy.model):
-        return evaluate_policy(
-            policy, judge, semantic, examples, arguments.max_new_tokens, "answers", suites
-        )
+    options = {"max_new_tokens": arguments.max_new_tokens, "progress": "answers", "suites": suites}
+    with lora_merged(policy.model):
+        return evaluate_policy(policy, verifier, semantic, examples, **options)
 
 
 def show(reports: dict, difference: dict | None) -> None:
@@ -250,12 +247,14 @@ def run(arguments: argparse.Namespace) -> int:
     systems = [with_run(source) for source in sources(arguments)]
     loaded = [load(system) for system in systems]
     if arguments.compare:
-        keys = [[(e.lang, e.db_id, e.question, e.gold_sql) for e in one[0]] for one in loaded]
+        keys = [
+            [(e.lang, e.db_id, e.question, e.gold_sql) for e in examples] for examples, *_ in loaded
+        ]
         check_same_questions(*keys, arguments.compare)  # before a model has answered them
     with Sandbox() as sandbox:
-        judge = Judge(sandbox)
+        verifier = ExecutionVerifier(sandbox)
         measured = [
-            measure(system, judge, semantic, examples, sqls)
+            measure(system, verifier, semantic, examples, sqls)
             for system, (examples, sqls, _) in zip(systems, loaded)
         ]
     if arguments.save_predictions:
@@ -267,8 +266,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         report = full_report(measured[0])
         reports = {arguments.run or arguments.model or arguments.predictions: report}
-    for one, (_, _, skipped) in zip(reports.values(), loaded):
-        one["skipped"] = skipped
+    for system_report, (_, _, skipped) in zip(reports.values(), loaded):
+        system_report["skipped"] = skipped
     show(reports, report.get("difference"))
     write_outputs(arguments, report, reports)
     return 0

@@ -1,55 +1,69 @@
-"""How much better a completion did than its group: the critic-free baseline of GRPO."""
+"""Group-relative advantages: how much better a completion is than the others of its group."""
 
 import torch
 from torch import Tensor
 
-EPSILON = 1e-4  # in the divisor; DeepSeekMath gives none, this is the value in common use
-NOISE = 1e-6  # relative spread of a group below which its rewards differ by float noise only
+EPSILON = 1e-4  # added to the divisor; DeepSeekMath gives no value, this one is in common use
+NOISE = 1e-6  # relative spread of a group below which its rewards differ by rounding only
 
 
-def group_advantages(rewards: Tensor, kind: str = "group", weights: Tensor | None = None) -> Tensor:
-    """Advantages of P groups of G completions. They never cross groups, but for the last step of
-    ``per_reward``.
+def group_advantages(
+    rewards: Tensor, *, kind: str = "centered", weights: Tensor | None = None
+) -> Tensor:
+    """Advantages of P groups of G completions, without a critic: the baseline is the group's mean.
 
     Args:
-        rewards: (P, G) float, one scalar each; for ``per_reward`` (P, G, R), the R terms before
-            weighting.
+        rewards: (P, G) float, the reward of each completion; for ``per_reward`` (P, G, R), the R
+            reward terms before weighting.
         kind: one of
 
-            - ``group``: (r - mean) / (std + 1e-4), std with Bessel's correction (DeepSeekMath,
-              arXiv 2402.03300, section 4.1.2: outcome supervision)
             - ``centered``: r - mean (Dr. GRPO, arXiv 2503.20783: dividing by the std favours
               groups that are nearly all right or all wrong)
+            - ``group``: (r - mean) / (std + 1e-4), std with Bessel's correction (DeepSeekMath,
+              arXiv 2402.03300, section 4.1.2: outcome supervision)
             - ``rloo``: r minus the mean of the others = G / (G - 1) * (r - mean) (arXiv 2402.14740)
             - ``per_reward``: each term as in ``group``, weighted and summed, then normalised over
-              the batch (GDPO, arXiv 2601.05242): a term with a small spread still counts by its
-              weight
-        weights: (R,) for ``per_reward``.
+              the batch (GDPO, arXiv 2601.05242), so that a term with a small spread still counts
+              by its weight. This last normalisation is the only operation that crosses groups.
+        weights: (R,), the weights of the terms, for ``per_reward`` only.
 
     Returns:
-        (P, G) float32. Groups that differ by float noise only get exact zeros.
+        (P, G) float32. Exactly 0 in groups whose rewards differ by rounding only.
 
-    >>> group_advantages(torch.tensor([[1., 0.], [2., 2.]]), "centered").tolist()
+    Raises:
+        TypeError: ``rewards`` is not a tensor.
+        ValueError: unknown ``kind``, wrong shape, groups of one, or ``weights`` missing.
+
+    >>> group_advantages(torch.tensor([[1., 0.], [2., 2.]])).tolist()
     [[0.5, -0.5], [0.0, 0.0]]
     """
+    _check(rewards, kind, weights)
     rewards = rewards.float()
     if kind == "per_reward":
-        terms = rewards.movedim(-1, 0)  # (R, P, G)
-        total = torch.stack([w * group_advantages(term) for w, term in zip(weights, terms)]).sum(0)
-        silent = (total == 0).all(dim=1, keepdim=True)  # (P, 1)
-        normalised = (total - total.mean()) / (total.std() + EPSILON)
-        return torch.where(silent, 0.0, normalised)
+        terms = zip(weights, rewards.movedim(-1, 0))  # R pairs of a weight and (P, G)
+        total = torch.stack([w * group_advantages(term, kind="group") for w, term in terms]).sum(0)
+        zero_variance = (total == 0).all(dim=1, keepdim=True)  # (P, 1)
+        return torch.where(zero_variance, 0.0, (total - total.mean()) / (total.std() + EPSILON))
     centered = rewards - rewards.mean(dim=1, keepdim=True)  # (P, G)
     spread = rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True)
     noise = NOISE * rewards.abs().amax(1, keepdim=True).clamp(min=1)
     centered = torch.where(spread < noise, 0.0, centered)
-    if kind == "centered":
-        return centered
-    size = rewards.shape[1]
-    if size < 2:
-        raise ValueError(f"advantages of kind {kind} need at least 2 completions in a group")
-    if kind == "rloo":
-        return centered * size / (size - 1)
     if kind == "group":
         return centered / (rewards.std(dim=1, keepdim=True) + EPSILON)
-    raise ValueError(f"unknown advantage {kind!r}: group, centered, rloo or per_reward")
+    if kind == "rloo":
+        return centered * rewards.shape[1] / (rewards.shape[1] - 1)
+    return centered
+
+
+def _check(rewards: Tensor, kind: str, weights: Tensor | None) -> None:
+    if not isinstance(rewards, Tensor):
+        raise TypeError(f"rewards must be a tensor, not a {type(rewards).__name__}")
+    if kind not in ("centered", "group", "rloo", "per_reward"):
+        raise ValueError(f"unknown advantage {kind!r}: centered, group, rloo or per_reward")
+    shape = "(P, G, R)" if kind == "per_reward" else "(P, G)"
+    if rewards.dim() != shape.count(",") + 1:
+        raise ValueError(f"{kind} advantages take rewards {shape}, not {tuple(rewards.shape)}")
+    if kind != "centered" and rewards.shape[1] < 2:
+        raise ValueError(f"{kind} advantages need at least 2 completions in a group")
+    if kind == "per_reward" and (weights is None or len(weights) != rewards.shape[2]):
+        raise ValueError("per_reward advantages need `weights`, one for each reward term")

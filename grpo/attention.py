@@ -1,18 +1,18 @@
-"""Attention for groups that share a prompt: the prompt is computed, kept and read once.
+"""Attention for groups that share a prompt, whose keys and values are computed and stored once.
 
-The tokens of a whole batch stand in one row without padding, so that no matrix product of the model
-sees a token that is not there. Only attention has to know whose token is whose, and this file is
-where it does. There are two cases, each a *layout* that is handed through the model:
+The tokens of a whole batch form one row without padding, so that no matrix product of the model
+spends work on padding. Only attention needs to know which token belongs to which sequence. There
+are two cases, each a *layout* that is passed through the model:
 
 - ``Groups``: prompts and completions at once, with gradients (training, and the prefill)
 
       prompt 0 | prompt 1 | completion 0 of 0 | completion 1 of 0 | completion 0 of 1 | ...
 
-- ``Decoding``: the newest token of each running completion, against keys and values kept before.
+- ``Decoding``: the newest token of each running completion, against a KV cache.
 
-transformers lets one register an attention function by name; extra keyword arguments of a model,
-here ``layout``, reach it. So any decoder of Hugging Face that attends through this interface works
-as it is: Llama, Qwen, Mistral, Gemma 3 with its sliding windows.
+transformers has a registry of attention functions; extra keyword arguments of a model's forward,
+here ``layout``, reach the function. So any Hugging Face decoder that uses this interface works
+unchanged: Llama, Qwen, Mistral, Gemma 3 with its sliding windows.
 
 Shapes: N tokens of the row, P prompts of at most L tokens, C completions of at most T, G to each
 prompt; H query heads, K key-value heads, r = H / K queries to a key; D the width of a head.
@@ -75,7 +75,7 @@ def hidden_states(model, ids: Tensor, positions: Tensor, layout) -> Tensor:
     if model.config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
     layout.calls = 0
-    found = model.get_decoder()(
+    hidden = model.get_decoder()(
         input_ids=ids[None],
         position_ids=positions[None],
         use_cache=False,
@@ -85,9 +85,9 @@ def hidden_states(model, ids: Tensor, positions: Tensor, layout) -> Tensor:
     if layout.calls != model.config.get_text_config().num_hidden_layers:
         raise UserError(
             f"{type(model).__name__}: not every layer attends through transformers' attention "
-            "interface, so a group cannot share its prompt; choose a model whose layers all do"
+            "interface, so a group cannot share its prompt; choose another model"
         )
-    return found
+    return hidden
 
 
 def padded_rows(lengths: Tensor, first: int) -> tuple[Tensor, Tensor]:
@@ -95,7 +95,7 @@ def padded_rows(lengths: Tensor, first: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         index (B, width) int64 of each token in the row, 0 where there is none; exists (B, width)
-        bool; width is that of the longest, at least 1.
+        bool; width is the longest length, at least 1.
     """
     place = torch.arange(max(1, int(lengths.max())), device=lengths.device)
     exists = place < lengths[:, None]
@@ -104,21 +104,21 @@ def padded_rows(lengths: Tensor, first: int) -> tuple[Tensor, Tensor]:
 
 
 def share_keys(query: Tensor, heads: int) -> Tensor:
-    """(B, T, H, D) -> (B, K, r T, D): the r queries of a key-value head one after another, so
-    that keys and values need not be repeated r times.
+    """(B, T, H, D) -> (B, K, r T, D): the r query heads of a key-value head in sequence, so that
+    keys and values need not be repeated r times.
     """
     return query.unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
 def split_keys(out: Tensor, length: int) -> Tensor:
-    """The way back: (B, K, r T, D) -> (B, T, H, D)."""
+    """The inverse of ``share_keys``: (B, K, r T, D) -> (B, T, H, D)."""
     return out.unflatten(2, (-1, length)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 def fast_products(q: Tensor, keys: int) -> bool:
-    """Whether two plain products are faster than PyTorch's kernel: on a CPU in bfloat16, where they
-    take a third of its time. They keep the softmax's weights for the gradient, so long sequences
-    are left to the kernel.
+    """Whether two plain matrix products are faster than PyTorch's SDPA kernel: on a CPU in bfloat16
+    they take a third of its time. They store the softmax weights for the backward pass, so long
+    sequences use the kernel.
     """
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= LONG
 
@@ -138,18 +138,18 @@ class Groups:
 
     Args:
         prompt_lengths: P numbers of tokens.
-        completion_lengths: C = P G numbers, a prompt's completions one after another; none: the
-            prefill, whose keys and values are kept.
+        completion_lengths: C = P G numbers, the G completions of a prompt in sequence; empty for
+            the prefill, which stores keys and values.
 
     Attributes:
         prompts: (P, L) index in the row of each prompt token; ``completions`` (C, T) likewise.
-        kept: of each layer the prompts' keys and values, (P, K, L, D).
+        kv_cache: for each layer the prompts' keys and values, (P, K, L, D).
     """
 
     def __init__(self, prompt_lengths: list[int], completion_lengths: list[int]):
         self.prompt_lengths = torch.tensor(prompt_lengths)
         self.prompts, exists = padded_rows(self.prompt_lengths, 0)
-        self.exists, self.masks, self.kept, self.completions = None, {}, {}, None
+        self.exists, self.masks, self.kv_cache, self.completions = None, {}, {}, None
         places = exists.flatten().nonzero()[:, 0]
         if completion_lengths:
             lengths = torch.tensor(completion_lengths)
@@ -174,16 +174,16 @@ class Groups:
         k, v = (take(x, self.prompts).transpose(1, 2).contiguous() for x in (key, value))
         out = self._prompts(q, k, v, scale, window).flatten(0, 1)  # (P L, H, D)
         if self.completions is None:
-            self.kept[layer] = k, v  # (P, K, L, D)
+            self.kv_cache[layer] = k, v  # (P, K, L, D)
         else:
-            q, *own = (take(x, self.completions) for x in (query, key, value))  # (C, T, heads, D)
-            own = [x.transpose(1, 2) for x in own]
-            out = torch.cat([out, self._completions(q, *own, k, v, scale, window).flatten(0, 1)])
+            q, *kv = (take(x, self.completions) for x in (query, key, value))  # (C, T, heads, D)
+            kv = [x.transpose(1, 2) for x in kv]
+            out = torch.cat([out, self._completions(q, *kv, k, v, scale, window).flatten(0, 1)])
         return out.index_select(0, self.places)
 
     def _prompts(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
-        """Each prompt on its own: (P, L, H, D), (P, K, L, D) twice -> (P, L, H, D). Padding is at
-        the end, so that causal order keeps it out of sight.
+        """Each prompt sees itself: (P, L, H, D), (P, K, L, D) twice -> (P, L, H, D). Padding is at
+        the end, so the causal mask hides it.
         """
         length = q.shape[1]
         if (window is None or window >= length) and not fast_products(q, length):
@@ -225,8 +225,8 @@ class Groups:
         count, heads, length = k.shape[:3]
         size = count // len(prompt_k)
         k, v = (
-            torch.cat([shared.repeat_interleave(size, 0), own], 2)
-            for shared, own in ((prompt_k, k), (prompt_v, v))
+            torch.cat([prompt.repeat_interleave(size, 0), completion], 2)
+            for prompt, completion in ((prompt_k, k), (prompt_v, v))
         )  # (C, K, L + T, D)
         if window not in self.masks:
             seen = self._seen(length, size, window).repeat(1, q.shape[2] // heads, 1)
@@ -237,60 +237,65 @@ class Groups:
         return split_keys(out, length)
 
     def _seen(self, length: int, size: int, window: int | None) -> Tensor:
-        """Which keys (prompt's, own) each completion token sees, (C, T, L + T) bool."""
+        """Which keys, the prompt's and the completion's, a completion token sees: (C, T, L + T)."""
         start = self.prompt_lengths.repeat_interleave(size)[:, None, None]  # (C, 1, 1)
         t = torch.arange(length, device=start.device)
         place = torch.arange(self.prompts.shape[1], device=start.device)
-        shared = (place < start).expand(-1, length, -1)  # (C, T, L)
-        own = t <= t[:, None]  # (T, T)
+        prompt = (place < start).expand(-1, length, -1)  # (C, T, L)
+        completion = t <= t[:, None]  # (T, T)
         if window is not None:
-            shared = shared & (start + t[:, None] - place < window)
-            own = own & (t[:, None] - t < window)
-        return torch.cat([shared, own.expand(len(start), -1, -1)], -1)
+            prompt = prompt & (start + t[:, None] - place < window)
+            completion = completion & (t[:, None] - t < window)
+        return torch.cat([prompt, completion.expand(len(start), -1, -1)], -1)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask as the numbers to add to attention scores: 0 or -inf."""
+    """A bool mask as numbers to add to attention scores: 0 or -inf."""
     return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf"))
 
 
 class Decoding:
-    """The newest token of each running completion. Keys and values of prompts are kept once for
-    each, those of completions in buffers allocated once.
+    """The newest token of each running completion. The KV cache holds each prompt once, and the
+    completions in buffers that are allocated once.
 
     Args:
-        prefill: the prompts, after they went through the model.
-        group_size: G completions begin for each prompt.
-        capacity: tokens of a completion whose keys and values are kept.
+        prefill: the prompts, after their forward pass.
+        group_size: G, the completions that start from each prompt.
+        capacity: tokens of a completion that the cache has room for.
+
+    Attributes:
+        prompt_kv: for each layer the prompts' keys and values, (P, K, L, D).
+        completion_kv: for each layer the completions' keys and values, (C, K, capacity, D).
+        prompt_index: (C,) int64, the prompt of each completion.
     """
 
     def __init__(self, prefill: Groups, group_size: int, capacity: int):
-        self.lengths, self.shared = prefill.prompt_lengths, dict(prefill.kept)
-        self.own: dict[int, tuple[Tensor, Tensor]] = {}  # of each layer, (C, K, capacity, D)
+        self.lengths, self.prompt_kv = prefill.prompt_lengths, dict(prefill.kv_cache)
+        self.completion_kv: dict[int, tuple[Tensor, Tensor]] = {}
         self.capacity, self.length = capacity, 0
-        self.owner = torch.arange(len(self.lengths), device=self.lengths.device)
-        self.owner = self.owner.repeat_interleave(group_size)  # (C,) each one's prompt
+        self.prompt_index = torch.arange(len(self.lengths), device=self.lengths.device)
+        self.prompt_index = self.prompt_index.repeat_interleave(group_size)
         self._arrange()
 
     def keep(self, rows: Tensor) -> None:
-        """Only these completions go on: (C',) ascending. Prompts without one leave, too."""
-        for layer, buffers in self.own.items():
+        """Keeps only these completions, (C',) ascending, and the prompts that still have some."""
+        for layer, buffers in self.completion_kv.items():
             for buffer in buffers:  # into their beginning: nothing is allocated for good
                 buffer[: len(rows), :, : self.length] = buffer[rows, :, : self.length]
-            self.own[layer] = tuple(buffer[: len(rows)] for buffer in buffers)
-        prompts, self.owner = self.owner[rows].unique(return_inverse=True)
+            self.completion_kv[layer] = tuple(buffer[: len(rows)] for buffer in buffers)
+        prompts, self.prompt_index = self.prompt_index[rows].unique(return_inverse=True)
         if len(prompts) < len(self.lengths):
             self.lengths = self.lengths[prompts]
             longest = int(self.lengths.max())
-            for layer, buffers in self.shared.items():
-                self.shared[layer] = tuple(x[:, :, :longest][prompts] for x in buffers)
+            for layer, buffers in self.prompt_kv.items():
+                self.prompt_kv[layer] = tuple(x[:, :, :longest][prompts] for x in buffers)
         self._arrange()
 
     def _arrange(self) -> None:
-        """The completions as a grid of P x A, A at most to a prompt: ``grid`` (P A,) has their
-        numbers, 0 where there is none, and ``cells`` (C,) the place of each in the grid.
+        """Arranges the completions as a grid of P x A, A being the most of any prompt: ``grid``
+        (P A,) holds their indices, 0 for padding, and ``cells`` (C,) each one's place in the grid.
         """
-        counts = self.owner.bincount(minlength=len(self.lengths))
+        counts = self.prompt_index.bincount(minlength=len(self.lengths))
         grid, exists = padded_rows(counts, 0)
         self.width, self.grid = grid.shape[1], grid.flatten()
         self.cells = exists.flatten().nonzero()[:, 0]
@@ -299,7 +304,7 @@ class Decoding:
     def advance(self) -> Tensor:
         """Makes room for one more token; returns its positions (C,)."""
         self.length += 1
-        return (self.lengths + self.length - 1)[self.owner]
+        return (self.lengths + self.length - 1)[self.prompt_index]
 
     def _by_prompt(self, x: Tensor) -> Tensor:
         """All queries of a prompt in one matrix: (C, K, r, E) -> (P, K, A r, E)."""
@@ -307,7 +312,7 @@ class Decoding:
         return x.transpose(1, 2).flatten(2, 3)
 
     def _by_completion(self, x: Tensor) -> Tensor:
-        """The way back: (P, K, A r, E) -> (C, K, r, E)."""
+        """The inverse of ``_by_prompt``: (P, K, A r, E) -> (C, K, r, E)."""
         x = x.unflatten(2, (self.width, -1)).transpose(1, 2)  # (P, A, K, r, E)
         return x.flatten(0, 1).index_select(0, self.cells)
 
@@ -320,31 +325,34 @@ class Decoding:
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """(C, H, D), (C, K, D) twice -> (C, H, D): a score with each key of the prompt and with
-        each own one, and one softmax over both.
+        """(C, H, D), (C, K, D) twice -> (C, H, D): one softmax over the scores with the keys of
+        the prompt and with those of the completion itself.
         """
-        if layer not in self.own:
-            self.own[layer] = tuple(
+        if layer not in self.completion_kv:
+            self.completion_kv[layer] = tuple(
                 x.new_empty(*x.shape[:2], self.capacity, x.shape[2]) for x in (key, value)
             )
-        first = 0 if window is None else max(0, self.length - window)  # the oldest own one seen
-        own_k, own_v = (buffer[:, :, first : self.length] for buffer in self.own[layer])
-        own_k[:, :, -1], own_v[:, :, -1] = key, value
-        shared_k, shared_v = self.shared[layer]  # (P, K, L, D)
+        first = 0 if window is None else max(0, self.length - window)
+        key_cache, value_cache = (
+            buffer[:, :, first : self.length] for buffer in self.completion_kv[layer]
+        )
+        key_cache[:, :, -1], value_cache[:, :, -1] = key, value
+        prompt_k, prompt_v = self.prompt_kv[layer]  # (P, K, L, D)
         query = query.unflatten(1, (key.shape[1], -1))  # (C, K, r, D)
-        shared = self._by_prompt(query) @ shared_k.transpose(2, 3)  # (P, K, A r, L)
-        own = self._by_prompt(query @ own_k.transpose(2, 3))  # (P, K, A r, t)
-        scores = torch.cat([shared, own], -1).float() * scale
-        hidden = self._hidden(shared_k.shape[2], window)
+        to_prompt = self._by_prompt(query) @ prompt_k.transpose(2, 3)  # (P, K, A r, L)
+        to_completion = self._by_prompt(query @ key_cache.transpose(2, 3))  # (P, K, A r, t)
+        scores = torch.cat([to_prompt, to_completion], -1).float() * scale
+        hidden = self._hidden(prompt_k.shape[2], window)
         if hidden is not None:
-            scores[..., : shared_k.shape[2]].masked_fill_(hidden, float("-inf"))
+            scores[..., : prompt_k.shape[2]].masked_fill_(hidden, float("-inf"))
         weights = scores.softmax(-1).to(value.dtype)
-        shared, own = weights.split([shared_k.shape[2], own_k.shape[2]], -1)
-        out = self._by_completion(shared @ shared_v) + self._by_completion(own) @ own_v
+        to_prompt, to_completion = weights.split([prompt_k.shape[2], key_cache.shape[2]], -1)
+        out = self._by_completion(to_prompt @ prompt_v)
+        out = out + self._by_completion(to_completion) @ value_cache
         return out.flatten(1, 2)  # (C, K, r, D) -> (C, H, D)
 
     def _hidden(self, size: int, window: int | None) -> Tensor | None:
-        """(P, 1, 1, L) bool, the prompt keys not to be seen: padding, and what the window left."""
+        """(P, 1, 1, L) bool, the masked keys of prompts: padding, and those outside the window."""
         if not self.padded and window is None:
             return None
         place, ends = torch.arange(size, device=self.lengths.device), self.lengths[:, None]

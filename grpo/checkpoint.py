@@ -1,8 +1,7 @@
-"""What a run writes so that it survives anything: whole files only, each written aside and then
-renamed.
+"""Checkpoints and adapters. Only whole files: each is written to a temporary name and renamed.
 
-``checkpoint/state.pt`` holds all that the next step depends on: LoRA weights, optimizer, schedule,
-step and place in the data. ``adapter/`` holds the LoRA weights in PEFT's file format
+``checkpoint/state.pt`` holds everything that the next step depends on: LoRA weights, optimizer,
+schedule, step and position in the data. ``adapter/`` holds the LoRA weights in PEFT's file format
 (adapter_config.json, adapter_model.safetensors).
 """
 
@@ -19,7 +18,7 @@ from sqlenv.errors import UserError
 from sqlenv.files import WRITE_ERRORS, write_file, write_json
 
 SAFETENSORS_ERRORS = (*WRITE_ERRORS, SafetensorError)
-# Of PEFT's settings those that change what the tensors mean, or which there are.
+# PEFT's settings that change what the tensors mean, or which tensors exist.
 UNSUPPORTED = (
     *("bias", "use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"),
     *("layers_to_transform", "exclude_modules", "target_parameters", "trainable_token_indices"),
@@ -29,12 +28,16 @@ READ_ERRORS = (*SAFETENSORS_ERRORS, ValueError, EOFError, pickle.UnpicklingError
 
 
 def save_state(path: Path, state: dict) -> None:
-    """Writes a training state: tensors, numbers, strings and containers of them."""
+    """Writes a training state: tensors, numbers, strings and containers of these."""
     write_file(path, lambda temporary: torch.save(state, temporary))
 
 
 def load_state(path: Path) -> dict:
-    """Reads it back; code in the file is not run."""
+    """Reads a training state without running code that the file may contain.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     if not path.is_file():
         raise UserError(f"--resume: {path} does not exist; there is nothing to resume")
     try:
@@ -44,8 +47,8 @@ def load_state(path: Path) -> dict:
 
 
 def save_adapter(model, folder: Path, base: str) -> None:
-    """Writes the LoRA weights so that ``peft.PeftModel.from_pretrained(base_model, folder)`` reads
-    them.
+    """Writes the LoRA weights in the form that ``peft.PeftModel.from_pretrained(base_model,
+    folder)`` reads.
     """
     layers = dict(lora_layers(model))
     first = next(iter(layers.values()))
@@ -96,7 +99,12 @@ def load_adapter(model, folder: Path) -> None:
         if key in UNSUPPORTED and value not in (None, False, "none", [], {}):
             raise UserError(f"{folder}: an adapter with {key} = {value} cannot be read here")
     try:
-        add_lora(model, config["r"], config["lora_alpha"], targets=config["target_modules"])
+        add_lora(
+            model,
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            targets=config["target_modules"],
+        )
     except KeyError as error:
         raise UserError(f"{folder}: not a LoRA adapter: its settings have no {error}") from error
     except UserError as error:

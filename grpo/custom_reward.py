@@ -1,15 +1,15 @@
-"""A reward of one's own: ``--reward my_rewards.py:length=0.1`` calls ``length`` in that file.
+"""Custom rewards: ``--reward my_rewards.py:length=0.1`` calls ``length`` in that file.
 
     def length(prompts, completions, **columns) -> list[float | None]: ...
 
-The function gets lists of P x G entries: ``prompts``, ``completions`` (texts), and as columns
+The function gets lists of P x G entries: ``prompts``, ``completions`` (texts), and the columns
 ``question``, ``lang``, ``db_id``, ``db_path``, ``gold_sql`` and ``sql`` (extracted from the
-completion, or None). ``None`` in its answer means "not applicable". It may be async.
+completion, or None). ``None`` in the list that it returns means "not applicable". It may be async.
 
-It runs in a process of its own, one JSON line for a call and one for its answer. Only a process
-can be stopped: a regular expression that backtracks forever holds Python's lock, and no thread or
-asyncio time-out ends it. A call that raises, answers nonsense or takes too long counts as zeros
-and is logged; the run goes on.
+It runs in a process of its own, with one JSON line per call and one per answer. Only a process can
+be stopped: a regular expression that backtracks forever holds Python's lock, and no thread or
+asyncio timeout ends it. A call that raises, returns no list of numbers or takes too long counts as
+zeros and is logged; the run goes on.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ from pathlib import Path
 from sqlenv.errors import UserError
 
 START = 60.0  # seconds that a file may take to import
-GRACE = 1.0  # seconds after which a call ends its process if nobody did
-LARGEST = 1e30  # what float32 still has room to sum; more would be infinite in the trainer
+GRACE = 1.0  # seconds after the timeout at which the process ends itself
+LARGEST = 1e30  # sums of larger values could overflow float32 in the trainer
 ROOT = Path(__file__).resolve().parents[1]
 log = logging.getLogger("grpo")
 
@@ -163,8 +163,8 @@ def checked(values, count: int) -> list[float | None]:
         raise TypeError(f"returned a {type(values).__name__} instead of a list of numbers")
     values = list(itertools.islice(values, count + 1))  # a generator may be endless
     if len(values) != count:
-        found = "more" if len(values) > count else len(values)
-        raise ValueError(f"returned {found} values for {count} completions")
+        returned = "more" if len(values) > count else len(values)
+        raise ValueError(f"returned {returned} values for {count} completions")
     for value in values:
         if isinstance(value, str | bytes) or not abs(float(value or 0)) <= LARGEST:  # or NaN
             raise ValueError(f"returned {value!r} instead of a number")

@@ -29,7 +29,7 @@ class LoRALinear(nn.Module):
         alpha: the update is scaled by alpha / rank (arXiv 2106.09685, section 4.1).
     """
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+    def __init__(self, base: nn.Linear, *, rank: int, alpha: float):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.scale = alpha / rank
@@ -42,11 +42,11 @@ class LoRALinear(nn.Module):
         )
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.enabled = True
-        self.folded: Tensor | None = None  # W + scale * B A, while sampling
+        self.merged: Tensor | None = None  # W + scale * B A, within ``lora_merged``
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
-        if self.folded is not None:
-            return F.linear(x, self.folded, self.base.bias)
+        if self.merged is not None:
+            return F.linear(x, self.merged, self.base.bias)
         out = self.base(x)
         if not self.enabled:
             return out
@@ -80,52 +80,58 @@ def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def is_target(name: str, targets: Sequence[str] | str) -> bool:
-    """Whether the layer called ``name`` is meant, by PEFT's rule: its name ends in one of the
-    suffixes, or matches a regular expression as a whole.
+    """Whether ``targets`` select the layer called ``name``, by PEFT's rule: the name ends in one of
+    the suffixes, or matches the regular expression as a whole.
 
     >>> is_target("layers.0.attn.q_proj", ["q_proj"]), is_target("layers.0.seq_proj", ["q_proj"])
     (True, False)
     """
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
-    return any(name == one or name.endswith(f".{one}") for one in targets)
+    return any(name == suffix or name.endswith(f".{suffix}") for suffix in targets)
 
 
 def add_lora(
     model: nn.Module,
-    rank: int = 16,
-    alpha: float = 32,
-    generator_seed: int = 0,
+    *,
+    rank: int = 32,
+    alpha: float = 64.0,
     targets: Sequence[str] | str = (),
+    seed: int = 0,
 ) -> nn.Module:
     """Freezes ``model`` and wraps linear layers of its decoder blocks in LoRA, in place.
 
     Args:
-        generator_seed: the random A matrices come from it alone, whatever the state of the global
-            generator.
-        targets: suffixes of the layers' names, such as ``q_proj``, or a regular expression; without
-            any, all linear layers of the blocks, which is the best choice in every family of
-            models (arXiv 2305.14314, section 4).
+        model: a Hugging Face causal language model.
+        rank, alpha: see ``LoRALinear``.
+        targets: suffixes of the layers' names, such as ``q_proj``, or a regular expression; empty:
+            all linear layers of the blocks, which is the best choice in every family of models
+            (arXiv 2305.14314, section 4).
+        seed: of the random A matrices, which do not depend on the global generator.
+
+    Returns:
+        ``model``.
 
     Raises:
-        UserError: a target is not there.
+        UserError: a target matches no linear layer.
     """
     model.requires_grad_(False)
     blocks = model.get_decoder().layers
     path = next(name for name, module in model.named_modules() if module is blocks)
     linear = [name for name, layer in blocks.named_modules() if isinstance(layer, nn.Linear)]
     linear = [f"{path}.{name}" for name in linear]
-    for one in [targets] if isinstance(targets, str) else targets:
-        if not any(is_target(name, one if one is targets else [one]) for name in linear):
-            there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-            raise UserError(f"LoRA target {one!r}: no linear layer is called so; there are {there}")
+    for target in [targets] if isinstance(targets, str) else [[suffix] for suffix in targets]:
+        if not any(is_target(name, target) for name in linear):
+            names = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            wanted = target if isinstance(target, str) else target[0]
+            raise UserError(f"LoRA target {wanted!r} matches no linear layer; the layers: {names}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator_seed)
+        torch.manual_seed(seed)
         for name in linear:
             if not targets or is_target(name, targets):
                 parent, _, child = name.rpartition(".")
                 parent = model.get_submodule(parent)
-                setattr(parent, child, LoRALinear(getattr(parent, child), rank, alpha))
+                setattr(parent, child, LoRALinear(getattr(parent, child), rank=rank, alpha=alpha))
     return model
 
 
@@ -143,26 +149,28 @@ def lora_disabled(model: nn.Module):
 
 
 @contextmanager
-def lora_folded(model: nn.Module):
-    """Within it every layer multiplies by one matrix, a *copy* with the update folded in: for
-    sampling.
+def lora_merged(model: nn.Module):
+    """Within it every LoRA layer multiplies by one matrix, a *copy* of the base weight with the
+    update added: for sampling.
 
     The base weights are never added to and subtracted from, which would drift in bfloat16. Layers
-    whose weight is spread over processes (grpo/distributed/shard.py) stay as they are.
+    whose weight is spread over processes (grpo/distributed/shard.py) are left as they are.
     """
-    layers = [one for _, one in lora_layers(model) if not isinstance(one.base.weight, DTensor)]
+    layers = [
+        layer for _, layer in lora_layers(model) if not isinstance(layer.base.weight, DTensor)
+    ]
     for layer in layers:
-        layer.folded = layer.merged_weight()
+        layer.merged = layer.merged_weight()
     try:
         yield model
     finally:
         for layer in layers:
-            layer.folded = None
+            layer.merged = None
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Replaces every LoRA layer by its base with the update added to the weight, in place, for
-    good.
+    """Replaces every LoRA layer by its base layer with the update added to the weight, in place and
+    for good. Returns ``model``.
     """
     for name, layer in list(lora_layers(model)):
         parent, _, child = name.rpartition(".")

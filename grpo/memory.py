@@ -1,13 +1,14 @@
-"""How much memory a run needs, before anything is loaded (``train.py --plan``), and what to say
-when there is not enough.
+"""Estimates the memory that a run needs before anything is loaded (``train.py --plan``), and turns
+running out of memory into a message.
 
-Three things take memory: what is there all the time, and on top of it the larger of what sampling
-and what a training pass need. Each is counted from the model's shape; docs/models.md has the
-estimates beside what was measured. P prompts of L tokens, G completions of T, M prompts in a
+The peak is what is held all the time plus the larger of what sampling and what a training pass
+need. Each is computed from the model's shape; docs/models.md compares estimates and
+measurements. P prompts of L tokens, G completions of T, M prompts in a
 training pass; h hidden size, I intermediate size, H heads and K key-value heads of D, V vocabulary;
 b bytes of a number.
 """
 
+import math
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -88,7 +89,7 @@ def shape_of(config) -> Shape:
         model = AutoModelForCausalLM.from_config(config)
     blocks, text = model.get_decoder().layers, config.get_text_config()
     heads = text.num_attention_heads
-    linear = [one for one in blocks.modules() if isinstance(one, nn.Linear)]
+    linear = [module for module in blocks.modules() if isinstance(module, nn.Linear)]
     return Shape(
         layers=len(blocks),
         hidden=text.hidden_size,
@@ -99,7 +100,7 @@ def shape_of(config) -> Shape:
         vocab=text.vocab_size,
         parameters=sum(p.numel() for p in model.parameters()),
         blocks=sum(p.numel() for p in blocks.parameters()),
-        linear=sum(one.in_features + one.out_features for one in linear),
+        linear=sum(layer.in_features + layer.out_features for layer in linear),
     )
 
 
@@ -119,7 +120,7 @@ def read_shape(path: str, encoder: str) -> Shape:
     return replace(shape, others=sum(file.stat().st_size for file in files))
 
 
-def fixed_bytes(shape: Shape, work: Workload) -> float:
+def constant_bytes(shape: Shape, work: Workload) -> float:
     """Frozen weights; LoRA in float32 with its gradient and the two moments of Adam."""
     spread = shape.blocks * (1 - 1 / work.devices)
     weights = (shape.parameters - spread) * BYTES[work.dtype]
@@ -127,19 +128,19 @@ def fixed_bytes(shape: Shape, work: Workload) -> float:
 
 
 def sampling_bytes(shape: Shape, work: Workload) -> float:
-    """The copy of the blocks with LoRA folded in, keys and values, and the larger of the prefill's
-    and a decoding step's numbers.
+    """The copy of the blocks with LoRA merged, the KV cache, and the larger of the prefill's and a
+    decoding step's activations.
     """
     b, count = BYTES[work.dtype], work.prompts_per_step * work.group_size
-    folded = shape.blocks * b if work.devices == 1 else 2 * shape.blocks / shape.layers * b
+    merged = shape.blocks * b if work.devices == 1 else 2 * shape.blocks / shape.layers * b
     tokens = work.prompts_per_step * work.prompt_tokens
-    kept = 2 * shape.layers * shape.kv_heads * shape.head_dim * b
-    cache = kept * (tokens + count * work.max_new_tokens)
+    per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * b
+    cache = per_token * (tokens + count * work.max_new_tokens)
     attention = shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim
     prefill = tokens * b * (4 * shape.hidden + 2 * attention + 3 * shape.intermediate)
     # logits, their probabilities, and the sums of these in float64
     drawing = count * shape.vocab * (b + 4 + 4 + 8)
-    return folded + cache + max(prefill, drawing)
+    return merged + cache + max(prefill, drawing)
 
 
 def training_bytes(shape: Shape, work: Workload) -> float:
@@ -157,16 +158,18 @@ def training_bytes(shape: Shape, work: Workload) -> float:
     # ... and so do the weights of the softmax
     weights = completions * work.max_new_tokens * length * shape.heads * b
     weights += work.micro_batch * work.prompt_tokens**2 / 2 * shape.heads * b
-    one = tokens * block + copies + weights
+    activations = tokens * block + copies + weights  # of one block
     inputs = tokens * shape.hidden * b
-    kept = SPREAD * shape.layers * (inputs if work.checkpoint_activations else one)
+    kept = SPREAD * shape.layers * (inputs if work.checkpoint_activations else activations)
     logits = min(CHUNK, completions * work.max_new_tokens) * shape.vocab * (b + 4 + 4 + 4)
     gathered = 2 * shape.blocks / shape.layers * b if work.devices > 1 else 0
-    return kept + 3 * one + logits + gathered  # the block at work, and its gradients
+    return kept + 3 * activations + logits + gathered  # the block at work, and its gradients
 
 
 def peak_bytes(shape: Shape, work: Workload) -> float:
-    return fixed_bytes(shape, work) + max(sampling_bytes(shape, work), training_bytes(shape, work))
+    return constant_bytes(shape, work) + max(
+        sampling_bytes(shape, work), training_bytes(shape, work)
+    )
 
 
 def largest(shape: Shape, work: Workload, name: str, budget: float, limit: int) -> int:
@@ -191,8 +194,10 @@ def peak_table(shape: Shape, work: Workload) -> Rows:
     rows = [("dtype", "group size", *(f"{length} tokens" for length in LENGTHS))]
     for dtype in ("float32", "bfloat16"):
         for size in GROUPS:
-            one = replace(work, dtype=dtype, group_size=size)
-            peaks = (peak_bytes(shape, replace(one, prompt_tokens=length)) for length in LENGTHS)
+            settings = replace(work, dtype=dtype, group_size=size)
+            peaks = [
+                peak_bytes(shape, replace(settings, prompt_tokens=length)) for length in LENGTHS
+            ]
             rows.append((dtype, str(size), *(f"{peak / GIB:.1f}" for peak in peaks)))
     return rows
 
@@ -205,14 +210,14 @@ def advice(shape: Shape, work: Workload, budget: float) -> list[str]:
         batch = largest(shape, here, "micro_batch", budget, work.prompts_per_step)
         if batch:
             lines.append(f"--group-size {work.group_size} --micro-batch {batch}{extra}")
-        one = replace(here, micro_batch=1)
-        if group := largest(shape, one, "group_size", budget, 256):
+        smallest = replace(here, micro_batch=1)
+        if group := largest(shape, smallest, "group_size", budget, 256):
             lines.append(f"--group-size {group} --micro-batch 1{extra}")
     if lines:
         return lines
-    one = replace(work, micro_batch=1, group_size=2, checkpoint_activations=True)
+    smallest = replace(work, micro_batch=1, group_size=2, checkpoint_activations=True)
     for devices in (2, 4, 8, 16):
-        if peak_bytes(shape, replace(one, devices=devices)) <= budget:
+        if peak_bytes(shape, replace(smallest, devices=devices)) <= budget:
             return [f"none on one device; with --shard, {devices} devices or more"]
     return ["none, not even with --shard on 16 devices"]
 
@@ -220,7 +225,7 @@ def advice(shape: Shape, work: Workload, budget: float) -> list[str]:
 def plan(shape: Shape, work: Workload, budget: float) -> str:
     """What ``--plan`` prints: the parts, a table, and the largest settings that fit."""
     parts = {
-        "weights, LoRA and its optimizer": fixed_bytes(shape, work),
+        "weights, LoRA and its optimizer": constant_bytes(shape, work),
         "sampling, on top": sampling_bytes(shape, work),
         "a training pass, on top": training_bytes(shape, work),
         "peak": peak_bytes(shape, work),
@@ -238,6 +243,21 @@ def plan(shape: Shape, work: Workload, budget: float) -> str:
             *(f"  {line}" for line in advice(shape, work, budget)),
         ]
     )
+
+
+def print_plan(config: Config, gib: float) -> None:
+    """Prints the memory of this run, for one process where torchrun starts several.
+
+    Args:
+        gib: memory of the device in GiB; 0 for that of this device.
+    """
+    if not 0 <= gib < math.inf:
+        raise UserError("--plan takes the GiB of a device, a number above 0")
+    if os.environ.get("RANK", "0") != "0":
+        return
+    work = workload_of(config, int(os.environ.get("WORLD_SIZE", 1)))
+    budget = gib * GIB or device_memory(config.device)
+    print(plan(read_shape(config.model, config.encoder), work, budget))
 
 
 @contextmanager

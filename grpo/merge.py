@@ -1,5 +1,5 @@
-"""Writes a run's policy as an ordinary Hugging Face model directory: the base with LoRA folded into
-its weights, its tokenizer, and a model card. Whatever loads such directories loads it.
+"""Writes a run's policy as an ordinary Hugging Face model directory: the base with LoRA merged into
+its weights, the tokenizer, and a model card.
 
     python -m grpo.merge runs/vi-1 my-model
 """
@@ -25,7 +25,7 @@ base_model: {model}
 ---
 # {name}
 
-Writes SQLite queries for questions in {lang}; `{model}` trained with GRPO (LoRA, folded in) by
+Writes SQLite queries for questions in {lang}; `{model}` trained with GRPO (LoRA, merged) by
 grpo-text2sql on `{data}`.
 
 ## Settings

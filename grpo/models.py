@@ -4,6 +4,7 @@ answers.
 
 import os
 import struct
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,11 @@ import torch
 from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 
-from encoder.model import has_fast_bfloat16
 from grpo.attention import Groups, hidden_states
+from grpo.config import Config
+from grpo.distributed.parallel import Distributed
+from grpo.distributed.shard import open_mesh, shard, with_lockstep
+from grpo.lora import add_lora
 from sqlenv.errors import UserError
 
 # transformers' own; ImportError where its version needs the package gguf
@@ -29,9 +33,17 @@ class Policy:
     eos_ids: set[int]
 
 
+def has_fast_bfloat16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = torch.cpu.get_capabilities()
+    return device == "cpu" and any(flags.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def choose_dtype(name: str, device: str) -> torch.dtype:
-    """``auto`` is what is fast on the device: bfloat16 where it is computed in hardware; otherwise
-    float16 on a GPU, and float32.
+    """The dtype called ``name``. ``auto`` is bfloat16 where the device computes it in hardware,
+    otherwise float16 on a GPU and float32 on a CPU.
     """
     if name == "auto":
         other = "float16" if device.startswith("cuda") else "float32"
@@ -56,8 +68,10 @@ def reason(error: Exception) -> str:
 
 
 def locate(path: str) -> tuple[str, dict]:
-    """Where transformers finds a model, and further keywords for it. Raises UserError if a local
-    model lacks a file, or reading a .gguf file its package.
+    """Where transformers finds a model, and the keyword arguments to load it with.
+
+    Raises:
+        UserError: the directory or file is missing, or a local model lacks a file.
     """
     local = Path(path)
     if local.suffix == ".gguf":
@@ -83,8 +97,10 @@ def locate(path: str) -> tuple[str, dict]:
 def load_policy(
     path: str, device: str = "cpu", dtype: str = "auto", stay_on_cpu: bool = False
 ) -> Policy:
-    """Loads a model directory, a .gguf file (its quantised weights become ordinary ones) or a hub
-    id onto the device, or for the device onto the CPU.
+    """Loads a model directory, a .gguf file (its weights are dequantised) or a hub id.
+
+    Args:
+        stay_on_cpu: load for the device, but onto the CPU, where it will be sharded.
 
     Raises:
         UserError: the directory is missing or has no model or no tokenizer, the hub cannot be
@@ -109,9 +125,29 @@ def load_policy(
     return Policy(model, tokenizer, eos_ids)
 
 
+def load_policy_with_lora(
+    config: Config, device: str, distributed: Distributed
+) -> tuple[Policy, Distributed]:
+    """The policy that ``train.py`` trains: LoRA added, and with ``--shard`` sharded over the
+    processes, which then stay at the same pass.
+    """
+    targets = [suffix for suffix in config.lora_targets.split(",") if suffix]
+    options = {"rank": config.lora_rank, "alpha": config.lora_alpha, "seed": config.seed}
+    mesh = open_mesh(distributed, device) if config.shard else None
+    # One process at a time: the whole model is in memory until it is sharded.
+    with distributed.rank_by_rank() if mesh else nullcontext():
+        policy = load_policy(config.model, device, config.dtype, stay_on_cpu=config.shard)
+        add_lora(policy.model, targets=targets, **options)
+        if config.checkpoint_activations:
+            checkpoint_activations(policy.model)
+        if mesh:
+            shard(policy.model, mesh, device)
+    return policy, with_lockstep(distributed, policy.model) if mesh else distributed
+
+
 @torch.no_grad()
 def check_model(model) -> None:
-    """Runs three tokens through the model, its own way and by `hidden_states` and the head.
+    """Compares the model's own logits for three tokens with those by `hidden_states` and the head.
 
     Raises:
         UserError: its layers attend otherwise than grpo/attention.py can, or its logits are more
@@ -120,9 +156,9 @@ def check_model(model) -> None:
     ids = torch.tensor([1, 2, 3], device=model.device)
     with torch.device(model.device):
         hidden_states(model, ids, torch.arange(3), Groups([3], []))
-    own = model(input_ids=ids[None], output_hidden_states=True, use_cache=False)
-    product = model.get_output_embeddings()(own.hidden_states[-1])
-    if not torch.allclose(product, own.logits, rtol=1e-3, atol=1e-3):
+    output = model(input_ids=ids[None], output_hidden_states=True, use_cache=False)
+    logits = model.get_output_embeddings()(output.hidden_states[-1])
+    if not torch.allclose(logits, output.logits, rtol=1e-3, atol=1e-3):
         raise UserError(
             f"{type(model).__name__}: its logits are scaled or capped after the output head, which "
             "is not supported; choose another model"
@@ -130,8 +166,8 @@ def check_model(model) -> None:
 
 
 def checkpoint_activations(model) -> None:
-    """From now on the decoder blocks keep only their input for the gradient, and compute the rest
-    again in the backward pass: one forward pass more for a fraction of the memory.
+    """Turns on activation checkpointing: the decoder blocks keep only their input for the backward
+    pass and recompute the rest in it. One more forward pass for a fraction of the memory.
     """
     for layer in model.get_decoder().layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

@@ -1,15 +1,14 @@
 """Turns a question and its schema into token ids.
 
 A model with a chat template gets a user message; a plain one gets the schema followed by the
-question as a comment, which it continues with SQL. Prompt and completion are token ids from here
-on: nothing is decoded and tokenised again between sampling and training.
+question as a comment, which it continues with SQL. From here on prompt and completion are token
+ids: nothing is decoded and tokenised again between sampling and training.
 """
 
 from sqlenv import Example, load_schema, schema_text
 
-SCHEMA_BUDGET = (
-    1024  # tokens; longer schemas lose sample values first, then types, then whole column lists
-)
+# Tokens; a longer schema text loses sample values first, then types, then whole column lists.
+SCHEMA_BUDGET = 1024
 
 
 def question_text(question: str) -> str:
@@ -26,7 +25,7 @@ def chat_text(schema: str, question: str) -> str:
 
 
 class PromptBuilder:
-    """Makes prompts for one tokenizer; the schema text of a database is made once."""
+    """Makes prompts for one tokenizer. The schema text of each database is cached."""
 
     def __init__(self, tokenizer, schema_budget: int = SCHEMA_BUDGET):
         self.tokenizer, self.budget = tokenizer, schema_budget

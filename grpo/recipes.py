@@ -1,16 +1,16 @@
-"""What published papers set, as named presets: ``python train.py --recipe dapo``.
+"""The settings of published methods as named presets: ``python train.py --recipe dapo``.
 
-Each has what makes the method itself: advantages, ratio, loss, clipping, KL, sampling. Learning
-rates, batch sizes and rewards depend on the model and the task and stay as they are, but for
+A recipe sets what defines the method: advantages, importance ratio, loss, clipping, KL, sampling.
+Learning rates, batch sizes and rewards depend on model and task and keep their defaults, except for
 DAPO's length penalty, which is part of the method.
 """
 
 RECIPES = {
-    # DeepSeekMath (arXiv 2402.03300, sections 4.1 and 4.2): KL weight 0.04, one update per batch.
+    # DeepSeekMath (arXiv 2402.03300, sections 4.1 and 4.2): KL weight 0.04, one iteration.
     "grpo": {
         "advantage": "group",
-        "loss": "sequence",
-        "ratio": "token",
+        "loss_aggregation": "sequence",
+        "importance_sampling": "token",
         "kl": "k3",
         "beta": 0.04,
     },
@@ -20,32 +20,37 @@ RECIPES = {
     # semantic and schema rewards (grpo/rewards.py refuses it), so it is 0.4.
     "dapo": {
         "advantage": "group",
-        "loss": "token",
-        "ratio": "token",
+        "loss_aggregation": "token",
+        "importance_sampling": "token",
         "beta": 0.0,
         "epsilon_high": 0.28,
         "dynamic_sampling": 4,
         "reward": {"overlong": 0.4},
     },
     # Dr. GRPO (arXiv 2503.20783, section 3.2): neither the std nor a length is divided by; no KL.
-    "dr_grpo": {"advantage": "centered", "loss": "constant", "ratio": "token", "beta": 0.0},
+    "dr_grpo": {
+        "advantage": "centered",
+        "loss_aggregation": "constant",
+        "importance_sampling": "token",
+        "beta": 0.0,
+    },
     # GSPO (arXiv 2507.18071, eq. 5-7 and section 5.1): tiny clip range, since the ratio is a mean
     # over the sequence; a batch is used for four updates (there four quarters, here four passes).
     "gspo": {
         "advantage": "group",
-        "loss": "sequence",
-        "ratio": "sequence",
+        "loss_aggregation": "sequence",
+        "importance_sampling": "sequence",
         "beta": 0.0,
         "epsilon_low": 3e-4,
         "epsilon_high": 4e-4,
-        "updates_per_batch": 4,
+        "num_iterations": 4,
     },
     # CISPO (MiniMax-M1, arXiv 2506.13585, section 3.1): capped importance weights, no KL, dynamic
     # sampling and DAPO's mean over tokens. The paper does not give its cap; 1 + 4 is in common use.
     "cispo": {
         "advantage": "group",
-        "loss": "token",
-        "ratio": "cispo",
+        "loss_aggregation": "token",
+        "importance_sampling": "cispo",
         "beta": 0.0,
         "epsilon_high": 4.0,
         "dynamic_sampling": 4,
@@ -54,8 +59,8 @@ RECIPES = {
     # It leaves group size, LoRA rank and reward weights open.
     "paper": {
         "advantage": "group",
-        "loss": "sequence",
-        "ratio": "token",
+        "loss_aggregation": "sequence",
+        "importance_sampling": "token",
         "kl": "k3",
         "beta": 0.02,
     },

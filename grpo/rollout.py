@@ -1,16 +1,18 @@
-"""What a policy did with a batch of questions: its completions, and what they were worth.
+"""A rollout: groups of completions and the rewards that they earned."""
 
-With dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) groups without signal, whose
-completions all score the same and thus teach nothing, are replaced by groups of further questions.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from grpo.advantages import group_advantages
+from grpo.config import Config
+from grpo.lora import lora_merged
+from grpo.models import Policy
+from grpo.prompt import PromptBuilder
+from grpo.rewards import Rewards
+from grpo.sampler import sample_groups
+from grpo.timer import PhaseTimer
 from sqlenv import Example
 
 
@@ -20,82 +22,92 @@ class Rollout:
 
     Attributes:
         examples: P questions.
-        prompts: P lists of token ids.
-        tokens: P x G lists of token ids, EOS included where it was sampled.
-        logprobs: P tensors (G, T) float32, of each token under what it was drawn from; T differs.
-        finished: (P, G) bool, ended with EOS before the limit.
-        terms: (P, G, R) float32, the reward terms.
-        total: (P, G) float32, their weighted sum.
+        prompt_ids: P lists of token ids.
+        completion_ids: P x G lists of token ids, EOS included where it was sampled.
+        sampling_logprobs: P tensors (G, T) float32, of each token under the distribution that it
+            was drawn from; T differs between groups.
+        finished: (P, G) bool, whether the completion ended with EOS before the limit.
+        reward_terms: (P, G, R) float32.
+        rewards: (P, G) float32, the weighted sum of the terms.
     """
 
     examples: list[Example]
-    prompts: list[list[int]]
-    tokens: list[list[list[int]]]
-    logprobs: list[Tensor]
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[list[int]]]
+    sampling_logprobs: list[Tensor]
     finished: Tensor
-    terms: Tensor
-    total: Tensor
+    reward_terms: Tensor
+    rewards: Tensor
 
-    def has_signal(self) -> Tensor:
-        """(P,) bool: whether the completions of a group differ in reward, by more than noise."""
-        return (group_advantages(self.total, "centered") != 0).any(1)
+    def zero_variance(self) -> Tensor:
+        """(P,) bool, whether all completions of the group have the same reward, up to rounding."""
+        return (group_advantages(self.rewards, kind="centered") == 0).all(1)
 
     def select(self, groups: list[int]) -> "Rollout":
-        """The rollout of some of the groups."""
-        pick = lambda values: [values[p] for p in groups]  # noqa: E731
-        return Rollout(
-            *(pick(x) for x in (self.examples, self.prompts, self.tokens, self.logprobs)),
-            *(x[groups] for x in (self.finished, self.terms, self.total)),
-        )
+        """The rollout of these groups."""
+        return Rollout(*(
+            value[groups] if isinstance(value, Tensor) else [value[p] for p in groups]
+            for value in self._values()
+        ))  # fmt: skip
 
-    def joined(self, other: "Rollout") -> "Rollout":
+    def __add__(self, other: "Rollout") -> "Rollout":
         """The groups of both."""
-        return Rollout(
-            self.examples + other.examples,
-            self.prompts + other.prompts,
-            self.tokens + other.tokens,
-            self.logprobs + other.logprobs,
-            *(
-                torch.cat([getattr(self, name), getattr(other, name)])
-                for name in ("finished", "terms", "total")
-            ),
-        )
+        return Rollout(*(
+            torch.cat([ours, theirs]) if isinstance(ours, Tensor) else ours + theirs
+            for ours, theirs in zip(self._values(), other._values())
+        ))  # fmt: skip
 
-    def token_mask(self, keep_truncated: bool = True) -> Tensor:
-        """(P, G, T) bool: the tokens that the loss is taken over."""
-        lengths = torch.tensor([[len(one) for one in group] for group in self.tokens])  # (P, G)
-        if not keep_truncated:
-            lengths = lengths * self.finished.cpu()
-        return torch.arange(self.longest()) < lengths[..., None]
+    def _values(self) -> list:
+        return [getattr(self, field.name) for field in fields(self)]
 
-    def longest(self) -> int:
-        return max(1, max(len(one) for group in self.tokens for one in group))
+    def completion_mask(self, *, include_truncated: bool = True) -> Tensor:
+        """(P, G, T) bool, the tokens that the loss is taken over. It is built from lengths, never
+        from token ids, so that an EOS that doubles as padding token stays in.
+        """
+        lengths = torch.tensor([[len(ids) for ids in group] for group in self.completion_ids])
+        longest = max(1, int(lengths.max()))
+        if not include_truncated:
+            lengths = lengths * self.finished.cpu()  # (P, G)
+        return torch.arange(longest) < lengths[..., None]
 
 
-def collect(
-    rollout: Callable[[int], Rollout], prompts: int, rounds: int
-) -> tuple[Rollout, dict[str, float]]:
-    """``prompts`` groups; with ``rounds`` above 0, those without signal are replaced at most that
-    often. What is still missing then is left out, so that a step may have fewer groups, but never
-    none: if no group at all has signal, the first batch is returned as it is.
+def sample_rollout(
+    examples: list[Example],
+    seeds: list[int],
+    *,
+    policy: Policy,
+    rewards: Rewards,
+    prompts: PromptBuilder,
+    config: Config,
+    timer: PhaseTimer,
+) -> Rollout:
+    """Samples G completions for each of P questions, with LoRA merged, and scores them.
 
     Args:
-        rollout: samples and scores the given number of further questions.
-
-    Returns:
-        The groups, and ``groups_without_signal`` (share of all that were sampled) and
-        ``groups_sampled``.
+        seeds: P, one for each question's completions.
     """
-    first = batch = rollout(prompts)
-    sampled, silent = prompts, int((~batch.has_signal()).sum())
-    if rounds:
-        batch = batch.select(batch.has_signal().nonzero()[:, 0].tolist())
-    for _ in range(rounds):
-        missing = prompts - len(batch.examples)
-        if not missing:
-            break
-        more = rollout(missing)
-        sampled, silent = sampled + missing, silent + int((~more.has_signal()).sum())
-        batch = batch.joined(more.select(more.has_signal().nonzero()[:, 0].tolist()))
-    stats = {"groups_without_signal": silent / sampled, "groups_sampled": sampled}
-    return batch if batch.examples else first, stats
+    prompt_ids = [prompts(example) for example in examples]
+    with timer.phase("sample"), lora_merged(policy.model):
+        samples = sample_groups(
+            policy.model,
+            prompt_ids,
+            eos_ids=policy.eos_ids,
+            group_size=config.group_size,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            seeds=seeds,
+        )
+    ids, decode = samples.completion_ids, policy.tokenizer.batch_decode
+    with timer.phase("reward"):
+        texts = [decode(group, skip_special_tokens=True) for group in ids]  # P x G
+        lengths = [[len(completion) for completion in group] for group in ids]  # P x G
+        terms = rewards(examples, texts, prompts=decode(prompt_ids), lengths=lengths)  # (P, G, R)
+    return Rollout(
+        examples,
+        prompt_ids,
+        ids,
+        list(samples.logprobs.cpu()),
+        samples.finished.cpu(),
+        terms,
+        terms @ rewards.weights,  # (P, G)
+    )

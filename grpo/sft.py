@@ -1,15 +1,15 @@
-"""Supervised warm start: trains a policy to imitate gold until it knows the task imperfectly.
-Reinforcement learning from a model that never gets a reward cannot start.
+"""Supervised fine-tuning (SFT): trains a policy on gold SQL until it can do the task imperfectly.
+RL from a model that never gets a reward cannot start.
 
-    python -m grpo.sft --output DIR                                     a small one, from scratch
-    python -m grpo.sft --model M --data ROOT --split train --output DIR     a model that exists
+    python -m grpo.sft --output DIR                                          from scratch
+    python -m grpo.sft --model M --data ROOT --split train --output DIR      an existing model
 
 Many questions share a schema, so a batch is packed like a GRPO group (grpo/packing.py): one
-schema, then many "question, SQL" continuations that do not see each other. A model that exists is
-asked as train.py will ask it, by its chat template if it has one, and learns through LoRA, which is
-folded in at the end, or with all its weights (--lora-rank 0).
+schema, then many "question, SQL" continuations that do not see each other. An existing model gets
+the prompts of train.py, with its chat template if it has one, and is trained with LoRA, which is
+merged at the end, or with all its weights (--lora-rank 0).
 
-assets/README.md has the commands that made the shipped policy.
+assets/README.md has the command that made the shipped policy.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import os
 import random
 import re
 import sys
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,17 +31,26 @@ from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, merge_lora
 from grpo.models import Policy, checkpoint_activations, load_policy
 from grpo.prompt import PromptBuilder, question_text
-from sqlenv import EMBEDDED, LANGUAGES, Example, UserError, load_dataset, load_schema, schema_text
+from sqlenv import (
+    EMBEDDED,
+    LANGUAGES,
+    Example,
+    UserError,
+    by_database,
+    load_dataset,
+    load_schema,
+    schema_text,
+)
 from sqlenv.errors import exit_code
 from sqlenv.files import write_directory
 
 SPECIAL = ["<s>", "</s>", "<pad>"]
 SAVE_EVERY = 100  # steps
-QUOTED = re.compile(r"'((?:[^']|'')*)'")  # a text in SQL; '' is a quote within
+QUOTED = re.compile(r"'((?:[^']|'')*)'")  # a string literal; '' is a quote inside it
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: any text in any language has tokens, digits stand alone."""
+    """A byte-level BPE tokenizer: it covers all languages; each digit is a token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -68,9 +76,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 
 
 def small_llama(tokenizer, hidden: int, layers: int) -> LlamaForCausalLM:
-    """A Llama with tied embeddings and one key-value head for all query heads, randomly
-    initialised.
-    """
+    """A randomly initialised Llama with tied embeddings and multi-query attention."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -89,7 +95,7 @@ def small_llama(tokenizer, hidden: int, layers: int) -> LlamaForCausalLM:
 
 
 def text_values(sql: str) -> list[str]:
-    """What a query compares texts with, without the wildcards of LIKE.
+    """The string literals of a query, without the wildcards of LIKE.
 
     >>> text_values("SELECT a FROM t WHERE b LIKE 'Mai%' AND c = 'O''Hara' AND d = ''")
     ['Mai', "O'Hara"]
@@ -99,53 +105,46 @@ def text_values(sql: str) -> list[str]:
 
 
 def swap_values(question: str, sql: str, pool: list[str], rng: random.Random) -> tuple[str, str]:
-    """The same question about other values: each text value that stands word for word and once in
-    the question is replaced by one of ``pool`` there and in the SQL. Teaches to copy values from
-    the question rather than to remember them.
+    """The same question about other values: each string literal that occurs verbatim and once in
+    the question is replaced by one of ``pool``, there and in the SQL. The model learns to copy
+    values from the question rather than to remember them.
     """
     for value in dict.fromkeys(text_values(sql)):
         if question.count(value) == 1:
             other = rng.choice(pool)
             question = question.replace(value, other)
             for left, right in itertools.product(("", "%"), repeat=2):
-                was, now = (f"'{left}{quote(one)}{right}'" for one in (value, other))
+                was, now = (f"'{left}{quote(text)}{right}'" for text in (value, other))
                 sql = sql.replace(was, now)
     return question, sql
 
 
 def quote(value: str) -> str:
-    """As it stands between the quotes of a text in SQL."""
+    """A value as it is written between the quotes of a string literal."""
     return value.replace("'", "''")
 
 
 def shuffled_schema(example: Example, rng: random.Random) -> str:
-    """The schema text with tables and columns in random order, so that names count and places do
-    not.
+    """The schema text with tables and columns in random order, so that the model attends to names
+    rather than positions.
     """
     schema = load_schema(example.db_path)
     tables = [
         replace(table, columns=tuple(rng.sample(table.columns, len(table.columns))))
         for table in schema.tables
     ]
-    return schema_text(replace(schema, tables=tuple(rng.sample(tables, len(tables)))), None, len)
+    return schema_text(replace(schema, tables=tuple(rng.sample(tables, len(tables)))))
 
 
-def by_database(examples: list[Example]) -> dict[str, list[Example]]:
-    """The examples of each database, by its name."""
-    found = defaultdict(list)
-    for example in examples:
-        found[example.db_id].append(example)
-    return found
-
-
-class Packs:
-    """Batches of (schemas, continuations, how many tokens of each continuation are the question).
-    A batch is a function of the seed and the step alone, so that training resumes exactly.
+class PretrainingBatches:
+    """Batches for a model from scratch: P schemas, P x G continuations "question, SQL", and (P, G)
+    how many tokens of each continuation are the question. A batch is a function of the seed and
+    the step alone, so that training resumes exactly.
     """
 
     def __init__(self, examples: list[Example], tokenizer, rows: int, size: int, seed: int):
         self.tokenizer, self.rows, self.size, self.seed = tokenizer, rows, size, seed
-        self.at_once = rows  # rows of a forward pass: these schemas are about equally long
+        self.rows_per_pass = rows  # these schemas are about equally long
         self.by_db = by_database(examples)
         if len(self.by_db) < rows:
             raise UserError(f"--rows {rows}: there are only {len(self.by_db)} databases")
@@ -184,14 +183,14 @@ def answer_end(tokenizer, eos_ids: set[int]) -> int:
     return next((t for t in whole[len(asked) :] if t in eos_ids), tokenizer.eos_token_id)
 
 
-class Answers:
-    """Batches like those of ``Packs``, for a policy that exists: it is asked as in train.py, and
-    answers with gold. What the prompts of a row begin with alike, the schema, stands in it once.
+class SftBatches:
+    """Batches for an existing policy, in the form of ``PretrainingBatches``: train.py's prompts and
+    gold as completions. The common prefix of a row's prompts, the schema, is in it once.
     """
 
     def __init__(self, examples: list[Example], policy: Policy, rows: int, size: int, seed: int):
         self.examples, self.rows, self.size, self.seed = examples, rows, size, seed
-        self.at_once = 1  # real schemas differ, and padding would cost more than it saves
+        self.rows_per_pass = 1  # real schemas differ in length, and padding would cost more
         self.by_db = by_database(examples)
         self.prompts = PromptBuilder(policy.tokenizer)
         self.end = answer_end(policy.tokenizer, policy.eos_ids)
@@ -199,12 +198,12 @@ class Answers:
     def __getitem__(self, step: int) -> tuple[list[list[int]], list[list[list[int]]], Tensor]:
         rng = random.Random(f"{self.seed} {step}")
         starts, groups, sizes = [], [], []
-        for first in rng.choices(self.examples, k=self.rows):  # a database as often as it is asked
+        for first in rng.choices(self.examples, k=self.rows):
             picked = rng.choices(self.by_db[first.db_id], k=self.size)
-            prompts = [self.prompts(one) for one in picked]
+            prompts = [self.prompts(example) for example in picked]
             common = len(os.path.commonprefix(prompts))
             starts.append(prompts[0][:common])
-            golds = [self.prompts.encode(one.gold_sql) + [self.end] for one in picked]
+            golds = [self.prompts.encode(example.gold_sql) + [self.end] for example in picked]
             groups.append([prompt[common:] + gold for prompt, gold in zip(prompts, golds)])
             sizes.append([len(prompt) - common for prompt in prompts])
         return starts, groups, torch.tensor(sizes)
@@ -227,7 +226,7 @@ def supervised_loss(
         counts: the SQL and the question tokens of the whole batch. They divide the sums, so that
             the losses of its parts add up to its own.
     """
-    lengths = torch.tensor([[len(one) for one in group] for group in groups])  # (P, G)
+    lengths = torch.tensor([[len(ids) for ids in group] for group in groups])  # (P, G)
     index = torch.arange(logprobs.shape[-1])
     question = index < asked[..., None]  # (P, G, T)
     sql = (index < lengths[..., None]) & ~question
@@ -236,12 +235,15 @@ def supervised_loss(
 
 
 def backward(model, batch: tuple, question_weight: float, rows: int) -> float:
-    """Adds the gradients of a batch's loss, ``rows`` of its rows at a time; returns the loss. A
-    batch is what ``Packs`` and ``Answers`` give: P prompts, P x G continuations, (P, G) ``asked``.
+    """Adds the gradients of a batch's loss, ``rows`` of its rows at a time; returns the loss.
+
+    Args:
+        batch: from ``PretrainingBatches`` or ``SftBatches``: P prompts, P x G continuations, and
+            (P, G) int64, how many tokens of each are the question.
     """
     starts, groups, asked = batch
     questions = int(asked.sum())
-    counts = sum(len(one) for group in groups for one in group) - questions, questions
+    counts = sum(len(ids) for group in groups for ids in group) - questions, questions
     total = 0.0
     for first in range(0, len(starts), rows):
         some = slice(first, first + rows)
@@ -254,9 +256,9 @@ def backward(model, batch: tuple, question_weight: float, rows: int) -> float:
 
 
 def make_optimizers(model, lr: float, scratch: bool) -> list[torch.optim.Optimizer]:
-    """From scratch Muon (orthogonalised momentum; Jordan et al. 2024) for the matrices of the
-    decoder blocks, AdamW for embeddings and norms: it needs about half as many steps as AdamW
-    alone, which whatever is trained of a model that exists gets.
+    """From scratch: Muon (orthogonalised momentum; Jordan et al. 2024) for the matrices of the
+    decoder blocks and AdamW for embeddings and norms, which needs about half as many steps as AdamW
+    alone. For an existing model: AdamW on its trainable weights.
     """
     if not scratch:
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -274,15 +276,17 @@ def lr_factor(step: int, steps: int) -> float:
     return min((step + 1) / max(1, steps // 20), 1.0, (steps - step) / (steps / 2))
 
 
-def train(model, batches: Packs | Answers, arguments: argparse.Namespace, checkpoint: Path) -> None:
-    """Trains in place: bfloat16 matrix products, float32 weights. Now and then all that is
-    needed to go on is written to ``checkpoint``, from which a run with equal arguments continues.
+def train(
+    model, batches: PretrainingBatches | SftBatches, arguments: argparse.Namespace, checkpoint: Path
+) -> None:
+    """Trains in place, with bfloat16 matrix products and float32 weights. Every ``SAVE_EVERY``
+    steps the state is written to ``checkpoint``, from which a run with equal arguments continues.
     """
     steps, settings = arguments.steps, vars(arguments) | {"output": "", "stop": 0}
     optimizers = make_optimizers(model, arguments.lr, not arguments.model)
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(one, lambda step: lr_factor(step, steps))
-        for one in optimizers
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
+        for optimizer in optimizers
     ]
     parts = [model, *optimizers, *schedules]
     start = 0
@@ -295,9 +299,9 @@ def train(model, batches: Packs | Answers, arguments: argparse.Namespace, checkp
             part.load_state_dict(saved)
     model.train()
     stop = arguments.stop or steps
-    bar = tqdm(range(start, stop), desc="warm-up", initial=start, total=stop)
+    bar = tqdm(range(start, stop), desc="SFT", initial=start, total=stop)
     for step in bar:
-        loss = backward(model, batches[step], arguments.question_weight, batches.at_once)
+        loss = backward(model, batches[step], arguments.question_weight, batches.rows_per_pass)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules):
             optimizer.step()
@@ -311,14 +315,14 @@ def train(model, batches: Packs | Answers, arguments: argparse.Namespace, checkp
 
 
 def from_scratch(arguments: argparse.Namespace, examples: list[Example], rng: random.Random):
-    """A fresh model, and a tokenizer made for the questions, the SQL and the schemas."""
+    """A new model, and a tokenizer trained on the questions, the SQL and the schemas."""
     texts = [text for e in examples for text in (e.question, e.gold_sql)]
     schemas = {e.db_id: shuffled_schema(e, rng) for e in examples}
     tokenizer = train_tokenizer(texts + list(schemas.values()) * 50, arguments.vocab)
     return small_llama(tokenizer, arguments.hidden, arguments.layers), tokenizer
 
 
-def warmup(arguments: argparse.Namespace) -> None:
+def sft(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     if arguments.lr is None:
         arguments.lr = 0.02 if not arguments.model else 2e-4 if arguments.lora_rank else 2e-5
@@ -334,15 +338,18 @@ def warmup(arguments: argparse.Namespace) -> None:
         dtype = "auto" if arguments.lora_rank else "float32"
         policy = load_policy(arguments.model, arguments.device, dtype)
         model, tokenizer = policy.model, policy.tokenizer
-        arguments.question_weight = 0.0  # it is to answer, not to ask
-        batches = Answers(examples, policy, arguments.rows, arguments.per_row, arguments.seed)
+        arguments.question_weight = 0.0  # the loss is taken over answers only
+        batches = SftBatches(examples, policy, arguments.rows, arguments.per_row, arguments.seed)
         if arguments.lora_rank:
-            add_lora(model, arguments.lora_rank, 2 * arguments.lora_rank, arguments.seed)
+            rank = arguments.lora_rank
+            add_lora(model, rank=rank, alpha=2 * rank, seed=arguments.seed)
         checkpoint_activations(model)
     else:
         model, tokenizer = from_scratch(arguments, examples, random.Random(arguments.seed))
         model.to(arguments.device)
-        batches = Packs(examples, tokenizer, arguments.rows, arguments.per_row, arguments.seed)
+        batches = PretrainingBatches(
+            examples, tokenizer, arguments.rows, arguments.per_row, arguments.seed
+        )
     size = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     print(f"{size:.1f} M parameters to train, {len(examples)} examples")
     checkpoint = output.with_name(output.name + ".checkpoint.pt")
@@ -364,11 +371,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", default=str(EMBEDDED), help="dataset directory")
     parser.add_argument("--output", required=True, help="new model directory")
-    parser.add_argument("--model", help="model directory or hub id to train, not one from scratch")
-    parser.add_argument("--lang", default="all", help="all, or a comma list such as en,vi")
-    parser.add_argument("--split", default="warmup", help="warmup, or train where there is none")
     parser.add_argument(
-        "--lora-rank", type=int, default=32, help="of --model's LoRA; 0 trains all weights (32)"
+        "--model", help="model directory or hub id to train (a new model, from scratch)"
+    )
+    parser.add_argument("--lang", default="all", help="all, or a comma list such as en,vi")
+    parser.add_argument("--split", default="sft", help="sft, or train where there is none")
+    parser.add_argument(
+        "--lora-rank",
+        type=int,
+        default=32,
+        help="LoRA rank, with --model; 0 trains all weights (32)",
     )
     parser.add_argument("--hidden", type=int, default=320)
     parser.add_argument("--layers", type=int, default=5)
@@ -381,7 +393,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--question-weight", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return exit_code(lambda: warmup(parser.parse_args(argv)))
+    return exit_code(lambda: sft(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

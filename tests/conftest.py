@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 from trainer_kit import DATABASES, QUESTIONS, make_trainer
 
-from grpo.rewards import Judge
+from sqlenv import ExecutionVerifier
 from grpo.rollout import Rollout
 from sqlenv import Example, Sandbox
 
@@ -30,9 +30,9 @@ def examples(tmp_path_factory) -> list[Example]:
 
 
 @pytest.fixture(scope="module")
-def judge():
+def verifier():
     with Sandbox(timeout=10) as sandbox:
-        yield Judge(sandbox)
+        yield ExecutionVerifier(sandbox)
 
 
 @pytest.fixture(scope="module")

@@ -21,37 +21,40 @@ from trainer_kit import (
     without_clocks,
 )
 
-from grpo.distributed.parallel import World, open_world
-from grpo.distributed.shard import in_step, open_mesh, shard
+from grpo.distributed.parallel import Distributed, open_distributed
+from grpo.distributed.shard import with_lockstep, open_mesh, shard
 from grpo.models import checkpoint_activations
 from sqlenv import Example
 
 
-def spread(model, world: World) -> World:
+def spread(model, distributed: Distributed) -> Distributed:
     """The model sharded; each process keeps its part of the decoder blocks' frozen weights."""
     frozen = [p for p in model.get_decoder().layers.parameters() if not p.requires_grad]
-    before, mesh = sum(p.numel() for p in frozen), open_mesh(world, "cpu")
-    with world.in_turn():
+    before, mesh = sum(p.numel() for p in frozen), open_mesh(distributed, "cpu")
+    with distributed.rank_by_rank():
         shard(model, mesh, "cpu")
     parts = [p for p in model.parameters() if isinstance(p, DTensor)]
     assert len(parts) == len(frozen)
-    assert world.gather(sum(p.to_local().numel() for p in parts)) == [before / world.size] * 2
-    return in_step(world, model)
+    assert (
+        distributed.all_gather(sum(p.to_local().numel() for p in parts))
+        == [before / distributed.size] * 2
+    )
+    return with_lockstep(distributed, model)
 
 
-def steps(world: World, folder: Path, options: dict) -> list[dict]:
+def steps(distributed: Distributed, folder: Path, options: dict) -> list[dict]:
     """LoRA weights and metrics after each step; the databases are in the folder."""
     options = dict(options)
     rewards = RareRewards() if options.pop("rare", False) else WordRewards()
-    if options.pop("dies", False) and world.rank == 1:
+    if options.pop("dies", False) and distributed.rank == 1:
         os._exit(5)  # as a crash does: an orderly end leaves the other one time to end first
     policy = make_policy()
     if options.get("checkpoint_activations"):
         checkpoint_activations(policy.model)
-    if options.get("shard") and world.size > 1:
-        world = spread(policy.model, world)
+    if options.get("shard") and distributed.size > 1:
+        distributed = spread(policy.model, distributed)
     examples = [Example(q, "en", db, gold, folder / f"{db}.sqlite") for q, db, gold in QUESTIONS]
-    trainer = make_trainer(examples, rewards, policy, world=world, **options)
+    trainer = make_trainer(examples, rewards, policy, distributed=distributed, **options)
     found = []
     while trainer.step < trainer.total_steps:
         metrics = without_clocks(trainer.train_step())
@@ -60,7 +63,9 @@ def steps(world: World, folder: Path, options: dict) -> list[dict]:
 
 
 if __name__ == "__main__":
-    with open_world("cpu") as (world, _):
-        found = world.gather(steps(world, Path(sys.argv[1]), json.loads(sys.argv[3])))
-        if world.first:
+    with open_distributed("cpu") as (distributed, _):
+        found = distributed.all_gather(
+            steps(distributed, Path(sys.argv[1]), json.loads(sys.argv[3]))
+        )
+        if distributed.is_main:
             torch.save(found, sys.argv[2])

@@ -193,8 +193,8 @@ def test_decoding_gives_the_log_probs_of_training(kind, dtype):
     model = make(kind, dtype)
     prompts, _ = batch(([9, 2, 6, 4], []))
     samples = sample_groups(model, prompts, 5, 12, set(range(1, 13)), 1.0, [3, 4, 5, 6])
-    assert len({len(one) for group in samples.tokens for one in group}) > 4
-    again = completion_logprobs(model, prompts, samples.tokens)
+    assert len({len(one) for group in samples.completion_ids for one in group}) > 4
+    again = completion_logprobs(model, prompts, samples.completion_ids)
     assert error(samples.logprobs, again) <= (1e-5 if dtype == torch.float32 else 2e-2)
 
 

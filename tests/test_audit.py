@@ -1,4 +1,4 @@
-"""The audit of answers that please the encoder and are wrong."""
+"""The audit of wrong answers that the encoder finds right."""
 
 import json
 
@@ -21,22 +21,22 @@ from benchmarks import audit
         ("no SQL at all", []),
     ],
 )
-def test_what_stands_twice(sql, kinds):
+def test_repetitions_are_seen(sql, kinds):
     assert audit.repeated(sql) == kinds
 
 
-def write(path, *answers):
+def write_answers(path, *answers):
     names = ("semantic", "test_suite", "predicted")
-    more = {"lang": "en", "db_id": "zoo", "question": "?", "gold": "SELECT 1"}
-    lines = [json.dumps(dict(zip(names, one)) | more) for one in answers]
-    path.write_text("\n".join(lines))
+    question = {"lang": "en", "db_id": "zoo", "question": "?", "gold": "SELECT 1"}
+    rows = [dict(zip(names, answer)) | question for answer in answers]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
 
 
 def test_shares_of_all_answers(tmp_path, capsys):
-    """Of four answers two please the encoder and are wrong; one of all repeats a column."""
-    path = tmp_path / "one.jsonl"
+    """Of four answers the encoder finds two right that are wrong; one of all repeats a column."""
+    path = tmp_path / "answers.jsonl"
     twice = "SELECT a, a FROM t"
-    write(
+    write_answers(
         path,
         (True, False, twice),
         (True, False, "SELECT a"),
@@ -45,7 +45,7 @@ def test_shares_of_all_answers(tmp_path, capsys):
     )
     assert audit.main([str(path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "| one | 4 | 50.0 | 25.0 | 0.0 | 0.0 | 0.0 | 25.0 |"
+        "| answers | 4 | 50.0 | 25.0 | 0.0 | 0.0 | 0.0 | 25.0 |"
     )
     assert audit.main([str(path), "--draw", "5"]) == 0
     drawn = [json.loads(line)["predicted"] for line in capsys.readouterr().out.splitlines()]
@@ -53,10 +53,10 @@ def test_shares_of_all_answers(tmp_path, capsys):
 
 
 def test_bad_files_are_one_line(tmp_path, capsys):
-    path = tmp_path / "one.jsonl"
-    write(path, (True, None, "SELECT 1"))
+    path = tmp_path / "answers.jsonl"
+    write_answers(path, (True, None, "SELECT 1"))
     for text in (None, "no json"):
         path.write_text(text) if text else None
         assert audit.main([str(path)]) == 2
         error = capsys.readouterr().err
-        assert "one.jsonl" in error and error.count("\n") == 1
+        assert "answers.jsonl" in error and error.count("\n") == 1

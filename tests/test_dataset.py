@@ -1,4 +1,4 @@
-"""Loading datasets: a made one, MultiSpider's published files where they are, and bad input."""
+"""Loading datasets: a small one, MultiSpider's published files if available, and bad input."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ from sqlenv import (
 
 
 def multispider() -> Path:
-    """The folder with published MultiSpider data; skips the test where there is none."""
+    """The folder with published MultiSpider data; skips the test if there is none."""
     default = Path(__file__).parents[2] / "shared" / "data" / "multispider"
     root = Path(os.environ.get("TEXT2SQL_DATA", default))
     if not (root / "spider" / "database").is_dir():

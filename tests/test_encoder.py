@@ -31,11 +31,17 @@ def encoder() -> ContrastiveEncoder:
     return tiny_encoder()
 
 
-def loss_of(cosines: list[list[float]], own: list[int], scale: float = 1.0) -> torch.Tensor:
-    """info_nce for given cosines: the SQLs are unit vectors, and no two texts are the same."""
-    questions, own = torch.tensor(cosines), torch.tensor(own)
-    same = own[:, None] == torch.arange(questions.shape[1])
-    return info_nce(questions, torch.eye(questions.shape[1]), torch.tensor(scale), own, same)[0]
+def info_nce_of(questions: torch.Tensor, sqls: torch.Tensor, positives: list[int], scale=1.0):
+    """info_nce for SQL of which no two texts are equal."""
+    rows = torch.tensor(positives)
+    same_text = rows[:, None] == torch.arange(len(sqls))
+    return info_nce(questions, sqls, scale=torch.tensor(scale), positives=rows, same_text=same_text)
+
+
+def loss_of(cosines: list[list[float]], positives: list[int]) -> torch.Tensor:
+    """The loss for given cosines: the SQL embeddings are unit vectors."""
+    questions = torch.tensor(cosines)
+    return info_nce_of(questions, torch.eye(questions.shape[1]), positives)[0]
 
 
 def test_info_nce_by_hand():
@@ -50,30 +56,28 @@ def test_info_nce_by_hand():
 
 def test_info_nce_says_whose_own_sql_is_closest():
     questions = torch.tensor([[0.9, 0.1, 0.8], [0.2, 0.3, 0.4]])
-    same = torch.tensor([[True, False, False], [False, True, False]])
-    one = torch.tensor(1.0)
-    found = info_nce(questions, torch.eye(3), one, torch.tensor([0, 1]), same)[1]
-    assert found.tolist() == [True, False]
-    same[1, 2] = True  # the same text once more is no rival
-    found = info_nce(questions, torch.eye(3), one, torch.tensor([0, 1]), same)[1]
-    assert found.tolist() == [True, True]
+    same_text = torch.tensor([[True, False, False], [False, True, False]])
+    options = {"scale": torch.tensor(1.0), "positives": torch.tensor([0, 1])}
+    _, is_closest = info_nce(questions, torch.eye(3), **options, same_text=same_text)
+    assert is_closest.tolist() == [True, False]
+    same_text[1, 2] = True  # the same text once more is no rival
+    _, is_closest = info_nce(questions, torch.eye(3), **options, same_text=same_text)
+    assert is_closest.tolist() == [True, True]
 
 
 def test_info_nce_gradient_is_finite_and_pulls_together():
     questions = torch.tensor([[0.6, 0.8], [0.8, 0.6], [1.0, 0.0]], requires_grad=True)
-    own, one = torch.tensor([0, 0, 0]), torch.tensor(5.0)
-    info_nce(questions, torch.eye(2)[:1], one, own, torch.ones(3, 1).bool())[0].backward()
+    info_nce_of(questions, torch.eye(2)[:1], [0, 0, 0], scale=5.0)[0].backward()
     assert torch.equal(questions.grad, torch.zeros(3, 2))  # nothing to tell apart
     questions.grad = None
-    own = torch.tensor([0, 1, 1])
-    same = own[:, None] == torch.arange(2)
-    info_nce(questions, torch.eye(2), one, own, same)[0].backward()
+    info_nce_of(questions, torch.eye(2), [0, 1, 1], scale=5.0)[0].backward()
     assert questions.grad.isfinite().all() and questions.grad[0, 0] < 0  # moves to SQL 0
 
 
 def test_info_nce_rejects_shapes_that_do_not_fit():
+    options = {"scale": torch.tensor(1.0), "positives": torch.arange(3)}
     with pytest.raises(ValueError, match=r"\[N, D\]"):
-        info_nce(torch.eye(3), torch.eye(3), torch.tensor(1.0), torch.arange(3), torch.eye(2) > 0)
+        info_nce(torch.eye(3), torch.eye(3), **options, same_text=torch.eye(2) > 0)
 
 
 def test_padding_and_order_do_not_change_an_embedding(encoder):

@@ -1,5 +1,6 @@
-"""The evaluation of the encoder: every number by hand, with embeddings that are chosen, and one run
-of the shipped encoder."""
+"""The evaluation of the encoder: every number by hand with chosen embeddings, and a run of the
+shipped encoder.
+"""
 
 import json
 import math
@@ -15,6 +16,10 @@ from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
 
 from encoder import ContrastiveEncoder, evaluate
 from encoder.attacks import ATTACKS
+from encoder.batches import Entry
+from encoder.evaluation import gaming
+from encoder.evaluation.calibration import calibration_report
+from encoder.evaluation.gaming import attack_texts, gaming_report
 from encoder.evaluation.report import cell, text_of
 from encoder.evaluation.retrieval import (
     Embeddings,
@@ -23,17 +28,15 @@ from encoder.evaluation.retrieval import (
     choose_questions,
     english_metrics,
     english_questions,
+    hard_negative_metrics,
     mean_of,
-    near_miss_metrics,
     retrieval_metrics,
     spread,
     summarize,
 )
 from encoder.evaluation.samples import Sample, auc_counts, auc_report, read_samples
-from encoder.negatives import Mutant
-from encoder.pairs import Entry
 from encoder.text import sql_text
-from sqlenv import EMBEDDED, UserError, load_dataset, load_schema
+from sqlenv import EMBEDDED, Mutant, UserError, load_dataset, load_schema
 
 
 class Identity:
@@ -54,8 +57,8 @@ class FakeEncoder:
 
     def embed(self, texts, kind):
         self.embedded += texts
-        found = [self.cosines.get(text, 1.0 if kind == "query" else None) for text in texts]
-        return torch.tensor([[c, math.sqrt(1 - c * c)] for c in found])
+        cosines = [self.cosines.get(text, 1.0 if kind == "query" else None) for text in texts]
+        return torch.tensor([[c, math.sqrt(1 - c * c)] for c in cosines])
 
     def fits(self, texts):
         return [len(text) <= self.max_tokens for text in texts]
@@ -65,59 +68,66 @@ def entry(gold: str = "gold", *questions: tuple[str, str], db_id: str = "shop") 
     return Entry(gold, db_id, None, questions)
 
 
-def embeddings(questions: list[str], **cosines: float) -> Embeddings:
+def embed(questions: list[str], **cosines: float) -> Embeddings:
     return Embeddings(FakeEncoder(cosines), questions, list(cosines))
 
 
 def test_each_text_is_embedded_once_and_equal_embeddings_tie():
     encoder = FakeEncoder({"a": 0.3, "b": 0.3, "too long": 0.9}, max_tokens=5)
-    found = Embeddings(encoder, ["q", "q"], ["a", "b", "a", "too long"])
+    embeddings = Embeddings(encoder, ["q", "q"], ["a", "b", "a", "too long"])
     assert sorted(encoder.embedded) == ["a", "b", "q", "too long"]
-    first, second, third, long = found.cosines("q", ["a", "b", "a", "too long"]).tolist()
+    first, second, third, long = embeddings.cosines("q", ["a", "b", "a", "too long"]).tolist()
     assert first == second == third == pytest.approx(0.3)
-    assert long == -1.0 and found.is_too_long("too long") and not found.is_too_long("a")
-    assert found.cosines("q", ["q"], "query").tolist() == [1.0]
+    assert long == -1.0 and embeddings.is_too_long("too long") and not embeddings.is_too_long("a")
+    assert embeddings.cosines("q", ["q"], "query").tolist() == [1.0]
 
 
-def test_near_misses_by_hand():
-    misses = [Mutant("l1", "limit"), Mutant("l2", "limit"), Mutant("s", "sort")]
-    found = embeddings(["q"], gold=0.5, l1=0.4, l2=0.6, s=0.5)  # as in the docstring
-    question = Question("q", "en", entry(), "gold", tuple(misses))
-    assert near_miss_metrics(question, found) == {"limit": 0.5, "sort": 0, "all_near_misses": 0}
-    question = Question("q", "en", entry(), "gold", tuple(misses[:1]))
-    assert near_miss_metrics(question, found) == {"limit": 1, "all_near_misses": 1}
-    assert near_miss_metrics(Question("q", "en", entry(), "gold"), found) == {}
+def test_hard_negatives_by_hand():
+    negatives = [Mutant("l1", "limit"), Mutant("l2", "limit"), Mutant("s", "sort")]
+    embeddings = embed(["q"], gold=0.5, l1=0.4, l2=0.6, s=0.5)  # as in the docstring
+    question = Question("q", "en", entry(), "gold", tuple(negatives))
+    assert hard_negative_metrics(question, embeddings) == {
+        "limit": 0.5,
+        "sort": 0,
+        "all_hard_negatives": 0,
+    }
+    question = Question("q", "en", entry(), "gold", tuple(negatives[:1]))
+    assert hard_negative_metrics(question, embeddings) == {"limit": 1, "all_hard_negatives": 1}
+    assert hard_negative_metrics(Question("q", "en", entry(), "gold"), embeddings) == {}
 
 
 def test_retrieval_by_hand():
-    found = embeddings(["q"], gold=0.5, a=0.9, b=0.5, c=0.1)  # as in the docstring: rank 3
+    embeddings = embed(["q"], gold=0.5, a=0.9, b=0.5, c=0.1)  # as in the docstring: rank 3
     question = Question("q", "en", entry(), "gold", others=("a", "b", "c"))
-    assert retrieval_metrics(question, found) == pytest.approx(
+    assert retrieval_metrics(question, embeddings) == pytest.approx(
         {"other_sql": 1 / 3, "mrr": 1 / 3, "recall@1": 0}
     )
     question = Question("q", "en", entry(), "gold", others=("c",))
-    assert retrieval_metrics(question, found) == {"other_sql": 1, "mrr": 1, "recall@1": 1}
-    assert retrieval_metrics(Question("q", "en", entry(), "gold"), found) == {}
+    assert retrieval_metrics(question, embeddings) == {"other_sql": 1, "mrr": 1, "recall@1": 1}
+    assert retrieval_metrics(Question("q", "en", entry(), "gold"), embeddings) == {}
 
 
 def test_english_question_by_hand():
-    """Two English questions have gold "one", at cosines 0.2 and 0.8; another one's is 0.5."""
-    one = entry("one", ("en", "e1"), ("en", "e2"), ("vi", "v"))
-    two = entry("two", ("en", "e3"), ("vi", "w"))
-    elsewhere = entry("three", ("en", "e4"), ("vi", "x"), db_id="zoo")
-    english = english_questions([one, two, elsewhere])
-    assert english["shop"] == {"e1": {"one"}, "e2": {"one"}, "e3": {"two"}}
+    """Two English questions have gold "first", at cosines 0.2 and 0.8; another gold's is at 0.5."""
+    first = entry("first", ("en", "e1"), ("en", "e2"), ("vi", "v"))
+    second = entry("second", ("en", "e3"), ("vi", "w"))
+    elsewhere = entry("third", ("en", "e4"), ("vi", "x"), db_id="zoo")
+    english = english_questions([first, second, elsewhere])
+    assert english["shop"] == {"e1": {"first"}, "e2": {"first"}, "e3": {"second"}}
     encoder = FakeEncoder({"e1": 0.2, "e2": 0.8, "e3": 0.5, "e4": 1.0})
-    found = Embeddings(encoder, ["v", "w", "x", "e1", "e2", "e3", "e4"], [])
+    embeddings = Embeddings(encoder, ["v", "w", "x", "e1", "e2", "e3", "e4"], [])
 
     def recall(text, lang, of):
-        return english_metrics(Question(text, lang, of, of.gold), english, found)
+        return english_metrics(Question(text, lang, of, of.gold), english, embeddings)
 
-    assert recall("v", "vi", one) == {"english_recall@1": 1.0}  # 0.8 above 0.5
-    assert recall("w", "vi", two) == {"english_recall@1": 0.0}  # 0.5 below 0.8
+    assert recall("v", "vi", first) == {"english_recall@1": 1.0}  # 0.8 above 0.5
+    assert recall("w", "vi", second) == {"english_recall@1": 0.0}  # 0.5 below 0.8
     assert recall("x", "vi", elsewhere) == {}  # no other to confuse it with
-    assert recall("e1", "en", one) == {}
-    assert english_metrics(Question("v", "vi", one, "one"), english_questions([]), found) == {}
+    assert recall("e1", "en", first) == {}
+    assert (
+        english_metrics(Question("v", "vi", first, "first"), english_questions([]), embeddings)
+        == {}
+    )
 
 
 def test_spread():
@@ -145,18 +155,25 @@ def test_no_answer_to_the_same_question_is_a_rival(schema):
         Entry(least, "shop", schema, (("en", "dear?"), ("vi", "từ 3?"))),
         Entry(name, "shop", schema, (("en", "all?"),)),
     ]
-    dear, over, dear_too, everything, vi = choose_questions(entries, ["en", "vi"], 0, False)
+    dear, over, dear_too, everything, vi = choose_questions(
+        entries, ["en", "vi"], limit=0, with_schema=False
+    )
     assert [dear.text, dear_too.text, over.text] == ["dear?", "dear?", "over 3?"]
     assert (dear.gold, vi.lang, vi.gold) == (sql_text(above), "vi", sql_text(least))
-    # ">= 3" is a right answer to "dear?", and a near miss and another SQL to "over 3?".
-    rivals = {miss.sql for miss in over.near_misses}
-    assert rivals - {miss.sql for miss in dear.near_misses} == {sql_text(least)}
+    # ">= 3" is a right answer to "dear?", and a hard negative and another SQL to "over 3?".
+    rivals = {negative.sql for negative in over.hard_negatives}
+    assert rivals - {negative.sql for negative in dear.hard_negatives} == {sql_text(least)}
     assert set(over.others) == {sql_text(least), sql_text(name)}
     assert dear.others == dear_too.others == (sql_text(name),)
-    assert sql_text(above) not in {miss.sql for miss in dear_too.near_misses}
-    assert {miss.sql: miss.kind for miss in over.near_misses}[sql_text(least)] == "comparison"
-    assert [q.text for q in choose_questions(entries, ["en"], 2, False)] == ["dear?", "dear?"]
-    (with_schema, *_) = choose_questions(entries, ["vi"], 1, True)
+    assert sql_text(above) not in {negative.sql for negative in dear_too.hard_negatives}
+    assert {negative.sql: negative.kind for negative in over.hard_negatives}[
+        sql_text(least)
+    ] == "comparison"
+    assert [q.text for q in choose_questions(entries, ["en"], limit=2, with_schema=False)] == [
+        "dear?",
+        "dear?",
+    ]
+    (with_schema, *_) = choose_questions(entries, ["vi"], limit=1, with_schema=True)
     assert with_schema.gold == sql_text(least, schema) != sql_text(least)
 
 
@@ -164,26 +181,29 @@ def test_summary_by_hand():
     """English: comparison (1 + 0.5) / 2, sort 1, hence 0.875 over kinds; Vietnamese: comparison 0,
     no sort, 0 over kinds. Average: comparison 0.375, sort 1, over kinds 0.4375.
     """
-    one, two = entry("one"), entry("two")
-    questions = [Question(text, text[:2], e, "") for text, e in [("en1", one), ("en2", two)]]
-    questions.append(Question("vi1", "vi", one, ""))
+    first, second = entry("first"), entry("second")
+    questions = [Question(text, text[:2], e, "") for text, e in [("en1", first), ("en2", second)]]
+    questions.append(Question("vi1", "vi", first, ""))
     report = summarize(
         questions,
         [
-            {"comparison": 1.0, "sort": 1.0, "all_near_misses": 1.0},
-            {"comparison": 0.5, "all_near_misses": 0.0},
-            {"comparison": 0.0, "all_near_misses": 0.0},
+            {"comparison": 1.0, "sort": 1.0, "all_hard_negatives": 1.0},
+            {"comparison": 0.5, "all_hard_negatives": 0.0},
+            {"comparison": 0.0, "all_hard_negatives": 0.0},
         ],
         seed=0,
     )
-    values = {lang: {m: one["value"] for m, one in row.items()} for lang, row in report.items()}
+    values = {
+        lang: {metric: share["value"] for metric, share in row.items()}
+        for lang, row in report.items()
+    }
     assert values == {
-        "en": {"comparison": 0.75, "sort": 1, "all_near_misses": 0.5, "mean_over_kinds": 0.875},
-        "vi": {"comparison": 0, "all_near_misses": 0, "mean_over_kinds": 0},
+        "en": {"comparison": 0.75, "sort": 1, "all_hard_negatives": 0.5, "mean_over_kinds": 0.875},
+        "vi": {"comparison": 0, "all_hard_negatives": 0, "mean_over_kinds": 0},
         "average": {
             "comparison": 0.375,
             "sort": 1,
-            "all_near_misses": 0.25,
+            "all_hard_negatives": 0.25,
             "mean_over_kinds": 0.4375,
         },
     }
@@ -199,9 +219,9 @@ def test_a_kind_that_a_resample_lacks_does_not_count_in_it():
         Mean(0.5, np.array([1.0, np.nan, np.nan]), 2),
         Mean(1.0, np.array([0.0, 1, np.nan]), 1),
     ]
-    found = mean_of(means, 2)
-    assert found.value == 0.75 and found.n == 2
-    np.testing.assert_array_equal(found.resampled, [0.5, 1, np.nan])
+    mean = mean_of(means, 2)
+    assert mean.value == 0.75 and mean.n == 2
+    np.testing.assert_array_equal(mean.resampled, [0.5, 1, np.nan])
 
 
 def test_translations_are_resampled_together():
@@ -219,41 +239,43 @@ def test_translations_are_resampled_together():
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.integers(0, 3))
 def test_summary_is_the_mean_within_its_interval(values, seed):
     questions = [Question("q", "en", entry(str(n)), "") for n in range(len(values))]
-    found = summarize(questions, [{"mrr": value} for value in values], seed)["en"]["mrr"]
-    assert found["value"] == pytest.approx(np.mean(values)) and found["n"] == len(values)
-    assert min(values) - 1e-9 <= found["low"] <= found["high"] <= max(values) + 1e-9
+    summary = summarize(questions, [{"mrr": value} for value in values], seed)["en"]["mrr"]
+    assert summary["value"] == pytest.approx(np.mean(values)) and summary["n"] == len(values)
+    assert min(values) - 1e-9 <= summary["low"] <= summary["high"] <= max(values) + 1e-9
 
 
 def test_calibration_by_hand():
     """Scores 0.92 and 0.72 of right SQL, 0.78 and 0.22 of wrong: an ECE of 0.2 (docstring). By
     language: English (|0.08| + |-0.78|) / 2 = 0.43, Vietnamese (|0.28| + |-0.22|) / 2 = 0.25.
     """
-    found = embeddings(["q", "v"], g1=0.92, g2=0.72, near=0.78, other=0.22)
+    embeddings = embed(["q", "v"], g1=0.92, g2=0.72, hard=0.78, other=0.22)
     questions = [
-        Question("q", "en", entry("1"), "g1", near_misses=(Mutant("near", "sort"),)),
+        Question("q", "en", entry("1"), "g1", hard_negatives=(Mutant("hard", "sort"),)),
         Question("v", "vi", entry("2"), "g2", others=("other",)),
         Question("q", "en", entry("3"), "g1"),  # nothing wrong to set beside it
     ]
-    report = evaluate.calibration_report(questions, found, Identity(), seed=0)
-    ece = {name: one["value"] for name, one in report["ece"].items()}
+    report = calibration_report(questions, embeddings, Identity(), seed=0)
+    ece = {name: share["value"] for name, share in report["ece"].items()}
     assert ece == pytest.approx({"en": 0.43, "vi": 0.25, "all": 0.2})
     assert report["ece"]["all"]["n"] == 4
-    shown = [(one["low"], one["score"], one["right"]["value"]) for one in report["bins"]]
+    shown = [(row["low"], row["score"], row["right"]["value"]) for row in report["bins"]]
     assert np.array(shown) == pytest.approx(
         np.array([[0.2, 0.22, 0], [0.7, 0.75, 0.5], [0.9, 0.92, 1]])
     )
-    assert [one["right"]["n"] for one in report["bins"]] == [1, 2, 1]
-    nothing = evaluate.calibration_report(questions[2:], found, Identity(), seed=0)
+    assert [row["right"]["n"] for row in report["bins"]] == [1, 2, 1]
+    nothing = calibration_report(questions[2:], embeddings, Identity(), seed=0)
     assert nothing == {"bins": [], "ece": {}}
 
 
-def test_wrong_sql_is_a_near_miss_and_another_sql_in_turn():
-    """Three questions with gold at 1: a near miss at 0.25, another SQL at 0.45, a near miss."""
-    found = embeddings(["q"], gold=1.0, near=0.25, other=0.45)
-    both = (Mutant("near", "sort"),), ("other",)
+def test_wrong_sql_is_a_hard_negative_and_another_sql_in_turn():
+    """Three questions with gold at 1: a hard negative at 0.25, another SQL at 0.45, and a hard
+    negative.
+    """
+    embeddings = embed(["q"], gold=1.0, hard=0.25, other=0.45)
+    both = (Mutant("hard", "sort"),), ("other",)
     questions = [Question("q", "en", entry(str(n)), "gold", *both) for n in range(3)]
-    report = evaluate.calibration_report(questions, found, Identity(), seed=0)
-    assert [(one["low"], one["right"]["n"]) for one in report["bins"]] == [
+    report = calibration_report(questions, embeddings, Identity(), seed=0)
+    assert [(row["low"], row["right"]["n"]) for row in report["bins"]] == [
         (0.2, 2), (0.4, 1), (0.9, 3)
     ]  # fmt: skip
 
@@ -267,50 +289,52 @@ def test_gaming_by_hand(monkeypatch):
         "tie": lambda target: "tie",
         "long": lambda target: "long " * 9,
     }
-    monkeypatch.setattr(evaluate, "ATTACKS", attacks)
-    monkeypatch.setattr(evaluate, "TRAINED", ("copy",))
-    monkeypatch.setattr(evaluate, "sql_text", lambda sql, schema: sql)
+    monkeypatch.setattr(gaming, "ATTACKS", attacks)
+    monkeypatch.setattr(gaming, "TRAINED", ("copy",))
+    monkeypatch.setattr(gaming, "sql_text", lambda sql, schema: sql)
     questions = [
         Question("q", "en", entry("g1", ("en", "q"), ("vi", "v")), "g1"),
         Question("p", "en", entry("g2", ("en", "p"), ("vi", "w")), "g2"),
     ]
     cosines = {"g1": 0.6, "g2": 0.5, "copy q": 0.7, "copy p": 0.4, "tie": 0.5, "long " * 9: 1.0}
-    attacked = evaluate.attack_texts(questions, False, seed=0)
+    attacked = attack_texts(questions, with_schema=False, seed=0)
     assert attacked[0][1] == {"copy": "copy q", "tie": "tie", "long": "long " * 9}
-    found = Embeddings(FakeEncoder(cosines, max_tokens=20), ["q", "p"], list(cosines))
-    report = evaluate.gaming_report(attacked, found, seed=0)
-    shares = {name: one["value"] for name, one in report["attacks"].items()}
+    embeddings = Embeddings(FakeEncoder(cosines, max_tokens=20), ["q", "p"], list(cosines))
+    report = gaming_report(attacked, embeddings, seed=0)
+    shares = {name: share["value"] for name, share in report["attacks"].items()}
     assert shares == {"copy": 0.5, "tie": 0, "long": 0}
-    assert [one["trained"] for one in report["attacks"].values()] == [True, False, False]
+    assert [share["trained"] for share in report["attacks"].values()] == [True, False, False]
     assert report["none_held_out_above"]["value"] == 1
     assert report["none_above"]["value"] == 0.5 and report["none_above"]["n"] == 2
 
 
 def test_the_attacker_knows_a_translation_where_there_is_one(monkeypatch, schema):
-    monkeypatch.setattr(evaluate, "ATTACKS", {"other": lambda target: target.other_question})
-    monkeypatch.setattr(evaluate, "sql_text", lambda sql, schema: sql)
-    one = Question("q", "en", entry("g", ("en", "q"), ("vi", "v")), "g")
-    two = Question("p", "en", entry("h", ("en", "p")), "h")
-    texts = [texts["other"] for _, texts in evaluate.attack_texts([one, two], False, seed=0)]
+    monkeypatch.setattr(gaming, "ATTACKS", {"other": lambda target: target.other_question})
+    monkeypatch.setattr(gaming, "sql_text", lambda sql, schema: sql)
+    first = Question("q", "en", entry("g", ("en", "q"), ("vi", "v")), "g")
+    second = Question("p", "en", entry("h", ("en", "p")), "h")
+    texts = [
+        texts["other"] for _, texts in attack_texts([first, second], with_schema=False, seed=0)
+    ]
     assert texts[0] == "v" and texts[1] in ("q", "p")
 
 
 def test_auc_by_hand():
     cosines, right = np.array([0.9, 0.4, 0.4, 0.1]), np.array([True, True, False, False])
-    won, pairs = auc_counts(cosines, right, np.array([[1, 1, 1, 1], [0, 2, 1, 0], [1, 1, 0, 0]]))
-    assert won.tolist() == [3.5, 1, 0] and pairs.tolist() == [4, 2, 0]
+    above, pairs = auc_counts(cosines, right, np.array([[1, 1, 1, 1], [0, 2, 1, 0], [1, 1, 0, 0]]))
+    assert above.tolist() == [3.5, 1, 0] and pairs.tolist() == [4, 2, 0]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), max_size=12))
 def test_auc_counts_pairs(answers):
-    """Against counting the pairs one by one."""
+    """Against counting each pair."""
     fields = zip(*answers) if answers else [()] * 3
     cosines, right, weights = map(np.array, fields, (float, bool, int))
-    won, pairs = auc_counts(cosines, right, weights[None])
-    ones = [(a, b) for a in answers for b in answers if a[1] and not b[1]]
-    assert pairs[0] == sum(a[2] * b[2] for a, b in ones)
-    above = sum(a[2] * b[2] * ((a[0] > b[0]) + 0.5 * (a[0] == b[0])) for a, b in ones)
-    assert won[0] == pytest.approx(above)
+    above, pairs = auc_counts(cosines, right, weights[None])
+    pairs_of = [(a, b) for a in answers for b in answers if a[1] and not b[1]]
+    assert pairs[0] == sum(a[2] * b[2] for a, b in pairs_of)
+    expected = sum(a[2] * b[2] * ((a[0] > b[0]) + 0.5 * (a[0] == b[0])) for a, b in pairs_of)
+    assert above[0] == pytest.approx(expected)
 
 
 def test_auc_report_by_hand():
@@ -323,28 +347,29 @@ def test_auc_report_by_hand():
         ("vi", 1, 0.8, False), ("vi", 2, 0.9, True), ("ja", 4, 0.5, True),
     ]  # fmt: skip
     samples = [Sample("q", lang, ("shop", n), f"{lang}{c}", right) for lang, n, c, right in rows]
-    found = embeddings(["q"], **{f"{lang}{c}": c for lang, _, c, _ in rows})
-    report = auc_report(samples, found, seed=0)
-    values = {name: one["value"] for name, one in report.items()}
+    embeddings = embed(["q"], **{f"{lang}{c}": c for lang, _, c, _ in rows})
+    report = auc_report(samples, embeddings, seed=0)
+    values = {name: share["value"] for name, share in report.items()}
     assert values == {"en": 0.5, "vi": 1.0, "ja": None, "all": 0.75, "within_questions": 0.75}
-    assert [one["n"] for one in report.values()] == [3, 3, 1, 7, 2]
+    assert [share["n"] for share in report.values()] == [3, 3, 1, 7, 2]
     assert report["all"]["right"] == 4 and report["en"]["right"] == 1
     assert report["all"]["low"] < 0.75 < report["all"]["high"] and report["vi"]["low"] == 1
-    only_right = auc_report(samples[:1], found, seed=0)
-    assert {one["value"] for one in only_right.values()} == {None}
+    only_right = auc_report(samples[:1], embeddings, seed=0)
+    assert {share["value"] for share in only_right.values()} == {None}
 
 
 def sample_rows() -> list[dict]:
     """A right, a wrong, a failed and another wrong answer to three questions."""
     examples = load_dataset(EMBEDDED, "vi", "dev")[:3] + load_dataset(EMBEDDED, "en", "dev")[:1]
-    judged = [(True, True), (True, False), (False, False), (True, False)]
+    outcomes = [(True, True), (True, False), (False, False), (True, False)]
     return [
         {
-            "db_id": one.db_id, "question": one.question, "lang": one.lang, "gold": one.gold_sql,
-            "predicted": one.gold_sql if right else "select COUNT(*) from zoo",
+            "db_id": example.db_id, "question": example.question, "lang": example.lang,
+            "gold": example.gold_sql,
+            "predicted": example.gold_sql if right else "select COUNT(*) from zoo",
             "gold_ok": True, "valid": valid, "execution": right, "test_suite": None,
         }
-        for one, (valid, right) in zip(examples, judged)
+        for example, (valid, right) in zip(examples, outcomes)
     ]  # fmt: skip
 
 
@@ -357,20 +382,24 @@ def test_samples_are_valid_answers_right_by_the_test_suite(tmp_path):
     rows = sample_rows()
     rows[0]["test_suite"] = False  # its execution is right
     path = write_rows(tmp_path / "samples.jsonl", rows)
-    samples = read_samples(path, EMBEDDED, ["en", "vi"], [], False)
-    assert [(one.lang, one.right) for one in samples] == [
+    samples = read_samples(path, EMBEDDED, langs=["en", "vi"], databases=[], with_schema=False)
+    assert [(sample.lang, sample.right) for sample in samples] == [
         ("en", False), ("vi", False), ("vi", False)
     ]  # fmt: skip
     assert samples[0].sql == sql_text("SELECT COUNT(*) FROM zoo")
     assert samples[0].cluster == (rows[3]["db_id"], rows[3]["gold"])
-    samples = read_samples(path, EMBEDDED, ["vi"], [rows[0]["db_id"]], True)
+    samples = read_samples(
+        path, EMBEDDED, langs=["vi"], databases=[rows[0]["db_id"]], with_schema=True
+    )
     example = load_dataset(EMBEDDED, "vi", "dev")[0]
-    assert [s.sql for s in samples] == [
+    assert [sample.sql for sample in samples] == [
         sql_text(rows[0]["predicted"], load_schema(example.db_path))
     ]
     rows[0]["gold_ok"] = False  # there is nothing to compare its answer with
     path = write_rows(path, rows)
-    assert len(read_samples(path, EMBEDDED, ["en", "vi"], [], False)) == 2
+    assert (
+        len(read_samples(path, EMBEDDED, langs=["en", "vi"], databases=[], with_schema=False)) == 2
+    )
 
 
 def test_samples_that_were_not_judged_are_named(tmp_path):
@@ -378,10 +407,10 @@ def test_samples_that_were_not_judged_are_named(tmp_path):
     del rows[1]["valid"]
     path = write_rows(tmp_path / "samples.jsonl", rows)
     with pytest.raises(UserError, match=r"samples.jsonl, line 2: 'valid' and 'execution' must"):
-        read_samples(path, EMBEDDED, ["en", "vi"], [], False)
+        read_samples(path, EMBEDDED, langs=["en", "vi"], databases=[], with_schema=False)
     path = write_rows(path, [{**row, "valid": False} for row in sample_rows()])
     with pytest.raises(UserError, match="no answer is valid"):
-        read_samples(path, EMBEDDED, ["en", "vi"], [], False)
+        read_samples(path, EMBEDDED, langs=["en", "vi"], databases=[], with_schema=False)
 
 
 def test_cells():
@@ -390,7 +419,7 @@ def test_cells():
 
 
 def test_shipped_encoder(tmp_path, capsys):
-    """The real thing; the shares of one language are worked out once more, one question a time."""
+    """The real thing; the shares of one language are computed again, question by question."""
     samples = write_rows(tmp_path / "samples.jsonl", sample_rows())
     outputs = ["--json", str(tmp_path / "out" / "a.json"), "--plot", str(tmp_path / "a.png")]
     options = ["--limit", "3", "--samples", str(samples), "--device", "cpu", *outputs]
@@ -405,21 +434,21 @@ def test_shipped_encoder(tmp_path, capsys):
     assert list(report["gaming"]["attacks"]) == list(ATTACKS) and len(ATTACKS) == 20
     assert report["gaming"]["none_above"]["n"] == 21
     assert report["calibration"]["ece"]["all"]["n"] == 42
-    assert sum(one["right"]["n"] for one in report["calibration"]["bins"]) == 42
+    assert sum(row["right"]["n"] for row in report["calibration"]["bins"]) == 42
     assert report["auc"]["vi"]["n"] == 2 and report["auc"]["vi"]["value"] in (0, 0.5, 1)
     assert report["auc"]["en"]["value"] is None  # its only answer is wrong
 
     examples = load_dataset(EMBEDDED, "vi", "dev")
     encoder = ContrastiveEncoder.load(evaluate.SHIPPED)
-    found = []
+    reciprocal_ranks = []
     for example in spread(examples, 3):
         golds = dict.fromkeys(
-            sql_text(one.gold_sql) for one in examples if one.db_id == example.db_id
+            sql_text(other.gold_sql) for other in examples if other.db_id == example.db_id
         )
         cosines = encoder.similarity([example.question] * len(golds), list(golds))
         own = cosines[list(golds).index(sql_text(example.gold_sql))]
-        found.append(1 / (1 + int((cosines > own).sum())))
-    assert report["vi"]["mrr"]["value"] == pytest.approx(sum(found) / 3)
+        reciprocal_ranks.append(1 / (1 + int((cosines > own).sum())))
+    assert report["vi"]["mrr"]["value"] == pytest.approx(sum(reciprocal_ranks) / 3)
 
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert len(list(tmp_path.iterdir())) == 3 and len(list((tmp_path / "out").iterdir())) == 1
@@ -460,5 +489,6 @@ def test_plain_encoder_has_no_calibration(tmp_path, capsys):
 )
 def test_errors_are_one_line(options, message, capsys):
     assert evaluate.main(["--limit", "1", *options]) == 2
-    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if line.startswith("error: ")]
     assert re.search(message, line)

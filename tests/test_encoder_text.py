@@ -1,7 +1,6 @@
 """The one text of a query, and the attacks that it and the encoder have to withstand."""
 
 import doctest
-import random
 import sqlite3
 from contextlib import closing
 
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoder import text as text_module
-from encoder.attacks import ATTACKS, TRAINED, Target, attack
+from encoder.attacks import ATTACKS, TRAINED, AttackInput, attack
 from encoder.rewrites import equivalent_rewrites
 from encoder.text import sql_text
 from sqlenv import EMBEDDED, load_dataset, load_schema
@@ -31,7 +30,7 @@ def test_docstring():
 
 
 @pytest.mark.parametrize(
-    "one, other",
+    "sql, other",
     [
         ("SELECT s.name FROM singer AS s", 'select "x".name as "all names" from singer x'),
         ("SELECT s.a FROM t AS s", "SELECT question_words.a FROM t question_words"),
@@ -44,8 +43,8 @@ def test_docstring():
         ),
     ],
 )
-def test_names_that_a_query_gives_do_not_count(one, other):
-    assert sql_text(one) == sql_text(other)
+def test_names_that_a_query_gives_do_not_count(sql, other):
+    assert sql_text(sql) == sql_text(other)
 
 
 def test_what_is_longer_than_any_value_is_left_out():
@@ -59,7 +58,7 @@ def test_what_is_longer_than_any_value_is_left_out():
 
 
 @pytest.mark.parametrize(
-    "one, other",
+    "sql, other",
     [
         ("SELECT a FROM t", "SELECT b FROM t"),
         ("SELECT a FROM t", "SELECT DISTINCT a FROM t"),
@@ -68,16 +67,16 @@ def test_what_is_longer_than_any_value_is_left_out():
         ("SELECT a FROM t ORDER BY a", "SELECT a FROM t ORDER BY a DESC"),
     ],
 )
-def test_what_changes_the_meaning_changes_the_text(one, other):
-    assert sql_text(one) != sql_text(other)
+def test_what_changes_the_meaning_changes_the_text(sql, other):
+    assert sql_text(sql) != sql_text(other)
 
 
 def test_texts_of_gold_give_golds_rows_and_do_not_depend_on_aliases(examples):
     renamed = 0
-    for one in examples:
-        sql = sql_text(one.gold_sql)
-        assert rows_of(one.db_path, sql) == rows_of(one.db_path, one.gold_sql)
-        for rewrite in equivalent_rewrites(one.gold_sql):
+    for example in examples:
+        sql = sql_text(example.gold_sql)
+        assert rows_of(example.db_path, sql) == rows_of(example.db_path, example.gold_sql)
+        for rewrite in equivalent_rewrites(example.gold_sql):
             if rewrite.kind == "aliases renamed":
                 assert sql_text(rewrite.sql) == sql
                 renamed += 1
@@ -85,11 +84,11 @@ def test_texts_of_gold_give_golds_rows_and_do_not_depend_on_aliases(examples):
 
 
 def test_the_tables_that_a_query_names_stand_beside_it(examples):
-    one = next(e for e in examples if e.db_id == "museum" and " JOIN " not in e.gold_sql)
-    schema = load_schema(one.db_path)
-    sql, tables = sql_text(one.gold_sql, schema).split(" | ")
-    assert sql == sql_text(one.gold_sql)
-    named = [table for table in schema.tables if f"FROM {table.name}" in one.gold_sql]
+    example = next(e for e in examples if e.db_id == "museum" and " JOIN " not in e.gold_sql)
+    schema = load_schema(example.db_path)
+    sql, tables = sql_text(example.gold_sql, schema).split(" | ")
+    assert sql == sql_text(example.gold_sql)
+    named = [table for table in schema.tables if f"FROM {table.name}" in example.gold_sql]
     assert tables.split("(")[0] in [table.name for table in named]
     assert all(column.name in tables for column in named[0].columns)
     assert sql_text("SELECT 1", schema) == "SELECT 1"
@@ -116,13 +115,12 @@ def test_there_are_twenty_attacks_and_nine_are_not_trained_against():
 def test_an_attack_runs_and_hardly_ever_gives_golds_rows(kind, examples):
     """Some golds have no row, and a few ask for all columns of a table."""
     alike = 0
-    for one in examples:
-        schema = load_schema(one.db_path)
-        target = Target(
-            one.question, 'Où est l\'"autre" */ ?', one.gold_sql, schema, random.Random(0)
-        )
-        found = rows_of(one.db_path, attack(kind, target))
-        alike += sorted(map(repr, found)) == sorted(map(repr, rows_of(one.db_path, one.gold_sql)))
+    for example in examples:
+        schema = load_schema(example.db_path)
+        inputs = AttackInput(example.question, 'Où est l\'"autre" */ ?', example.gold_sql, schema)
+        rows = rows_of(example.db_path, attack(kind, inputs))
+        gold_rows = rows_of(example.db_path, example.gold_sql)
+        alike += sorted(map(repr, rows)) == sorted(map(repr, gold_rows))
     assert alike <= 0.1 * len(examples)
 
 
@@ -130,10 +128,10 @@ def test_an_attack_runs_and_hardly_ever_gives_golds_rows(kind, examples):
     "kind", ["question as an alias", "question as a table's alias", "question as a table of WITH"]
 )
 def test_words_in_a_comment_or_an_alias_do_not_reach_the_encoder(kind, examples):
-    one = examples[0]
-    target = Target("Which zebra?", "", one.gold_sql, load_schema(one.db_path), random.Random(0))
-    assert "zebra" in attack(kind, target) and "zebra" not in sql_text(attack(kind, target))
-    assert "zebra" not in sql_text(attack("question in a comment", target))
+    example = examples[0]
+    inputs = AttackInput("Which zebra?", "", example.gold_sql, load_schema(example.db_path))
+    assert "zebra" in attack(kind, inputs) and "zebra" not in sql_text(attack(kind, inputs))
+    assert "zebra" not in sql_text(attack("question in a comment", inputs))
 
 
 def test_a_string_that_is_compared_with_nothing_is_not_read():

@@ -3,14 +3,23 @@
 import json
 import random
 import sqlite3
+import time
 
 import pytest
 import torch
 
 from encoder import ContrastiveEncoder, SemanticReward
 from encoder import train as training
-from encoder.negatives import KINDS, draw_negatives, hard_negatives
-from encoder.pairs import Entry, epoch_batches, hold_out, load_entries, make_batch
+from encoder.batches import (
+    KINDS,
+    Entry,
+    draw_negatives,
+    epoch_batches,
+    hard_negatives,
+    hold_out,
+    load_entries,
+    make_batch,
+)
 from encoder.text import sql_text
 from sqlenv import Column, Mutant, Schema, Table, UserError, load_schema
 
@@ -30,8 +39,8 @@ DATABASE = """
     INSERT INTO writer VALUES (1, 'Eve', 'Japan', 41), (2, 'Cid', 'Peru', 30);
     INSERT INTO song VALUES (1, 1, 'A'), (2, 1, 'B'), (3, 3, 'A'), (4, NULL, 'C');
 """
-# For each kind a gold query and a near miss that belongs to it.
-NEAR_MISSES = {
+# For each kind a gold query and a hard negative that belongs to it.
+HARD_NEGATIVES = {
     "comparison": (
         "SELECT name FROM singer WHERE age > 40",
         "SELECT name FROM singer WHERE age >= 40",
@@ -86,22 +95,24 @@ def singers(tmp_path_factory):
 
 
 def test_there_is_a_case_for_each_kind():
-    assert set(NEAR_MISSES) == set(KINDS)
+    assert set(HARD_NEGATIVES) == set(KINDS)
 
 
-@pytest.mark.parametrize("kind", NEAR_MISSES)
-def test_a_near_miss_of_each_kind_runs_differs_and_has_its_label(singers, kind):
-    gold, expected = NEAR_MISSES[kind]
-    found = {sql_text(miss.sql): miss for miss in hard_negatives(gold, load_schema(singers))}
-    miss = found[sql_text(expected)]
+@pytest.mark.parametrize("kind", HARD_NEGATIVES)
+def test_a_hard_negative_of_each_kind_runs_differs_and_has_its_label(singers, kind):
+    gold, expected = HARD_NEGATIVES[kind]
+    by_text = {
+        sql_text(mutant.sql): mutant for mutant in hard_negatives(gold, load_schema(singers))
+    }
+    negative = by_text[sql_text(expected)]
     connection = sqlite3.connect(singers)
-    rows = [connection.execute(sql).fetchall() for sql in (gold, miss.sql)]
+    rows = [connection.execute(sql).fetchall() for sql in (gold, negative.sql)]
     connection.close()
     assert rows[0] != rows[1]
-    assert miss.kind == kind
+    assert negative.kind == kind
 
 
-def test_near_misses_leave_the_inside_of_literals_alone(singers):
+def test_hard_negatives_leave_the_inside_of_literals_alone(singers):
     gold = "SELECT name FROM singer WHERE country = 'age > 40 AND count(name)'"
     inside = [m for m in hard_negatives(gold, load_schema(singers)) if m.kind != "literal"]
     assert inside and all(
@@ -109,7 +120,7 @@ def test_near_misses_leave_the_inside_of_literals_alone(singers):
     )
 
 
-def test_kinds_are_drawn_alike_however_many_near_misses_they_have():
+def test_kinds_are_drawn_alike_however_many_hard_negatives_they_have():
     """One of a kind against ten of the other: half the first draws each, and all in the end."""
     pool = [Mutant(f"c{i}", "column") for i in range(10)] + [Mutant("d", "distinct")]
     rng = random.Random(0)
@@ -152,35 +163,45 @@ def test_an_epoch_shows_every_entry_once_and_half_the_batches_one_database():
 
 
 def test_held_out_sql_is_never_trained_on():
-    known, held_out = hold_out(synthetic_entries(), 0.1, seed=0)
+    known, held_out = hold_out(synthetic_entries(), share=0.1, seed=0)
     assert len(known) == 36 and len(held_out) == 4
     assert not {(e.db_id, e.gold) for e in known} & {(e.db_id, e.gold) for e in held_out}
     with pytest.raises(UserError, match="too few"):
-        hold_out([Entry("s", "alone", Schema(()), ())] * 9, 0.1, seed=0)
+        hold_out([Entry("s", "alone", Schema(()), ())] * 9, share=0.1, seed=0)
+
+
+def draw_batch(entries, questions, negatives, with_schema=False):
+    return make_batch(
+        entries,
+        questions=questions,
+        negatives=negatives,
+        with_schema=with_schema,
+        rng=random.Random(1),
+    )
 
 
 def test_a_batch_by_hand():
-    """Two SQLs, two questions each, and as near misses of max(age) the other aggregates and
-    columns; the near miss that is the other SQL of the batch stands once.
+    """Two SQL queries, two questions each, and as hard negatives of max(age) the other aggregates
+    and columns; the hard negative that is the other SQL of the batch occurs once.
     """
     entries = [
         e
         for e in synthetic_entries()
         if e.gold in ("SELECT max(age) FROM orders", "SELECT max(city) FROM orders")
     ]
-    batch = make_batch(entries, 2, 50, False, random.Random(1))
+    batch = draw_batch(entries, questions=2, negatives=50)
     assert sorted(batch.questions) == sorted(text for e in entries for _, text in e.questions)
-    assert batch.own == [0, 0, 1, 1]
+    assert batch.positives == [0, 0, 1, 1]
     assert batch.sqls[:2] == [entry.gold for entry in entries]
     assert len(set(batch.sqls)) == len(batch.sqls)
     assert "SELECT min(age) FROM orders" in batch.sqls[2:]
-    few = make_batch(entries, 1, 0, False, random.Random(1))
+    few = draw_batch(entries, questions=1, negatives=0)
     assert len(few.questions) == 2 and len(few.sqls) == 2
 
 
 def test_a_batch_with_the_schema_shows_the_tables_beside_the_sql():
     entries = synthetic_entries()[:1]
-    batch = make_batch(entries, 1, 2, True, random.Random(1))
+    batch = draw_batch(entries, questions=1, negatives=2, with_schema=True)
     assert all("customers(name, age, city, salary, phone)" in sql for sql in batch.sqls)
 
 
@@ -243,6 +264,30 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
         list(training.train(tiny(args), entries, args, tmp_path / "killed.pt"))
 
 
+@pytest.mark.parametrize("fast, slow", [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_the_dtype_that_measures_faster_is_chosen(monkeypatch, fast, slow):
+    def linear(tokens, weight):
+        time.sleep(0.02 if tokens.dtype == getattr(torch, slow) else 0)
+        return tokens
+
+    monkeypatch.setattr(training.F, "linear", linear)
+    assert training.fastest_dtype("cpu", 32) == fast
+    assert training.fastest_dtype("mps", 32) == "float32"  # not measured
+
+
+def test_a_resumed_run_keeps_the_dtype_that_was_measured(tmp_path, monkeypatch):
+    entries = synthetic_entries()
+    monkeypatch.setattr(training, "fastest_dtype", lambda *_: "bfloat16")
+    args = arguments(steps=4, save_every=2, dtype="auto")
+    for _ in zip(range(3), training.train(tiny(args), entries, args, tmp_path / "killed.pt")):
+        pass
+    assert args.dtype == "bfloat16"
+    monkeypatch.setattr(training, "fastest_dtype", lambda *_: "float32")
+    args = arguments(steps=4, save_every=2, dtype="auto")
+    rest = list(training.train(tiny(args), entries, args, tmp_path / "killed.pt"))
+    assert [done for done, _, _ in rest] == [3, 4] and args.dtype == "bfloat16"
+
+
 def write_dataset(root) -> None:
     """The synthetic entries in MultiSpider's published layout."""
     folder = root / "dataset" / "multispider" / "with_English_value"
@@ -269,7 +314,7 @@ def test_questions_of_one_sql_are_together_however_it_is_written(tmp_path):
     for row in rows:
         row["query"] = row["query"].lower().replace(" ", "  ")
     file.write_text(json.dumps(rows), encoding="utf-8")
-    entries = load_entries(str(tmp_path), ["en", "vi"], ["train"])
+    entries = load_entries(str(tmp_path), langs=["en", "vi"], splits=["train"])
     assert len(entries) == 40
     assert all([lang for lang, _ in entry.questions] == ["en", "vi"] for entry in entries)
 
@@ -285,7 +330,7 @@ def test_command_line_trains_from_scratch_and_from_its_own_output(tmp_path, caps
     assert loaded.with_schema
     shop = tmp_path / "data" / "dataset" / "spider" / "database" / "shop" / "shop.sqlite"
     for target in ("question", "gold", "both"):
-        reward = SemanticReward(loaded, target)
+        reward = SemanticReward(loaded, target=target)
         sql = "SELECT age FROM orders"
         (score,) = reward(["List the age"], [sql], [sql], [True], [shop])
         assert 0 <= score <= 1

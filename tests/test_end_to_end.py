@@ -14,9 +14,9 @@ import pytest
 
 import evaluate
 import train
-from encoder.model import has_fast_bfloat16
 from grpo.config import ASSETS
 from grpo.evaluation.report import read_metrics
+from grpo.models import has_fast_bfloat16
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -78,7 +78,7 @@ def test_a_run_writes_what_the_design_lists(finished):
     for row in rows:
         assert 0 <= row["reward/execution"] <= row["reward/syntax"] <= 1
         assert row["kl"] >= 0
-        assert row["sampler_gap"] < (1e-2 if has_fast_bfloat16("cpu") else 1e-4)
+        assert row["sampling_logp_difference"] < (1e-2 if has_fast_bfloat16("cpu") else 1e-4)
     assert rows[0]["kl"] < 1e-6  # LoRA starts at the base, which is the reference
     assert any(row["grad_norm"] > 0 for row in rows)
     summary = json.loads((finished / "summary.json").read_text())

@@ -16,7 +16,7 @@ from grpo.evaluation.analysis import compare, error_class, full_report
 from grpo.evaluation.measure import Prediction, score
 from grpo.lora import add_lora
 from grpo.models import load_policy
-from grpo.rewards import Judge
+from sqlenv import ExecutionVerifier
 from sqlenv import Sandbox, UserError, load_dataset
 from sqlenv.metrics.predictions import read_predictions
 from tests.test_dataset import multispider
@@ -431,7 +431,7 @@ def test_gold_is_right_by_its_own_measure(folder, lang, n, tmp_path):
     rows = [line(e.gold_sql, e.question, e.gold_sql, lang, db_id=e.db_id) for e in examples]
     write(path, rows)
     with Sandbox(timeout=20) as sandbox:
-        predictions = score(Judge(sandbox), None, *read_predictions(path, root))
+        predictions = score(ExecutionVerifier(sandbox), None, *read_predictions(path, root))
     report = full_report(predictions)
     assert report[lang]["execution"]["value"] == report[lang]["valid"]["value"] == 1
     assert report[lang]["execution"]["n"] == (n or len(examples))

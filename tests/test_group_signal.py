@@ -15,8 +15,9 @@ from grpo.rewards import WEIGHTS
 def test_pass_at_k_counts_the_draws_with_a_right_one(samples, data):
     right = data.draw(st.integers(0, samples))
     k = data.draw(st.integers(1, samples))
-    draws = [any(one) for one in combinations([True] * right + [False] * (samples - right), k)]
-    assert pass_at_k(right, samples, k) == pytest.approx(sum(draws) / len(draws))
+    answers = [True] * right + [False] * (samples - right)
+    draws = [any(drawn) for drawn in combinations(answers, k)]
+    assert pass_at_k(right, samples=samples, k=k) == pytest.approx(sum(draws) / len(draws))
 
 
 def test_semantic_signal_by_hand():
@@ -24,8 +25,8 @@ def test_semantic_signal_by_hand():
 
     - right (1, 1, 1, 0.2) and wrong (0, 1, 0, 0.6): advantages with semantic +-0.8, without +-1,
       cosine 1; the wrong one gets more from the encoder: 0 of 1 pairs in order;
-    - two wrong ones that only the encoder tells apart: silent without it;
-    - two right ones, equal in all: silent.
+    - two wrong ones that only the encoder tells apart: zero variance without it;
+    - two right ones, equal in all: zero variance.
     """
     groups = [
         [[1, 1, 1, 0.2], [0, 1, 0, 0.6]],
@@ -33,9 +34,8 @@ def test_semantic_signal_by_hand():
         [[1, 1, 1, 0.9], [1, 1, 1, 0.9]],
     ]
     assert list(WEIGHTS) == ["execution", "syntax", "schema", "semantic"]
-    found = semantic_signal(torch.tensor(groups), torch.ones(4))
     third = pytest.approx(1 / 3)
-    assert found == {
+    assert semantic_signal(torch.tensor(groups), torch.ones(4)) == {
         "none right": third,
         "some right": third,
         "all right": third,

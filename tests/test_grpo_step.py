@@ -1,4 +1,4 @@
-"""The benchmark of a step, on a model as small as they come, beside a peer."""
+"""The benchmark of a step, on a tiny model, beside a peer."""
 
 import json
 import subprocess
@@ -36,17 +36,17 @@ def result(tmp_path_factory) -> tuple[str, dict]:
 
 def test_the_last_line_has_the_peers_keys(result):
     """Two steps before the peer and one after it, each of all phases."""
-    _, found = result
-    assert {"step_seconds", "peak_rss_mb", "peak_cuda_mb", "torch", "transformers"} <= found.keys()
-    assert (found["prompts"], found["group"], found["new_tokens"]) == (2, 3, 4)
-    assert len(found["step_seconds"]) == 3 and all(one > 0 for one in found["step_seconds"])
+    _, last = result
+    assert {"step_seconds", "peak_rss_mb", "peak_cuda_mb", "torch", "transformers"} <= last.keys()
+    assert (last["prompts"], last["group"], last["new_tokens"]) == (2, 3, 4)
+    assert len(last["step_seconds"]) == 3 and all(seconds > 0 for seconds in last["step_seconds"])
     phases = {"prefill", "decode", "reference", "forward", "backward", "optimizer"}
-    assert phases <= found["phase_seconds"].keys()
+    assert phases <= last["phase_seconds"].keys()
 
 
 def test_the_peer_is_compared_without_its_first_step(result):
-    text, found = result
-    mine = sum(found["step_seconds"][1:]) / 2
-    assert found["peer_to_ours"] == pytest.approx(1000 / mine, rel=0.01)
-    assert found["peer_memory_to_ours"] == pytest.approx((1 << 20) / found["peak_rss_mb"], abs=0.01)
+    text, last = result
+    ours = sum(last["step_seconds"][1:]) / 2
+    assert last["peer_to_ours"] == pytest.approx(1000 / ours, rel=0.01)
+    assert last["peer_memory_to_ours"] == pytest.approx((1 << 20) / last["peak_rss_mb"], abs=0.01)
     assert "peer / ours" in text and "TFLOP" in text

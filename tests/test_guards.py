@@ -56,11 +56,11 @@ def test_an_update_with_a_nan_is_skipped(examples, monkeypatch, caplog):
     assert same(*states)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and "step 2" in record.getMessage()
-    assert (trainer.step, trainer.cursor, trainer.bad_updates) == (2, 8, 1)
+    assert (trainer.step, trainer.questions.cursor, trainer.non_finite.bad_updates) == (2, 8, 1)
     metrics = trainer.train_step()
     assert metrics["skipped"] == 0 and all(map(math.isfinite, metrics.values()))
     assert not same(trained_state(trainer)["lora"], before["lora"])
-    assert trainer.bad_updates == 0 and metrics["lr"] == pytest.approx(5e-3 * 2 / 3)
+    assert trainer.non_finite.bad_updates == 0 and metrics["lr"] == pytest.approx(5e-3 * 2 / 3)
 
 
 def test_an_infinite_loss_is_skipped_whatever_its_gradient(examples, monkeypatch):
@@ -135,11 +135,11 @@ def test_one_bad_batch_does_not_end_a_run_of_many_updates(examples, monkeypatch,
     """With the same weights, the other updates on it could only fail in the same way; they are
     left out, and it is one in a row.
     """
-    trainer = make_trainer(examples, updates_per_batch=4)
+    trainer = make_trainer(examples, num_iterations=4)
     spoil(monkeypatch, True, False)
     before = lora_of(trainer)
     metrics = trainer.train_step()
-    assert metrics["skipped"] == 4 and trainer.bad_updates == 1
+    assert metrics["skipped"] == 4 and trainer.non_finite.bad_updates == 1
     assert same(lora_of(trainer), before) and len(caplog.records) == 1
     assert trainer.train_step()["skipped"] == 0
 
@@ -148,7 +148,7 @@ def test_updates_before_a_bad_one_are_kept(examples, sampled):
     """The second of three fails: the first is made, and the metrics are its own and the second's
     but not the third's, which is not made.
     """
-    trainer = make_trainer(examples, updates_per_batch=3)
+    trainer = make_trainer(examples, num_iterations=3)
     replay(trainer, sampled)
     single = make_trainer(examples)
     replay(single, sampled)
@@ -175,7 +175,7 @@ def gap_warnings(caplog) -> list[str]:
 def test_sampler_and_trainer_agree(examples, dtype, caplog):
     trainer = make_trainer(examples, policy=make_policy(dtype=dtype))
     limit = 1e-4 if dtype == torch.float32 else 1e-2
-    assert all(trainer.train_step()["sampler_gap"] < limit for _ in range(2))
+    assert all(trainer.train_step()["sampling_logp_difference"] < limit for _ in range(2))
     assert not gap_warnings(caplog)
     assert {tensor.dtype for tensor in trainer.parameters.values()} == {torch.float32}
 
@@ -186,7 +186,7 @@ def falsify(monkeypatch, by: float) -> None:
 
     def wrong(*arguments):
         samples = function(*arguments)
-        return Samples(samples.tokens, samples.logprobs + by, samples.finished)
+        return Samples(samples.completion_ids, samples.logprobs + by, samples.finished)
 
     monkeypatch.setattr(grpo.trainer, "sample_groups", wrong)
 
@@ -197,8 +197,8 @@ def test_a_sampler_that_is_wrong_is_reported_once(examples, monkeypatch, caplog)
     trainer = make_trainer(examples)
     for _ in range(2):
         metrics = trainer.train_step()
-        assert metrics["sampler_gap"] == pytest.approx(0.01, abs=1e-5)
-        assert metrics["sampler_gap_max"] == pytest.approx(0.01, abs=1e-4)
+        assert metrics["sampling_logp_difference"] == pytest.approx(0.01, abs=1e-5)
+        assert metrics["sampling_logp_difference_max"] == pytest.approx(0.01, abs=1e-4)
     (message,) = gap_warnings(caplog)
     assert "0.01" in message and "1e-04 in float32" in message
 
@@ -217,7 +217,7 @@ def test_a_model_that_changes_after_sampling_is_reported(examples, caplog):
                 tensor.add_(0.02)
 
     trainer = make_trainer(examples, WordRewards(perturb))
-    gaps = [trainer.train_step()["sampler_gap"] for _ in range(2)]
+    gaps = [trainer.train_step()["sampling_logp_difference"] for _ in range(2)]
     assert min(gaps) > 1e-4 and len(gap_warnings(caplog)) == 1
 
 
@@ -225,10 +225,10 @@ def test_a_batch_without_a_trained_token_is_no_check(examples, sampled, monkeypa
     """If the first batch is masked altogether, the next one is looked at."""
     falsify(monkeypatch, 0.01)
     trainer = make_trainer(examples, mask_truncated=True)
-    sample, silent = trainer.rollout, copy.deepcopy(sampled)
-    silent.finished[:] = False
-    replay(trainer, silent)
-    assert trainer.train_step()["sampler_gap"] == 0 and not gap_warnings(caplog)
+    sample, zero_variance = trainer.rollout, copy.deepcopy(sampled)
+    zero_variance.finished[:] = False
+    replay(trainer, zero_variance)
+    assert trainer.train_step()["sampling_logp_difference"] == 0 and not gap_warnings(caplog)
     trainer.rollout = sample
     trainer.train_step()
     assert len(gap_warnings(caplog)) == 1

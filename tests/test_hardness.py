@@ -37,7 +37,7 @@ COUNTED = [
     ("SELECT a FROM t WHERE b IN (SELECT 1) AND c IN (SELECT 2)", (1, 2, 1), "extra"),
     ("SELECT count(*) FROM (SELECT a FROM t GROUP BY a) AS u", (0, 0, 0), "easy"),
     ("SELECT a FROM t, u", (1, 0, 0), "easy"),
-    # Habits of Spider's script: NOT in WHERE and AND in HAVING count as aggregates.
+    # Peculiarities of Spider's script: NOT in WHERE and AND in HAVING count as aggregates.
     ("SELECT count(*) FROM t WHERE a NOT IN (SELECT a FROM u)", (1, 1, 1), "extra"),
     ("SELECT max(a) FROM t GROUP BY b HAVING a > 1 AND a < 9", (1, 0, 1), "medium"),
     ("SELECT max(a) FROM t GROUP BY b HAVING a BETWEEN 1 AND 9", (1, 0, 0), "easy"),

@@ -104,7 +104,7 @@ def test_on_policy_the_gradient_is_reinforces():
     )
     assert loss == pytest.approx(0, abs=1e-6)
     assert torch.allclose(gradient, torch.tensor([[[-0.5, -0.5], [1.0, 0.0]]]))
-    assert stats == {"clip_low": 0, "clip_high": 0}
+    assert stats == {"clip_ratio/low": 0, "clip_ratio/high": 0}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_clipping_by_hand(ratio, advantage, loss, gradient, low, high):
     found_loss, found_gradient, stats = one_token(ratio, advantage)
     assert found_loss == pytest.approx(loss, abs=1e-5)
     assert found_gradient == pytest.approx(gradient, abs=1e-5)
-    assert stats == {"clip_low": low, "clip_high": high}
+    assert stats == {"clip_ratio/low": low, "clip_ratio/high": high}
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_statistics_are_those_of_each_token():
     """Ratios 2 and 1, A = 1: the first is clipped above."""
     new, old = torch.tensor([[[LN2, 0.0]]]), torch.zeros(1, 1, 2)
     _, stats = policy_loss(new, old, torch.ones(1, 1), torch.full((1, 1, 2), 0.5))
-    assert stats["clip_high"].tolist() == [[[True, False]]]
-    assert stats["clip_low"].tolist() == [[[False, False]]]
+    assert stats["clip_ratio/high"].tolist() == [[[True, False]]]
+    assert stats["clip_ratio/low"].tolist() == [[[False, False]]]
     assert torch.allclose(stats["ratio"], torch.tensor([[[2.0, 1.0]]]))
 
 
@@ -180,9 +180,11 @@ def test_the_sequence_ratio_is_clipped_as_a_whole():
     arguments = [[[2 * LN2 - 2, -1.0]]], [[[-2.0, -1.0]]], [[3.0]], [[[0.5, 0.5]]]
     loss, gradient, stats = loss_and_gradient(*arguments, ratio_kind="sequence")
     assert loss == pytest.approx(-1.2 * 3, abs=1e-5) and gradient.tolist() == [[[0, 0]]]
-    assert stats["clip_high"] == 1
+    assert stats["clip_ratio/high"] == 1
     _, gradient, stats = loss_and_gradient(*arguments)
-    assert torch.allclose(gradient, torch.tensor([[[0.0, -1.5]]])) and stats["clip_high"] == 0.5
+    assert (
+        torch.allclose(gradient, torch.tensor([[[0.0, -1.5]]])) and stats["clip_ratio/high"] == 0.5
+    )
 
 
 def test_the_sequence_ratio_is_a_mean_over_the_sequences_own_tokens():
@@ -218,7 +220,7 @@ def test_cispo_by_hand(ratio, advantage, gradient, high):
     loss, found, stats = one_token(ratio, advantage, ratio_kind="cispo", epsilon_high=1.0)
     assert found == pytest.approx(gradient, abs=1e-5)
     assert loss == pytest.approx(gradient * (math.log(ratio) - 1), abs=1e-4)
-    assert stats == {"clip_low": 0, "clip_high": high}
+    assert stats == {"clip_ratio/low": 0, "clip_ratio/high": high}
 
 
 def test_the_kl_keeps_its_token_ratio_whatever_the_ratio_of_the_loss():
@@ -528,7 +530,7 @@ def test_statistics_carry_no_gradient():
     _, stats = policy_loss(
         leaf, leaf.detach(), torch.ones(1, 1), torch.ones(1, 1, 1), leaf.detach() - 1, 0.1
     )
-    assert set(stats) == {"kl", "clip_low", "clip_high", "ratio"}
+    assert set(stats) == {"kl", "clip_ratio/low", "clip_ratio/high", "ratio"}
     assert not any(value.requires_grad for value in stats.values())
 
 

@@ -23,7 +23,7 @@ from grpo.memory import (
     Shape,
     Workload,
     advice,
-    fixed_bytes,
+    constant_bytes,
     largest,
     memory_errors,
     peak_bytes,
@@ -63,9 +63,9 @@ def test_what_is_there_all_the_time_by_hand():
     """1500 weights of 2 bytes; LoRA of rank 4 on 200 inputs and outputs, 4 float32 numbers each. On
     two devices half of the 700 weights of the blocks are elsewhere.
     """
-    assert fixed_bytes(SHAPE, WORK) - PROCESS == pytest.approx(3000 + 4 * 4 * 4 * 200)
+    assert constant_bytes(SHAPE, WORK) - PROCESS == pytest.approx(3000 + 4 * 4 * 4 * 200)
     two = replace(WORK, devices=2)
-    assert fixed_bytes(SHAPE, WORK) - fixed_bytes(SHAPE, two) == pytest.approx(2 * 350)
+    assert constant_bytes(SHAPE, WORK) - constant_bytes(SHAPE, two) == pytest.approx(2 * 350)
 
 
 def test_what_sampling_takes_by_hand():

@@ -14,10 +14,9 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from encoder.model import has_fast_bfloat16
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, lora_parameters
-from grpo.models import choose_dtype, end_tokens, load_policy
+from grpo.models import choose_dtype, end_tokens, has_fast_bfloat16, load_policy
 from sqlenv import UserError
 
 

@@ -18,7 +18,7 @@ from transformers import (
 
 import grpo.lora
 from grpo.logprobs import completion_logprobs
-from grpo.lora import add_lora, lora_disabled, lora_folded, lora_parameters
+from grpo.lora import add_lora, lora_disabled, lora_merged, lora_parameters
 from grpo.packing import pack_groups
 from grpo.sampler import sample_groups
 from sqlenv import UserError
@@ -129,7 +129,7 @@ def test_mask_comes_from_lengths_not_from_ids():
 def test_greedy_decoding_equals_generate(kind):
     model = make(kind)
     samples = sample_groups(model, PROMPTS, 2, 12, {1}, temperature=0)
-    for prompt, group in zip(PROMPTS, samples.tokens):
+    for prompt, group in zip(PROMPTS, samples.completion_ids):
         expected = model.generate(
             torch.tensor([prompt]),
             max_new_tokens=12,
@@ -147,13 +147,13 @@ def test_sampled_logprobs_are_the_trainers():
     """
     model = with_lora()
     seeds = list(range(3 * len(PROMPTS)))
-    with lora_folded(model):
+    with lora_merged(model):
         samples = sample_groups(model, PROMPTS * 3, 5, 16, set(range(1, 14)), 0.7, seeds)
-    lengths = {len(one) for group in samples.tokens for one in group}
+    lengths = {len(one) for group in samples.completion_ids for one in group}
     assert len(lengths) > 4  # the test is about ragged completions
-    again = completion_logprobs(model, PROMPTS * 3, samples.tokens, temperature=0.7)
+    again = completion_logprobs(model, PROMPTS * 3, samples.completion_ids, temperature=0.7)
     assert torch.allclose(samples.logprobs, again, atol=1e-4)
-    for group, finished in zip(samples.tokens, samples.finished.tolist()):
+    for group, finished in zip(samples.completion_ids, samples.finished.tolist()):
         for one, ended in zip(group, finished):
             assert not any(1 <= token < 14 for token in one[:-1])
             assert ended == (1 <= one[-1] < 14) and (ended or len(one) == 16)
@@ -198,7 +198,7 @@ def test_lora_by_hand():
     assert model(x).item() == 13 + 8
     with lora_disabled(model):
         assert model(x).item() == 13
-    with lora_folded(model):
+    with lora_merged(model):
         assert model(x).item() == 21
     assert layer.base.weight.tolist() == [[1.0, 2.0]]  # folding made a copy
     model(x).sum().backward()

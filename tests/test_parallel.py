@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from parallel_steps import steps
 from trainer_kit import make_trainer
 
-from grpo.distributed.parallel import ALONE, World
+from grpo.distributed.parallel import SINGLE_PROCESS, Distributed
 
 TESTS = Path(__file__).resolve().parent
 
 
 @given(count=st.integers(0, 100), size=st.integers(1, 9))
 def test_shares_are_a_partition_into_nearly_equal_parts(count, size):
-    shares = [World(rank, size).share(count) for rank in range(size)]
+    shares = [Distributed(rank, size).share(count) for rank in range(size)]
     assert [i for share in shares for i in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -46,7 +46,7 @@ OPTIONS = {  # 3 or 5 prompts do not divide by 2; 1 prompt leaves a process with
     "no reference, one prompt": {"prompts_per_step": 1, "beta": 0.0, "steps": 2},
     "dynamic sampling": {"prompts_per_step": 5, "dynamic_sampling": 3, "steps": 2, "rare": True},
     "two updates, a mean of means": {
-        **{"prompts_per_step": 5, "micro_batch": 1, "updates_per_batch": 2, "steps": 2},
+        **{"prompts_per_step": 5, "micro_batch": 1, "num_iterations": 2, "steps": 2},
         **{"loss": "sequence", "advantage": "per_reward", "mask_truncated": True},
     },
 }
@@ -63,7 +63,7 @@ def test_two_processes_make_the_update_of_one(options, examples, tmp_path):
     folder, file = examples[0].db_path.parent, tmp_path / "states.pt"
     done = launch(2, str(TESTS / "parallel_steps.py"), str(folder), str(file), json.dumps(options))
     assert done.returncode == 0, done.stderr[-3000:]
-    expected, ranks = steps(ALONE, folder, options), torch.load(file)
+    expected, ranks = steps(SINGLE_PROCESS, folder, options), torch.load(file)
     assert len(ranks) == 2 and any(e["metrics"]["grad_norm"] > 0 for e in expected)
     for found in ranks:
         for ours, one in zip(found, expected, strict=True):
@@ -82,7 +82,7 @@ def test_one_process_goes_on_where_two_stopped(examples, tmp_path):
     trainer = make_trainer(examples, **options)
     trainer.load_state_dict(torch.load(file)[1][0]["state"])
     trainer.train_step()
-    for name, tensor in steps(ALONE, folder, options)[1]["lora"].items():
+    for name, tensor in steps(SINGLE_PROCESS, folder, options)[1]["lora"].items():
         assert (trainer.parameters[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
 
 

@@ -41,7 +41,7 @@ def test_settings_that_change_no_result_may_differ_on_resume():
     ("changes", "questions"),
     [
         ({}, 5),
-        ({"updates_per_batch": 2}, 5),
+        ({"num_iterations": 2}, 5),
         ({"dynamic_sampling": 2}, 5),
         ({"recipe": "gspo"}, 5),
         ({"recipe": "dapo"}, 5),
@@ -128,10 +128,10 @@ def test_rewards_are_merged_by_name():
 
 
 @pytest.mark.parametrize("recipe", ["", *RECIPES])
-def test_every_recipe_trains_with_real_rewards(examples, judge, recipe):
+def test_every_recipe_trains_with_real_rewards(examples, verifier, recipe):
     """Its rewards are accepted, too; those that need an encoder are left out."""
     config = Config.with_recipe(recipe, reward={"semantic": 0.0})
-    rewards = Rewards(judge, None, config.reward, longest=4, buffer=2)
+    rewards = Rewards(verifier, None, config.reward, longest=4, buffer=2)
     trainer = make_trainer(examples, rewards, recipe=recipe, max_new_tokens=4)
     metrics = trainer.train_step()
     assert metrics["skipped"] == 0 and all(map(math.isfinite, metrics.values()))

@@ -19,10 +19,10 @@ from grpo import rewards as rewards_module
 from grpo.advantages import group_advantages
 from grpo.rewards import (
     WEIGHTS,
-    Judge,
+    ExecutionVerifier,
     Rewards,
     check_weights,
-    neutral_gaps,
+    fill_not_applicable,
     overlong_penalty,
     schema_match,
 )
@@ -94,7 +94,7 @@ def ask(db, gold: str = GOLD, question: str = "Who is older than 30?") -> Exampl
 
 def score(sandbox, examples, texts, encoder=None, weights=WEIGHTS):
     """The rewards as nested lists [P][G][R]."""
-    found = Rewards(Judge(sandbox), encoder or FakeEncoder(), weights)(examples, texts)
+    found = Rewards(ExecutionVerifier(sandbox), encoder or FakeEncoder(), weights)(examples, texts)
     assert found.dtype == torch.float32
     return found.tolist()
 
@@ -131,7 +131,7 @@ def test_four_rewards_by_hand(sandbox, db):
 def test_the_result_has_prompts_groups_and_terms_in_that_order(sandbox, db):
     """Two prompts with three completions each; the terms in the order in which they are named."""
     weights = {"syntax": 0.5, "execution": 1.0}
-    rewards = Rewards(Judge(sandbox), None, weights)
+    rewards = Rewards(ExecutionVerifier(sandbox), None, weights)
     found = rewards(
         [ask(db), ask(db, "SELECT count(*) FROM concert")],
         [[GOLD, "nothing", "SELECT 1"], ["SELECT 3", "SELECT 2", GOLD]],
@@ -191,14 +191,14 @@ def test_where_gold_fails_nothing_is_right(sandbox, db):
 )
 def test_the_sql_is_found_in_the_completion(sandbox, db, completion, sql):
     assert score(sandbox, [ask(db)], [[completion]]) == [[RIGHT]]
-    (judged,) = Judge(sandbox).judge([ask(db)], [completion])
-    assert (judged.sql, judged.valid, judged.correct) == (sql, True, True)
+    (verdicts,) = ExecutionVerifier(sandbox).verifier([ask(db)], [completion])
+    assert (verdicts.sql, verdicts.valid, verdicts.correct) == (sql, True, True)
 
 
 def test_judged_without_sql(sandbox, db):
-    (judged,) = Judge(sandbox).judge([ask(db)], ["I do not know."])
-    assert (judged.sql, judged.execution, judged.valid) == (None, None, False)
-    assert not judged.correct
+    (verdicts,) = ExecutionVerifier(sandbox).verifier([ask(db)], ["I do not know."])
+    assert (verdicts.sql, verdicts.execution, verdicts.valid) == (None, None, False)
+    assert not verdicts.correct
 
 
 # ------------------------------------------------------------------------------ schema match
@@ -270,8 +270,8 @@ def test_sql_that_does_not_end_earns_nothing_and_the_next_runs(db):
     with Sandbox(workers=1, timeout=1.0) as sandbox:
         found = score(sandbox, [ask(db)], [[ENDLESS, GOLD, ENDLESS + " LIMIT 1", GOLD]], encoder)
         assert found == [[WRONG, RIGHT, WRONG, RIGHT]]
-        (judged,) = Judge(sandbox).judge([ask(db)], [ENDLESS])
-    assert judged.execution.status == "timeout" and not judged.valid
+        (verdicts,) = ExecutionVerifier(sandbox).verifier([ask(db)], [ENDLESS])
+    assert verdicts.execution.status == "timeout" and not verdicts.valid
     assert len(encoder.seen) == 2
 
 
@@ -348,7 +348,7 @@ def test_equal_completions_run_once(sandbox, db, tmp_path):
 
 def test_gold_runs_once(sandbox, db):
     """Not once for each completion, for each reward or for each step."""
-    rewards = Rewards(Judge(sandbox), FakeEncoder(), WEIGHTS)
+    rewards = Rewards(ExecutionVerifier(sandbox), FakeEncoder(), WEIGHTS)
     for step in range(3):
         rewards([ask(db), ask(db, question="again?")], [[f"SELECT {step}", "SELECT 9"]] * 2)
     assert sandbox.ran.count(GOLD) == 1
@@ -417,7 +417,7 @@ def test_hack_set_instead_of_multiset(sandbox, db):
 def test_hack_temporary_table_in_place_of_the_real_one(db, text):
     """One worker, so that a table left behind would be seen by gold and by the whole group."""
     with Sandbox(workers=1, timeout=10) as sandbox:
-        rewards = Rewards(Judge(sandbox), FakeEncoder(), {"execution": 1.0})
+        rewards = Rewards(ExecutionVerifier(sandbox), FakeEncoder(), {"execution": 1.0})
         other = "SELECT name FROM singer WHERE age > 40"
         assert rewards([ask(db)], [[text, GOLD, "SELECT 'x'"]]).tolist() == [[[0], [1], [0]]]
         found = rewards([ask(db, other)], [[text, other, "SELECT 'x'", "SELECT 'Dee'"]])
@@ -568,13 +568,13 @@ def test_overlong_penalty_with_a_buffer_longer_than_the_completion():
     assert found == pytest.approx([-0.75, -0.8, -1])
 
 
-def test_neutral_gaps_by_hand():
+def test_fill_not_applicable_by_hand():
     """Group 1, term 1: 1, 4, gap -> (1 + 4) / 2 = 2.5; term 2 applies to nobody -> 0. Group 2 has
     no gap in term 1 and keeps it, whatever group 1 has; term 2: 7 alone -> 7 for the others.
     """
     terms = torch.tensor([[[1, NAN], [4, NAN], [NAN, NAN]], [[0.0, NAN], [9.0, 7.0], [-9.0, NAN]]])
     before = terms.clone()
-    assert neutral_gaps(terms).tolist() == [
+    assert fill_not_applicable(terms).tolist() == [
         [[1, 0], [4, 0], [2.5, 0]],
         [[0, 7], [9, 7], [-9, 7]],
     ]
@@ -588,7 +588,7 @@ def test_a_term_that_does_not_apply_neither_helps_nor_hurts(flat):
     would have among themselves.
     """
     terms = torch.tensor(flat).reshape(3, 5, 2)
-    filled = neutral_gaps(terms)
+    filled = fill_not_applicable(terms)
     gap = terms.isnan()
     assert not filled.isnan().any() and torch.equal(filled[~gap], terms[~gap])
     for r in range(2):
@@ -640,7 +640,7 @@ def test_the_test_suite_reward_is_not_paid_for_the_right_rows_of_a_near_miss(san
     """Nobody is 30, so > 29 gives gold's rows; on a variant of the database it does not."""
     texts = [GOLD, "SELECT name FROM singer WHERE age > 29", "SELECT age FROM singer", "no SQL"]
     rewards = Rewards(
-        Judge(sandbox),
+        ExecutionVerifier(sandbox),
         None,
         {"execution": 0.5, "test_suite": 1.0},
         suites={db: load_suite(db, [GOLD], sandbox)},
@@ -665,7 +665,7 @@ def test_custom_reward_and_length_beside_the_others(sandbox, db, own):
     (8 + 2) / 2 = 5, or 0 where it applies to nobody.
     """
     weights = {"overlong": 0.5, f"{own}:words": -0.25, "semantic": 0, "execution": 1.0}
-    rewards = Rewards(Judge(sandbox), None, weights, longest=10, buffer=4)
+    rewards = Rewards(ExecutionVerifier(sandbox), None, weights, longest=10, buffer=4)
     try:
         assert rewards.names == ["overlong", "words", "execution"]
         assert rewards.weights.tolist() == [0.5, -0.25, 1.0]
@@ -697,7 +697,7 @@ def test_custom_reward_and_length_beside_the_others(sandbox, db, own):
 
 
 def test_a_custom_reward_that_fails_leaves_the_others_alone(sandbox, db, own):
-    rewards = Rewards(Judge(sandbox), None, {"execution": 1.0, f"{own}:fails": 2.0})
+    rewards = Rewards(ExecutionVerifier(sandbox), None, {"execution": 1.0, f"{own}:fails": 2.0})
     try:
         for count in (1, 2):
             found = rewards([ask(db)], [[GOLD, "SELECT 1"]], ["prompt"])

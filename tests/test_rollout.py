@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from grpo.advantages import group_advantages
-from grpo.rollout import Rollout, collect
+from grpo.rollout import Rollout
 
 ANY_SPEED = settings(deadline=None)  # a busy machine is no failure
 
@@ -31,14 +31,16 @@ def groups(*totals: list[float], first: int = 0) -> Rollout:
 
 def numbers(rollout: Rollout) -> list[int]:
     """Which groups of ``groups`` a rollout has; all of its fields must agree."""
-    found = [n for (n,) in rollout.prompts]
+    found = [n for (n,) in rollout.prompt_ids]
     assert rollout.examples == [f"question {n}" for n in found]
     for p, n in enumerate(found):
-        assert all(set(one) == {n} for one in rollout.tokens[p])
-        assert torch.equal(rollout.logprobs[p], groups([0.0, 1.0], first=n).logprobs[0])
+        assert all(set(one) == {n} for one in rollout.completion_ids[p])
+        assert torch.equal(rollout.sampling_logprobs[p], groups([0.0, 1.0], first=n).logprobs[0])
         assert torch.equal(rollout.finished[p], groups([0.0, 1.0], first=n).finished[0])
-    assert torch.equal(rollout.terms[..., 0], rollout.total)
-    counts = map(len, (rollout.tokens, rollout.logprobs, rollout.finished, rollout.total))
+    assert torch.equal(rollout.reward_terms[..., 0], rollout.rewards)
+    counts = map(
+        len, (rollout.completion_ids, rollout.sampling_logprobs, rollout.finished, rollout.rewards)
+    )
     assert set(counts) == {len(found)}
     return found
 
@@ -83,11 +85,14 @@ def test_no_group_is_a_rollout_too():
 def test_token_mask_by_hand():
     """Two prompts with completions of 1 and 3, 2 and 0 tokens; the longest has 3."""
     rollout = groups([0.0, 1.0], [0.0, 1.0])
-    rollout.tokens = [[[5], [5, 6, 7]], [[8, 9], []]]
+    rollout.completion_ids = [[[5], [5, 6, 7]], [[8, 9], []]]
     rollout.finished = torch.tensor([[True, False], [False, True]])
     assert rollout.longest() == 3
-    assert rollout.token_mask().int().tolist() == [[[1, 0, 0], [1, 1, 1]], [[1, 1, 0], [0, 0, 0]]]
-    assert rollout.token_mask(keep_truncated=False).int().tolist() == [
+    assert rollout.completion_mask().int().tolist() == [
+        [[1, 0, 0], [1, 1, 1]],
+        [[1, 1, 0], [0, 0, 0]],
+    ]
+    assert rollout.completion_mask(include_truncated=False).int().tolist() == [
         [[1, 0, 0], [0, 0, 0]],  # 3 tokens, but no EOS
         [[0, 0, 0], [0, 0, 0]],
     ]
@@ -95,8 +100,8 @@ def test_token_mask_by_hand():
 
 def test_completions_without_tokens_have_a_mask_of_one_column():
     rollout = groups([0.0, 1.0])
-    rollout.tokens = [[[], []]]
-    assert rollout.token_mask().tolist() == [[[False], [False]]]
+    rollout.completion_ids = [[[], []]]
+    assert rollout.completion_mask().tolist() == [[[False], [False]]]
 
 
 def test_signal_by_hand():
@@ -117,7 +122,7 @@ def test_a_group_has_signal_if_it_has_advantages(level, differences, kind):
     what it throws away must not.
     """
     rollout = groups([level + difference for difference in differences])
-    advantages = group_advantages(rollout.total, kind)
+    advantages = group_advantages(rollout.rewards, kind)
     assert rollout.has_signal().tolist() == (advantages != 0).any(1).tolist()
 
 
@@ -126,42 +131,42 @@ def test_a_group_has_signal_if_it_has_advantages(level, differences, kind):
 
 def test_without_rounds_everything_is_kept():
     script = Script(True, False, False, True)
-    batch, stats = collect(script, 4, 0)
+    batch, stats = collect_groups(script, 4, 0)
     assert numbers(batch) == [0, 1, 2, 3] and script.calls == [4]
-    assert stats == {"groups_without_signal": 0.5, "groups_sampled": 4}
+    assert stats == {"frac_reward_zero_std": 0.5, "groups_sampled": 4}
 
 
 def test_dynamic_sampling_by_hand():
-    """Of 4 groups the first two are silent, so 2 more are drawn, of which one is silent, and then
-    1 more: 7 drawn, 3 of them silent, and the 4 others in the order in which they were drawn.
+    """Of 4 groups the first two are zero_variance, so 2 more are drawn, of which one is zero_variance, and then
+    1 more: 7 drawn, 3 of them zero_variance, and the 4 others in the order in which they were drawn.
     """
     script = Script(False, False, True, True, False, True, True)
-    batch, stats = collect(script, 4, 5)
+    batch, stats = collect_groups(script, 4, 5)
     assert numbers(batch) == [2, 3, 5, 6] and script.calls == [4, 2, 1]
-    assert stats == {"groups_without_signal": pytest.approx(3 / 7), "groups_sampled": 7}
+    assert stats == {"frac_reward_zero_std": pytest.approx(3 / 7), "groups_sampled": 7}
 
 
 def test_when_the_rounds_are_over_the_batch_stays_smaller():
     """4 groups, 1 with signal; 3 more, none; 3 more, 1. The next one would have had some."""
     script = Script(False, True, False, False, False, False, False, True, False, False, True)
-    batch, stats = collect(script, 4, 2)
+    batch, stats = collect_groups(script, 4, 2)
     assert numbers(batch) == [1, 7] and script.calls == [4, 3, 3]
-    assert stats == {"groups_without_signal": pytest.approx(8 / 10), "groups_sampled": 10}
+    assert stats == {"frac_reward_zero_std": pytest.approx(8 / 10), "groups_sampled": 10}
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_without_any_signal_the_first_batch_is_returned_as_it_is(rounds):
     script = Script()
-    batch, stats = collect(script, 3, rounds)
+    batch, stats = collect_groups(script, 3, rounds)
     assert numbers(batch) == [0, 1, 2] and script.calls == [3] * (rounds + 1)
-    assert stats == {"groups_without_signal": 1.0, "groups_sampled": 3 * (rounds + 1)}
+    assert stats == {"frac_reward_zero_std": 1.0, "groups_sampled": 3 * (rounds + 1)}
 
 
 @ANY_SPEED
 @given(st.lists(st.booleans(), max_size=30), st.integers(1, 5), st.integers(1, 5))
 def test_dynamic_sampling_in_general(signals, prompts, rounds):
     script = Script(*signals)
-    batch, stats = collect(script, prompts, rounds)
+    batch, stats = collect_groups(script, prompts, rounds)
     drawn = sum(script.calls)
     kept = [n for n in range(drawn) if script.signal(n)]
     assert numbers(batch) == (kept or list(range(prompts)))  # all that have signal, in order
@@ -173,4 +178,4 @@ def test_dynamic_sampling_in_general(signals, prompts, rounds):
     if len(kept) < prompts:  # it gave up only because the rounds were over
         assert len(script.calls) == 1 + rounds
     assert stats["groups_sampled"] == drawn
-    assert stats["groups_without_signal"] == pytest.approx((drawn - len(kept)) / drawn)
+    assert stats["frac_reward_zero_std"] == pytest.approx((drawn - len(kept)) / drawn)

@@ -11,12 +11,12 @@ from encoder.reward import CACHED
 from encoder.text import sql_text
 from sqlenv import EMBEDDED, LANGUAGES, UserError, load_dataset
 
-GOLD, NEAR, OTHER = "SELECT a FROM t WHERE b > 1", "SELECT a FROM t WHERE b >= 1", "SELECT c FROM u"
+GOLD, HARD, OTHER = "SELECT a FROM t WHERE b > 1", "SELECT a FROM t WHERE b >= 1", "SELECT c FROM u"
 
 
 class ChosenEncoder:
-    """Cosines of the question with gold, the near miss and the other SQL: 0.8, 0.6 and -0.6; of
-    gold with itself, the near miss and the other: 1, 0.96 and 0.
+    """Cosines of the question with gold, the hard negative and the other SQL: 0.8, 0.6 and -0.6;
+    of gold with itself, the hard negative and the other: 1, 0.96 and 0.
     """
 
     with_schema = False
@@ -30,7 +30,7 @@ class ChosenEncoder:
 
     def embed(self, texts, kind):
         self.embedded.append((kind, texts))
-        angles = {GOLD: math.acos(0.8), NEAR: math.acos(0.6), OTHER: math.acos(-0.6)}
+        angles = {GOLD: math.acos(0.8), HARD: math.acos(0.6), OTHER: math.acos(-0.6)}
         rows = [angles.get(text, 0.0) if kind == "sql" else 0.0 for text in texts]
         return torch.tensor([[math.cos(x), math.sin(x)] for x in rows]).reshape(-1, 2)
 
@@ -38,8 +38,8 @@ class ChosenEncoder:
 def score(reward, sqls, valid=None, question="q"):
     count = len(sqls)
     valid = [True] * count if valid is None else valid
-    found = reward([question] * count, [GOLD] * count, sqls, valid, ["no.sqlite"] * count)
-    return [round(one, 6) for one in found]
+    scores = reward([question] * count, [GOLD] * count, sqls, valid, ["no.sqlite"] * count)
+    return [round(value, 6) for value in scores]
 
 
 def sigmoid(x: float) -> float:
@@ -49,25 +49,25 @@ def sigmoid(x: float) -> float:
 def test_the_calibrated_score_of_the_question_by_hand():
     """10 * 0.8 - 7 = 1, 10 * 0.6 - 7 = -1, 10 * -0.6 - 7 = -13."""
     reward = SemanticReward(ChosenEncoder())
-    assert score(reward, [GOLD, NEAR, OTHER]) == [sigmoid(1), sigmoid(-1), sigmoid(-13)]
+    assert score(reward, [GOLD, HARD, OTHER]) == [sigmoid(1), sigmoid(-1), sigmoid(-13)]
 
 
 def test_the_three_targets_by_hand():
     """acos(0.6) - acos(0.8) = 0.2838 and its cosine 0.96; acos(-0.6) is a right angle further than
     acos(0.8). "both" is the mean: (0.8 + 1) / 2, (0.6 + 0.96) / 2, and (-0.6 + 0) / 2, cut at 0.
     """
-    sqls = [GOLD, NEAR, OTHER]
+    sqls = [GOLD, HARD, OTHER]
     encoder = ChosenEncoder()
-    assert score(SemanticReward(encoder, calibrated=False), sqls) == [0.8, 0.6, 0.0]
-    assert score(SemanticReward(encoder, "gold", calibrated=False), sqls) == [1.0, 0.96, 0.0]
-    assert score(SemanticReward(encoder, "both", calibrated=False), sqls) == [0.9, 0.78, 0.0]
-    calibrated = score(SemanticReward(encoder, "gold"), sqls)
+    assert score(SemanticReward(encoder, score="cosine"), sqls) == [0.8, 0.6, 0.0]
+    assert score(SemanticReward(encoder, target="gold", score="cosine"), sqls) == [1.0, 0.96, 0.0]
+    assert score(SemanticReward(encoder, target="both", score="cosine"), sqls) == [0.9, 0.78, 0.0]
+    calibrated = score(SemanticReward(encoder, target="gold"), sqls)
     assert calibrated == [sigmoid(1), sigmoid(-1), sigmoid(-49)]
 
 
-def test_only_sql_that_runs_is_scored_unless_ungated():
+def test_only_sql_that_runs_is_scored_unless_the_gate_is_off():
     assert score(SemanticReward(ChosenEncoder()), [GOLD, GOLD], [False, True])[0] == 0
-    ungated = SemanticReward(ChosenEncoder(), gated=False)
+    ungated = SemanticReward(ChosenEncoder(), gate=False)
     assert score(ungated, [GOLD, None], [False, False]) == [sigmoid(1), 0.0]
 
 
@@ -91,13 +91,13 @@ def test_what_does_not_change_the_meaning_does_not_change_the_score(sql):
 def test_a_text_is_embedded_once_and_the_cache_is_bounded():
     encoder = ChosenEncoder()
     reward = SemanticReward(encoder)
-    score(reward, [GOLD, GOLD, NEAR])
-    score(reward, [NEAR, OTHER])
-    assert [texts for kind, texts in encoder.embedded if kind == "sql"] == [[GOLD, NEAR], [OTHER]]
+    score(reward, [GOLD, GOLD, HARD])
+    score(reward, [HARD, OTHER])
+    assert [texts for kind, texts in encoder.embedded if kind == "sql"] == [[GOLD, HARD], [OTHER]]
     many = [f"SELECT {n}" for n in range(CACHED)]
     score(reward, [*many, GOLD])
     assert len(reward.embeddings) <= CACHED + 2
-    assert score(reward, [GOLD, NEAR]) == [sigmoid(1), sigmoid(-1)]
+    assert score(reward, [GOLD, HARD]) == [sigmoid(1), sigmoid(-1)]
 
 
 def test_nothing_to_score():
@@ -107,7 +107,13 @@ def test_nothing_to_score():
 
 def test_an_encoder_that_is_not_calibrated_for_a_target_is_refused():
     with pytest.raises(UserError, match="'both'.*encoder.train"):
-        SemanticReward(ChosenEncoder(), "both")
+        SemanticReward(ChosenEncoder(), target="both")
+
+
+@pytest.mark.parametrize("options", [{"target": "answer"}, {"score": "raw"}])
+def test_an_unknown_target_or_score_is_refused(options):
+    with pytest.raises(ValueError, match="answer.*question, gold, both|raw.*calibrated, cosine"):
+        SemanticReward(ChosenEncoder(), **options)
 
 
 PAPER = "SELECT COUNT(DISTINCT status) FROM appointments WHERE fee > 350"
@@ -116,12 +122,12 @@ PAPER = "SELECT COUNT(DISTINCT status) FROM appointments WHERE fee > 350"
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_shipped_encoder_has_the_papers_example_right(lang):
     """More than 350 is not 350 or more, and different statuses are counted, not rows: gold is above
-    the near misses with one of these mistakes, and above the one with both.
+    the hard negatives with one of these mistakes, and above the one with both.
     """
     encoder = ContrastiveEncoder.load("assets/encoder")
     assert set(encoder.calibrations) == {"question", "gold", "both"}
     (question,) = {e.question for e in load_dataset(EMBEDDED, lang, "dev") if e.gold_sql == PAPER}
     rows, more = PAPER.replace("DISTINCT ", ""), PAPER.replace(">", ">=")
     sqls = [PAPER, rows, more, rows.replace(">", ">=")]
-    gold, *misses = encoder.similarity([question] * 4, [sql_text(sql) for sql in sqls]).tolist()
-    assert gold > max(misses)
+    gold, *negatives = encoder.similarity([question] * 4, [sql_text(sql) for sql in sqls]).tolist()
+    assert gold > max(negatives)

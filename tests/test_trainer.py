@@ -50,14 +50,18 @@ def test_a_step_is_what_the_formula_says(examples, loss, mask_truncated):
     what was sampled.
     """
     trainer = make_trainer(
-        examples, loss=loss, mask_truncated=mask_truncated, temperature=0.8, max_grad_norm=1e9
+        examples,
+        loss_aggregation=loss,
+        mask_truncated=mask_truncated,
+        temperature=0.8,
+        max_grad_norm=1e9,
     )
     batch = trainer.rollout(4)
-    lengths = {len(one) for group in batch.tokens for one in group}
+    lengths = {len(one) for group in batch.completion_ids for one in group}
     assert len(lengths) > 3 and batch.finished.any() and not batch.finished.all()
     replay(trainer, batch)
     expected, gradients = plain_step(
-        trainer.model, batch, group_advantages(batch.total, "centered"), trainer.config
+        trainer.model, batch, group_advantages(batch.rewards, "centered"), trainer.config
     )
     assert expected["kl"] > 1e-3 and expected["grad_norm"] > 1e-3
     before, noted = lora_of(trainer), note_gradients(trainer)
@@ -68,7 +72,7 @@ def test_a_step_is_what_the_formula_says(examples, loss, mask_truncated):
         step = 5e-3 * noted[0][name] / (noted[0][name].abs() + 1e-8)
         assert torch.allclose(before[name] - tensor, step, atol=1e-6)
     assert (metrics["ratio"], metrics["ratio_max"]) == (pytest.approx(1, abs=1e-6), 1)
-    assert (metrics["clip_low"], metrics["clip_high"], metrics["skipped"]) == (0, 0, 0)
+    assert (metrics["clip_ratio/low"], metrics["clip_ratio/high"], metrics["skipped"]) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,13 @@ def test_micro_batches_change_nothing(examples, sampled, loss, ratio, advantage)
     """Gradients, metrics and weights. Two updates, since in the first all ratios are 1; the clip
     range is so narrow that tokens are clipped.
     """
-    settings = dict(loss=loss, ratio=ratio, advantage=advantage, updates_per_batch=2, lr=1e-4)
+    settings = dict(
+        loss_aggregation=loss,
+        importance_sampling=ratio,
+        advantage=advantage,
+        num_iterations=2,
+        lr=1e-4,
+    )
     found = []
     for micro_batch in (1, 2, 4):
         trainer = make_trainer(
@@ -88,7 +98,7 @@ def test_micro_batches_change_nothing(examples, sampled, loss, ratio, advantage)
         gradients = note_gradients(trainer)
         found.append((without_clocks(trainer.train_step()), gradients, lora_of(trainer)))
     metrics, gradients, weights = found[0]
-    assert metrics["ratio_max"] > 1 + 1e-4 and metrics["clip_high"] > 0
+    assert metrics["ratio_max"] > 1 + 1e-4 and metrics["clip_ratio/high"] > 0
     for other_metrics, other_gradients, other_weights in found[1:]:
         assert other_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-6)
         for name, tensor in weights.items():
@@ -155,20 +165,22 @@ def test_rewards_are_asked_about_what_was_sampled(examples):
     ((asked, texts, prompts, lengths),) = trainer.rewards.calls
     assert asked == batch.examples and len({one.question for one in asked}) == 4
     for p, example in enumerate(asked):
-        assert batch.prompts[p] == trainer.prompts(example)
-        assert prompts[p] == TOKENIZER.decode(batch.prompts[p])
+        assert batch.prompt_ids[p] == trainer.prompts(example)
+        assert prompts[p] == TOKENIZER.decode(batch.prompt_ids[p])
         assert prompts[p].startswith("<s>") and prompts[p].endswith(example.question)
-        for g, tokens in enumerate(batch.tokens[p]):
+        for g, tokens in enumerate(batch.completion_ids[p]):
             assert texts[p][g] == TOKENIZER.decode(tokens, skip_special_tokens=True)
             assert lengths[p][g] == len(tokens)
             assert not EOS & set(tokens[:-1])
             assert batch.finished[p, g] == (tokens[-1] in EOS)
-    ends = {one[-1] for group in batch.tokens for one in group}
+    ends = {one[-1] for group in batch.completion_ids for one in group}
     assert len(EOS & ends) > 1 and not batch.finished.all()
-    assert torch.allclose(batch.total, batch.terms[..., 0] + 0.5 * batch.terms[..., 1])
+    assert torch.allclose(
+        batch.rewards, batch.reward_terms[..., 0] + 0.5 * batch.reward_terms[..., 1]
+    )
 
 
-def test_each_prompt_is_trained_with_its_own_rewards(examples, judge, monkeypatch):
+def test_each_prompt_is_trained_with_its_own_rewards(examples, verifier, monkeypatch):
     """Two prompts get the same three answers, of which the first is right for the one about
     singers, the second for the one about shops: advantages of 2/3 for the right one and -1/3 for
     the others. With the two groups exchanged, or in the order AABB, the gradient would be another.
@@ -181,14 +193,14 @@ def test_each_prompt_is_trained_with_its_own_rewards(examples, judge, monkeypatc
         return Samples(tokens, logprobs, torch.ones(len(prompts), 3, dtype=torch.bool))
 
     monkeypatch.setattr(grpo.trainer, "sample_groups", scripted)
-    rewards = Rewards(judge, None, {"execution": 1.0})
+    rewards = Rewards(verifier, None, {"execution": 1.0})
     changes = dict(prompts_per_step=2, micro_batch=1, beta=0.0, max_grad_norm=1e9)
     trainer = make_trainer(examples[:2], rewards, **changes)
     batch = trainer.rollout(2)
     right = torch.tensor([[2.0, -1.0, -1.0], [-1.0, 2.0, -1.0]]) / 3
     if batch.examples[0].db_id == "shops":
         right = right.flip(0)
-    assert torch.allclose(batch.total, right + 1 / 3)
+    assert torch.allclose(batch.rewards, right + 1 / 3)
     replay(trainer, batch)
     _, expected = plain_step(trainer.model, batch, right, trainer.config)
     _, exchanged = plain_step(trainer.model, batch, right.flip(0), trainer.config)
@@ -206,7 +218,7 @@ def test_each_prompt_is_trained_with_its_own_rewards(examples, judge, monkeypatc
     [
         {},
         {"beta": 0.0},
-        {"updates_per_batch": 2},
+        {"num_iterations": 2},
         {"dynamic_sampling": 2},
         {"mask_truncated": True},
         *({"recipe": recipe} for recipe in RECIPES),
@@ -222,7 +234,12 @@ def test_every_metric_is_there_and_finite(examples, changes):
         assert metrics["step"] == step and metrics["skipped"] == 0
         assert metrics["kl"] > 0 and metrics["entropy"] > 0 and metrics["grad_norm"] > 0
         assert all(metrics[name] > 0 for name in CLOCKS)
-        assert 0 < metrics["sampler_gap"] <= metrics["sampler_gap_max"] < 1e-4
+        assert (
+            0
+            < metrics["sampling_logp_difference"]
+            <= metrics["sampling_logp_difference_max"]
+            < 1e-4
+        )
 
 
 def test_total_rewards_by_language_in_a_run_of_several(examples):
@@ -248,11 +265,11 @@ def test_reward_metrics_by_hand(examples, sampled):
     sqrt(2 * 0.5^2) = 0.7071 and 0, their mean 0.3536.
     """
     batch = sampled.select([0, 1])
-    batch.tokens = [group[:2] for group in batch.tokens]
-    batch.logprobs = [group[:2] for group in batch.logprobs]
+    batch.completion_ids = [group[:2] for group in batch.completion_ids]
+    batch.sampling_logprobs = [group[:2] for group in batch.sampling_logprobs]
     batch.finished = torch.tensor([[True, False], [True, True]])
-    batch.terms = torch.tensor([[[1.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
-    batch.total = batch.terms @ WordRewards.weights
+    batch.reward_terms = torch.tensor([[[1.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    batch.rewards = batch.reward_terms @ WordRewards.weights
     trainer = make_trainer(examples, prompts_per_step=2)
     replay(trainer, batch)
     metrics = trainer.train_step()
@@ -263,10 +280,10 @@ def test_reward_metrics_by_hand(examples, sampled):
         "reward/long_std": 0.5,
         "reward/short": 1.0,
         "reward/short_std": 0.0,
-        "groups_without_signal": 0.5,
+        "frac_reward_zero_std": 0.5,
         "groups_sampled": 2,
         "truncated": 0.25,
-        "completion_length": sum(len(one) for group in batch.tokens for one in group) / 4,
+        "completion_length": sum(len(one) for group in batch.completion_ids for one in group) / 4,
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
@@ -286,7 +303,7 @@ def test_without_beta_the_kl_is_that_of_the_first_group(examples, monkeypatch):
     """k3 under the policy that sampled, over the tokens of the first group; the reference sees no
     other prompt.
     """
-    trainer = make_trainer(examples, beta=0.0, updates_per_batch=2)
+    trainer = make_trainer(examples, beta=0.0, num_iterations=2)
     batch = trainer.rollout(4)
     replay(trainer, batch)
     alone = Config(beta=0.0)

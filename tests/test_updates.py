@@ -45,13 +45,13 @@ def test_two_updates_on_a_batch(examples, monkeypatch):
     """The first is on policy; the second has the log-probs from before the first as old ones. It
     is sampled once, and each micro-batch passes through the reference once.
     """
-    trainer = make_trainer(examples, updates_per_batch=2)
+    trainer = make_trainer(examples, num_iterations=2)
     losses = note_calls(monkeypatch, "policy_loss")
     samples = note_calls(monkeypatch, "sample_groups")
     passes = note_passes(monkeypatch, trainer.model)
     untrained = make_policy().model
     metrics = trainer.train_step()
-    assert len(samples) == 1 and trainer.cursor == 4
+    assert len(samples) == 1 and trainer.questions.cursor == 4
     assert passes == [(True, 2), (False, 2), (True, 2), (False, 2), (True, 2), (True, 2)]
     tokens = samples[0][1].tokens
     ratios = []
@@ -84,7 +84,7 @@ def test_the_settings_of_the_loss_reach_it(examples, sampled, monkeypatch, ratio
     every setting named; ratios are on either side of both limits.
     """
     named = dict(beta=0.3, kl=kl, epsilon_low=0.01, epsilon_high=0.02)
-    trainer = make_trainer(examples, **named, ratio=ratio, updates_per_batch=2)
+    trainer = make_trainer(examples, **named, importance_sampling=ratio, num_iterations=2)
     replay(trainer, sampled)
     losses = note_calls(monkeypatch, "policy_loss")
     metrics = trainer.train_step()
@@ -118,7 +118,7 @@ def test_more_updates_move_further(examples, sampled):
     """Each update is an optimizer step of its own, at the same learning rate."""
     moved = []
     for updates in (1, 2, 4):
-        trainer = make_trainer(examples, updates_per_batch=updates, steps=2)
+        trainer = make_trainer(examples, num_iterations=updates, steps=2)
         replay(trainer, sampled)
         before, noted = lora_of(trainer), note_gradients(trainer)
         assert trainer.train_step()["lr"] == 5e-3 and len(noted) == updates
@@ -133,7 +133,7 @@ def with_other_tokens(batch: Rollout, change: torch.Tensor) -> Rollout:
     """The batch with other words where ``change`` (P, G) says so."""
     batch = copy.deepcopy(batch)
     for p, g in change.nonzero().tolist():
-        batch.tokens[p][g] = [(token + 3) % 20 + 4 for token in batch.tokens[p][g]]
+        batch.completion_ids[p][g] = [(token + 3) % 20 + 4 for token in batch.completion_ids[p][g]]
     return batch
 
 
@@ -161,13 +161,13 @@ def test_masked_completions_stay_in_the_baseline(examples, sampled, monkeypatch)
     seen = []
     for bonus in (0.0, 1.0):
         batch = copy.deepcopy(sampled)
-        batch.total = batch.total + bonus * cut
+        batch.rewards = batch.rewards + bonus * cut
         losses = note_calls(monkeypatch, "policy_loss")
         trainer = make_trainer(examples, mask_truncated=True)
         replay(trainer, batch)
         trainer.train_step()
         advantages = torch.cat([arguments[2] for arguments, _ in losses])
-        assert torch.equal(advantages, group_advantages(batch.total, "centered"))
+        assert torch.equal(advantages, group_advantages(batch.rewards, "centered"))
         weights = [arguments[3] for arguments, _ in losses]
         for one, part in zip(weights, (slice(0, 2), slice(2, 4))):
             assert torch.equal((one > 0).any(-1), sampled.finished[part])
@@ -242,25 +242,25 @@ def note_batches(trainer: Trainer) -> list[Rollout]:
     return noted
 
 
-def test_dynamic_sampling_with_real_rewards(examples, judge):
+def test_dynamic_sampling_with_real_rewards(examples, verifier):
     """Groups in which all queries fail, or all do equally well, are replaced."""
-    rewards = Rewards(judge, None, {"execution": 1.0, "syntax": 0.1})
+    rewards = Rewards(verifier, None, {"execution": 1.0, "syntax": 0.1})
     trainer = make_trainer(examples, rewards, dynamic_sampling=3, max_new_tokens=4)
     batches = note_batches(trainer)
     steps = [trainer.train_step() for _ in range(4)]
     for metrics, batch in zip(steps, batches):
-        assert (batch.total.amax(1) > batch.total.amin(1)).all()
+        assert (batch.rewards.amax(1) > batch.rewards.amin(1)).all()
         assert 4 <= metrics["groups_sampled"] <= 16 and metrics["skipped"] == 0
-        silent = metrics["groups_without_signal"] * metrics["groups_sampled"]
-        assert silent == pytest.approx(metrics["groups_sampled"] - len(batch.examples))
-        assert metrics["reward"] == pytest.approx(batch.total.mean().item())
-        tokens = metrics["completion_length"] * batch.total.numel()
+        zero_variance = metrics["frac_reward_zero_std"] * metrics["groups_sampled"]
+        assert zero_variance == pytest.approx(metrics["groups_sampled"] - len(batch.examples))
+        assert metrics["reward"] == pytest.approx(batch.rewards.mean().item())
+        tokens = metrics["completion_length"] * batch.rewards.numel()
         trained = metrics["train_seconds"] * metrics["train_tokens_per_second"]
         made = metrics["sample_seconds"] * metrics["sample_tokens_per_second"]
         assert trained == pytest.approx(tokens)  # the others were sampled, too
         assert made == pytest.approx(tokens * metrics["groups_sampled"] / len(batch.examples))
-    assert trainer.cursor == sum(metrics["groups_sampled"] for metrics in steps)
-    assert trainer.cursor > 16  # some had to be replaced
+    assert trainer.questions.cursor == sum(metrics["groups_sampled"] for metrics in steps)
+    assert trainer.questions.cursor > 16  # some had to be replaced
     assert any(metrics["reward/execution"] > 0 for metrics in steps)
 
 
@@ -269,7 +269,12 @@ def test_questions_go_on_where_dynamic_sampling_stopped(examples):
     trainer = make_trainer(examples, RareRewards(), dynamic_sampling=2, prompts_per_step=3)
     steps = [trainer.train_step() for _ in range(3)]
     asked = [example.question for call in trainer.rewards.calls for example in call[0]]
-    assert len(asked) == trainer.cursor == sum(metrics["groups_sampled"] for metrics in steps) > 9
+    assert (
+        len(asked)
+        == trainer.questions.cursor
+        == sum(metrics["groups_sampled"] for metrics in steps)
+        > 9
+    )
     for start in range(0, len(asked), 5):
         epoch = asked[start : start + 5]
         assert len(set(epoch)) == len(epoch)
@@ -290,25 +295,25 @@ def test_a_smaller_batch_is_trained_as_if_it_was_asked_for(examples, sampled, lo
         (2, 0, [whole.select([1, 3])]),
     ):
         trainer = make_trainer(
-            examples, loss=loss, prompts_per_step=prompts, dynamic_sampling=rounds
+            examples, loss_aggregation=loss, prompts_per_step=prompts, dynamic_sampling=rounds
         )
         replay(trainer, *batches)
         found.append((without_clocks(trainer.train_step()), lora_of(trainer)))
     (metrics, weights), (alone, expected) = found
     assert (metrics.pop("groups_sampled"), alone.pop("groups_sampled")) == (6, 2)
-    assert metrics.pop("groups_without_signal") == pytest.approx(4 / 6)
-    assert alone.pop("groups_without_signal") == 0
+    assert metrics.pop("frac_reward_zero_std") == pytest.approx(4 / 6)
+    assert alone.pop("frac_reward_zero_std") == 0
     assert metrics == alone and same(weights, expected)
 
 
 def test_without_any_signal_a_step_changes_nothing(examples, sampled):
-    silent = copy.deepcopy(sampled)
-    silent.terms[:] = 0.5
-    silent.total = silent.terms @ WordRewards.weights
+    zero_variance = copy.deepcopy(sampled)
+    zero_variance.terms[:] = 0.5
+    zero_variance.total = zero_variance.terms @ WordRewards.weights
     trainer = make_trainer(examples, beta=0.0, dynamic_sampling=2)
-    replay(trainer, silent, silent, silent)
+    replay(trainer, zero_variance, zero_variance, zero_variance)
     before = lora_of(trainer)
     metrics = trainer.train_step()
-    assert metrics["groups_sampled"] == 12 and metrics["groups_without_signal"] == 1
+    assert metrics["groups_sampled"] == 12 and metrics["frac_reward_zero_std"] == 1
     assert metrics["grad_norm"] == 0 and metrics["skipped"] == 0
     assert same(lora_of(trainer), before)

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import grpo.trainer
 from grpo.config import Config
-from grpo.distributed.parallel import ALONE
+from grpo.distributed.parallel import SINGLE_PROCESS
 from grpo.lora import add_lora, lora_disabled, lora_layers, lora_parameters
 from grpo.models import Policy
 from grpo.rollout import Rollout
@@ -24,9 +24,19 @@ CLOCKS = tuple(
     for unit in ("seconds", "tokens_per_second")
 )
 PROMISED = {
-    *("step", "reward", "reward_std", "groups_without_signal", "groups_sampled", "skipped"),
-    *("loss", "entropy", "kl", "ratio", "ratio_max", "clip_low", "clip_high", "grad_norm", "lr"),
-    *("sampler_gap", "sampler_gap_max", "completion_length", "truncated"),
+    *("step", "reward", "reward_std", "frac_reward_zero_std", "groups_sampled", "skipped"),
+    *(
+        "loss",
+        "entropy",
+        "kl",
+        "ratio",
+        "ratio_max",
+        "clip_ratio/low",
+        "clip_ratio/high",
+        "grad_norm",
+        "lr",
+    ),
+    *("sampling_logp_difference", "sampling_logp_difference_max", "completion_length", "truncated"),
     *CLOCKS,
 }
 LOSSES = ("token", "sequence", "constant")
@@ -91,7 +101,7 @@ def make_policy(seed: int = 0, dtype: torch.dtype = torch.float32) -> Policy:
         with torch.no_grad():  # sharper than a fresh model, so that differences show
             for tensor in model.parameters():
                 tensor.mul_(4) if tensor.dim() > 1 else None
-        add_lora(model.to(dtype), rank=3, alpha=6, generator_seed=seed)
+        add_lora(model.to(dtype), rank=3, alpha=6, seed=seed)
         torch.manual_seed(seed + 1)
         with torch.no_grad():
             for tensor in lora_parameters(model).values():
@@ -139,10 +149,12 @@ class RareRewards(WordRewards):
         return [float("old" in text.split())]
 
 
-def make_trainer(examples, rewards=None, policy=None, world=ALONE, **changes) -> Trainer:
+def make_trainer(
+    examples, rewards=None, policy=None, distributed=SINGLE_PROCESS, **changes
+) -> Trainer:
     small = dict(prompts_per_step=4, group_size=3, max_new_tokens=8, micro_batch=2, steps=4)
     config = Config.with_recipe(**small | dict(lr=5e-3, warmup_steps=1) | changes)
-    return Trainer(policy or make_policy(), rewards or WordRewards(), examples, config, world)
+    return Trainer(policy or make_policy(), rewards or WordRewards(), examples, config, distributed)
 
 
 def replay(trainer: Trainer, *batches: Rollout) -> None:
@@ -151,7 +163,7 @@ def replay(trainer: Trainer, *batches: Rollout) -> None:
 
     def rollout(count: int) -> Rollout:
         for name in ("sample", "reward"):
-            with trainer._timed(name):
+            with trainer.timer.phase(name):
                 pass
         return waiting.pop(0)
 
@@ -226,12 +238,12 @@ def plain_step(model, batch: Rollout, advantages, config: Config) -> tuple[dict,
     For the token, sequence and constant means, the ratio being 1, and k3 weighted by the ratio:
     J = sum_it w_it (ratio_it A_i - beta ratio_it (exp(-d_it) + d_it - 1)), d = log pi - log pi_ref.
     """
-    everyone = [(p, g) for p, group in enumerate(batch.tokens) for g in range(len(group))]
+    everyone = [(p, g) for p, group in enumerate(batch.completion_ids) for g in range(len(group))]
     trained = [(p, g) for p, g in everyone if batch.finished[p, g] or not config.mask_truncated]
-    total = sum(len(batch.tokens[p][g]) for p, g in trained)
+    total = sum(len(batch.completion_ids[p][g]) for p, g in trained)
     objective, metrics = torch.zeros(()), {"entropy": 0.0, "kl": 0.0}
     for p, g in trained:
-        prompt, tokens = batch.prompts[p], batch.tokens[p][g]
+        prompt, tokens = batch.prompt_ids[p], batch.completion_ids[p][g]
         logprobs, entropy = naive_logprobs(model, prompt, tokens, config.temperature)
         with torch.no_grad(), lora_disabled(model):
             reference, _ = naive_logprobs(model, prompt, tokens, config.temperature)
@@ -241,7 +253,7 @@ def plain_step(model, batch: Rollout, advantages, config: Config) -> tuple[dict,
             "token": 1 / total,
             "sequence": 1 / len(everyone) / len(tokens),
             "constant": 1 / len(everyone) / config.max_new_tokens,
-        }[config.loss]
+        }[config.loss_aggregation]
         terms = ratio * advantages[p, g] - config.beta * ratio * k3
         objective = objective + weight * terms.sum()
         metrics["entropy"] += entropy.sum().item() / total

@@ -1,8 +1,8 @@
 """Several processes, one run: ``torchrun --nproc-per-node N train.py ...``.
 
-Each process samples, rewards and differentiates its share of a step's prompts. The rollouts are
-gathered, they are only text, so every process sees the whole batch and computes the advantages and
-the weights of its tokens as one process would; the gradients are then added up. N processes make
+Each process samples, rewards and differentiates its share of a step's prompts. The rollouts, which
+are only text, are gathered, so that every process sees the whole batch and computes the same
+advantages and token weights as one process would; then the gradients are summed. N processes make
 the update that one process makes.
 """
 
@@ -19,10 +19,12 @@ from sqlenv.errors import UserError
 
 
 @dataclass(frozen=True)
-class World:
-    """The processes of a run; this one is ``rank`` of ``size``. Alone, everything is a no-op.
+class Distributed:
+    """The processes of a run, of which this is number ``rank`` of ``size``. With one process,
+    every method does nothing beyond returning its argument.
 
-    ``lockstep`` is a ``shard.Lockstep`` where the model is spread over the processes.
+    Attributes:
+        lockstep: a ``shard.Lockstep`` if the model is sharded over the processes.
     """
 
     rank: int = 0
@@ -30,39 +32,45 @@ class World:
     lockstep: object = None
 
     @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes and prints."""
+    def is_main(self) -> bool:
+        """Whether this process writes and prints."""
         return self.rank == 0
 
-    def share(self, count: int) -> range:
-        """Which of ``count`` things in a row are this process's: shares differ by one at most.
+    def split(self, count: int) -> range:
+        """Which of ``count`` items are this process's: a contiguous share; shares differ by at most
+        one item.
 
-        >>> World(0, 2).share(5), World(1, 2).share(5)
+        >>> Distributed(0, 2).split(5), Distributed(1, 2).split(5)
         (range(0, 2), range(2, 5))
         """
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def gather(self, value) -> list:
-        """What every process gives, in the order of their ranks; all must call it."""
+    def micro_batches(self, count: int, size: int) -> list[slice]:
+        """This process's share of ``count`` items, ``size`` items at a time."""
+        own = self.split(count)
+        return [slice(start, min(start + size, own.stop)) for start in own[::size]]
+
+    def all_gather(self, value) -> list:
+        """The values of all processes in the order of their ranks; every process must call it."""
         if self.size == 1:
             return [value]
         self._wait()
-        found = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
-    def joined(self, values: list) -> list:
-        """The lists of all processes, one after another."""
-        return [one for part in self.gather(values) for one in part]
+    def all_gather_list(self, values: list) -> list:
+        """The lists of all processes, concatenated."""
+        return [value for part in self.all_gather(values) for value in part]
 
-    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Sums the gradients over all processes, in place, in one message; a missing one is 0."""
         if self.size == 1:
             return
         self._wait()
         parameters = list(parameters)
-        parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = torch.cat([part.flatten() for part in parts])
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters])):
             parameter.grad = part.view_as(parameter)
@@ -74,66 +82,73 @@ class World:
         loss.backward()
 
     def _wait(self) -> None:
-        """This process has nothing left to do until the others have not, either."""
+        """Before a message to all: joins in the passes of the others until they have none left."""
         if self.lockstep:
-            self.lockstep.help()
+            self.lockstep.participate_until_idle()
 
     @contextmanager
-    def in_turn(self):
-        """The processes go through this block one after another."""
+    def rank_by_rank(self):
+        """The processes run this block one after another."""
         for _ in range(self.rank):
-            self.gather(None)
+            self.all_gather(None)
         yield
         for _ in range(self.size - self.rank):
-            self.gather(None)
+            self.all_gather(None)
 
     @contextmanager
-    def one_first(self):
-        """The first process goes through this block before the others do: it may write files that
-        they find.
+    def main_first(self):
+        """The main process runs this block before the others, which then find the files that it
+        has written.
         """
-        if not self.first:
-            self.gather(None)
+        if not self.is_main:
+            self.all_gather(None)
         yield
-        if self.first:
-            self.gather(None)
+        if self.is_main:
+            self.all_gather(None)
 
 
-ALONE = World()
+SINGLE_PROCESS = Distributed()
 
 
-def is_lost(error: RuntimeError) -> bool:
-    """Whether a message to another process failed, which is gone then."""
+def is_connection_error(error: RuntimeError) -> bool:
+    """Whether a message to another process failed because that process has ended."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 @contextmanager
-def open_world(device: str):
-    """The processes that torchrun started, or this one alone; yields (World, device). Those that
-    are not the first print nothing but their errors. Raises UserError if another process is gone.
+def open_distributed(device: str):
+    """The processes that torchrun started, or this one alone. All but the main process print
+    nothing but their errors.
+
+    Yields:
+        ``Distributed``, and the device of this process.
+
+    Raises:
+        UserError: another process has ended.
     """
     if "RANK" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        yield ALONE, device
+        yield SINGLE_PROCESS, device
         return
-    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    distributed = Distributed(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     with ExitStack() as stack:
-        if not world.first:
-            nothing = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(redirect_stdout(nothing))
-            stack.enter_context(redirect_stderr(nothing))
+        if not distributed.is_main:
+            null = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(null))
+            stack.enter_context(redirect_stderr(null))
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         stack.callback(dist.destroy_process_group)
         try:
-            yield world, device
+            yield distributed, device
         except UserError as error:
-            raise UserError(f"process {world.rank}: {error}") from error
+            raise UserError(f"process {distributed.rank}: {error}") from error
         except RuntimeError as error:
-            if not is_lost(error):
+            if not is_connection_error(error):
                 raise
             raise UserError(
-                f"process {world.rank}: another process of this run has ended, see its message; "
-                "start again with --resume to go on from the last checkpoint, on any number of them"
+                f"process {distributed.rank}: another process of this run has ended, see its "
+                "message; start again with --resume to go on from the last checkpoint, on any "
+                "number of processes"
             ) from error

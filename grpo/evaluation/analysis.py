@@ -1,8 +1,8 @@
-"""What predictions say: shares with intervals, by language and across languages, by hardness and by
-kind of error; and how two systems compare on the same questions.
+"""Analyses predictions: shares with intervals by language, across languages, by hardness and by
+kind of error; compares two systems on the same questions.
 
-Across languages a question and its translations are not independent. They share their gold query,
-so the bootstrap draws all questions of a gold query together.
+A question and its translations are not independent. They share their gold query, so the bootstrap
+draws all questions of a gold query together.
 """
 
 from collections import Counter
@@ -36,7 +36,7 @@ ERROR_CLASSES = (
 
 
 def full_report(predictions: list[Prediction]) -> dict:
-    """``summarize``, and what there is to say across languages.
+    """``summarize``, and the results across languages.
 
     report[lang][metric], report["average"][metric]   {"value", "low", "high", "n"}
     report["gap"][lang][metric]                       the same, of lang minus English
@@ -44,19 +44,21 @@ def full_report(predictions: list[Prediction]) -> dict:
     report["errors"][class]     {"n", "lang": {lang: n}, "examples": up to three predictions}
     report["failed_gold"]       {lang: n}, questions left out of all of these
     """
-    judged, metrics = [one for one in predictions if one.gold_ok], measured(predictions)
-    values = [[getattr(one, metric) for metric in metrics] for one in judged]
-    by_lang = grouped(values, [one.lang for one in judged], judged)
-    by_level = grouped(values, [hardness(one.gold) for one in judged], judged)
+    counted, metrics = [p for p in predictions if p.gold_ok], measured(predictions)
+    values = [[getattr(prediction, metric) for metric in metrics] for prediction in counted]
+    by_lang = grouped(values, [prediction.lang for prediction in counted], counted)
+    by_level = grouped(values, [hardness(prediction.gold) for prediction in counted], counted)
     english = by_lang.get("en")
-    gaps = {lang: one.minus(english) for lang, one in by_lang.items() if english and lang != "en"}
+    gaps = {lang: mean.minus(english) for lang, mean in by_lang.items() if english and lang != "en"}
     report = summarize(predictions)
     return {
         **report,
         "average": average(report, by_lang),
         "gap": {lang: gap.intervals(metrics) for lang, gap in gaps.items()},
-        "hardness": {level: by_level.get(level, NOTHING).intervals(metrics) for level in LEVELS},
-        "errors": errors(judged),
+        "hardness": {
+            level: by_level.get(level, NO_QUESTIONS).intervals(metrics) for level in LEVELS
+        },
+        "errors": errors(counted),
         "failed_gold": failed_gold(predictions),
     }
 
@@ -82,15 +84,15 @@ class Means:
         }
 
 
-NOTHING = Means(None, None, 0)
+NO_QUESTIONS = Means(None, None, 0)
 
 
-def grouped(values: list[list], groups: list[str], judged: list[Prediction]) -> dict[str, Means]:
+def grouped(values: list[list], groups: list[str], counted: list[Prediction]) -> dict[str, Means]:
     """The means of each group of questions, of (n, M) values; resampled by gold query."""
-    if not judged:
+    if not counted:
         return {}
     values = np.array(values, float)
-    clusters = [(one.db_id, canonical_sql(one.gold)) for one in judged]
+    clusters = [(prediction.db_id, canonical_sql(prediction.gold)) for prediction in counted]
     return {
         group: Means(values[rows].mean(axis=0), resampled, int(rows.sum()))
         for group, resampled in resampled_means(values, groups, clusters).items()
@@ -104,41 +106,41 @@ def average(report: dict, by_lang: dict[str, Means]) -> dict:
         return dict(next(iter(report.values())))
     metrics, means = list(next(iter(report.values()))), list(by_lang.values())
     if not means:
-        return NOTHING.intervals(metrics)
-    value = np.mean([one.value for one in means], axis=0)
-    resampled = np.mean([one.resampled for one in means], axis=0)
-    return Means(value, resampled, sum(one.n for one in means)).intervals(metrics)
+        return NO_QUESTIONS.intervals(metrics)
+    value = np.mean([mean.value for mean in means], axis=0)
+    resampled = np.mean([mean.resampled for mean in means], axis=0)
+    return Means(value, resampled, sum(mean.n for mean in means)).intervals(metrics)
 
 
-def error_class(one: Prediction) -> str | None:
-    """What is wrong with a prediction, one of ERROR_CLASSES; None if nothing is."""
-    if one.valid:
-        if one.execution and one.test_suite is not False:
+def error_class(prediction: Prediction) -> str | None:
+    """The class in ERROR_CLASSES of a wrong prediction; None for a right one."""
+    if prediction.valid:
+        if prediction.execution and prediction.test_suite is not False:
             return None
-        return "wrong on a variant" if one.execution else "wrong result"
-    if one.status != "error":
-        return one.status.replace("_", " ")
+        return "wrong on a variant" if prediction.execution else "wrong result"
+    if prediction.status != "error":
+        return prediction.status.replace("_", " ")
     for name, parts in MESSAGES.items():
-        if any(part in (one.error or "") for part in parts):
+        if any(part in (prediction.error or "") for part in parts):
             return name
     return "other error"
 
 
-def errors(judged: list[Prediction]) -> dict:
-    """How often each class of errors occurs, in all and by language, with examples."""
-    found: dict[str, list[Prediction]] = {name: [] for name in ERROR_CLASSES}
-    for one in judged:
-        name = error_class(one)
+def errors(counted: list[Prediction]) -> dict:
+    """How often each class of errors occurs, in total and by language, with examples."""
+    by_class: dict[str, list[Prediction]] = {name: [] for name in ERROR_CLASSES}
+    for prediction in counted:
+        name = error_class(prediction)
         if name:
-            found[name].append(one)
+            by_class[name].append(prediction)
     return {
         name: {
-            "n": len(ones),
-            "lang": Counter(one.lang for one in ones),
-            "examples": [asdict(one) for one in ones[:EXAMPLES]],
+            "n": len(wrong),
+            "lang": Counter(prediction.lang for prediction in wrong),
+            "examples": [asdict(prediction) for prediction in wrong[:EXAMPLES]],
         }
-        for name, ones in found.items()
-        if ones
+        for name, wrong in by_class.items()
+        if wrong
     }
 
 
@@ -152,7 +154,7 @@ def compare(first: list[Prediction], second: list[Prediction], names: Sequence[s
     pairs = [(a, b) for a, b in paired(first, second, names) if a.gold_ok]
     metrics = [metric for metric in measured(first) if metric in measured(second)]
     difference = {}
-    for lang in dict.fromkeys(one.lang for one in first):
+    for lang in dict.fromkeys(prediction.lang for prediction in first):
         difference[lang] = {
             metric: paired_difference(
                 [getattr(a, metric) for a, _ in pairs if a.lang == lang],
@@ -172,10 +174,10 @@ def paired(
     """The predictions of both for each question."""
     sides = [{}, {}]
     for side, predictions in zip(sides, (first, second)):
-        for one in predictions:
-            side.setdefault((one.lang, one.db_id, one.question, one.gold), []).append(one)
+        for p in predictions:
+            side.setdefault((p.lang, p.db_id, p.question, p.gold), []).append(p)
     check_same_questions(*([k for k, v in side.items() for _ in v] for side in sides), names)
-    return [pair for key, found in sides[0].items() for pair in zip(found, sides[1][key])]
+    return [pair for key, ours in sides[0].items() for pair in zip(ours, sides[1][key])]
 
 
 def check_same_questions(first: list[tuple], second: list[tuple], names: Sequence[str]) -> None:

@@ -1,18 +1,18 @@
-"""Measures a policy on questions: greedy SQL, run in the sandbox, compared with gold, scored by
-the encoder. `analysis.py` says more about what comes of it.
+"""Measures a policy on questions: greedy SQL, run in the sandbox, compared with gold, scored by the
+encoder. `analysis.py` derives tables from the predictions.
 
     valid       the SQL runs
     execution   its result equals gold's on the given database (EX)
-    test_suite  and on every generated variant of the database (TS), where that is asked for
-    semantic    to the contrastive encoder it is more likely right than wrong: the calibrated score
-                of question and SQL is above a half
+    test_suite  EX, on the database and on every generated variant of it (TS), if requested
+    semantic    the calibrated score of question and SQL is above a half: to the contrastive
+                encoder the SQL is more likely right than wrong
 
 A question whose gold query fails has no answer to compare with: it is left out of every share and
-counted apart.
+counted separately.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,19 +21,16 @@ from tqdm import tqdm
 
 from grpo.models import Policy
 from grpo.prompt import PromptBuilder
-from grpo.rewards import Judge
 from grpo.sampler import sample_groups
 from sqlenv import (
     Example,
     Execution,
+    ExecutionVerifier,
     Sandbox,
     Suite,
     extract_sql,
-    is_ordered,
     load_suite,
-    results_match,
     share,
-    suite_matches,
 )
 
 METRICS = ("valid", "execution", "test_suite", "semantic")
@@ -42,12 +39,14 @@ NO_SQL = Execution("no SQL")
 
 @dataclass
 class Prediction:
-    """One question with the SQL that answers it and how that did.
+    """The SQL predicted for a question, and how it did.
 
-    gold_ok     whether gold itself runs
-    test_suite  None if it was not asked for, as ``semantic`` without an encoder
-    status      of the execution, "no SQL" where there is none to run
-    error       what went wrong in it, in a line
+    Attributes:
+        gold_ok: whether gold itself runs.
+        semantic: None without an encoder.
+        status: of the execution, "no SQL" where there is none to run.
+        error: the execution's error message, in one line.
+        test_suite: None if not requested.
     """
 
     db_id: str
@@ -68,105 +67,111 @@ def generate(
     policy: Policy,
     prompts: PromptBuilder,
     examples: list[Example],
+    *,
     max_new_tokens: int,
     batch_size: int = 32,
     progress: str = "",
 ) -> list[str]:
     """Greedy completions as text, in the order of ``examples``. Prompts of similar length share a
     batch.
+
+    Args:
+        progress: label of the progress bar; empty for none.
     """
-    tokens = [prompts(example) for example in examples]
-    order = sorted(range(len(examples)), key=lambda i: len(tokens[i]))
+    prompt_ids = [prompts(example) for example in examples]
+    order = sorted(range(len(examples)), key=lambda i: len(prompt_ids[i]))
     texts = [""] * len(examples)
     for start in tqdm(
         range(0, len(order), batch_size), desc=progress, disable=not progress, unit="batch"
     ):
         batch = order[start : start + batch_size]
         samples = sample_groups(
-            policy.model, [tokens[i] for i in batch], 1, max_new_tokens, policy.eos_ids, 0
+            policy.model,
+            [prompt_ids[i] for i in batch],
+            eos_ids=policy.eos_ids,
+            group_size=1,
+            max_new_tokens=max_new_tokens,
+            temperature=0,
         )
-        for i, group in zip(batch, samples.tokens):
-            texts[i] = policy.tokenizer.decode(group[0], skip_special_tokens=True)
+        for i, (completion,) in zip(batch, samples.completion_ids):
+            texts[i] = policy.tokenizer.decode(completion, skip_special_tokens=True)
     return texts
 
 
 def load_suites(sandbox: Sandbox, examples: list[Example]) -> dict[Path, Suite]:
-    """The test suite of every database, for the gold queries asked on it; built if need be."""
-    golds = defaultdict(set)
+    """The test suite of every database for the gold queries asked on it; built where missing."""
+    golds: dict[Path, set[str]] = {}
     for example in examples:
-        golds[example.db_path].add(example.gold_sql)
+        golds.setdefault(example.db_path, set()).add(example.gold_sql)
     progress = tqdm(golds.items(), desc="test suites", unit="database")
     return {path: load_suite(path, queries, sandbox) for path, queries in progress}
 
 
 def score(
-    judge: Judge,
-    semantic_score,
+    verifier: ExecutionVerifier,
+    semantic_score: Callable | None,
     examples: list[Example],
     sqls: Sequence[str | None],
+    *,
     suites: dict[Path, Suite] | None = None,
 ) -> list[Prediction]:
-    """Judges the SQL for each example, as it stands; None where there is none.
+    """Measures the SQL for each example, None where there is none.
 
-    ``semantic_score`` is an ``encoder.SemanticReward``, or None.
+    Args:
+        semantic_score: an ``encoder.SemanticReward``, or None.
+        suites: the test suite of each database, for TS.
     """
-    gold = judge.run_gold(examples)
-    jobs = {(e.db_path, sql): None for e, sql in zip(examples, sqls) if sql is not None}
-    jobs.update(zip(jobs, judge.sandbox.run_many(jobs)))  # equal queries run once
-    found = [jobs.get((e.db_path, sql)) or NO_SQL for e, sql in zip(examples, sqls)]
-    valid = [i for i, one in enumerate(found) if one.status == "ok"]
-    correct = [
-        i for i in valid if results_match(gold[i], found[i], is_ordered(examples[i].gold_sql))
-    ]
-    semantic = suite_right = None
+    verdicts = verifier.verify(examples, sqls)
+    gold = verifier.run_gold(examples)
+    semantic: Sequence[bool | None] = [None] * len(examples)
+    test_suite: Sequence[bool | None] = [None] * len(examples)
     if semantic_score is not None:
         scores = semantic_score(
             [example.question for example in examples],
             [example.gold_sql for example in examples],
             sqls,
-            [one.status == "ok" for one in found],
+            [verdict.valid for verdict in verdicts],
             [example.db_path for example in examples],
         )
-        semantic = {i for i, one in enumerate(scores) if one > 0.5}
+        semantic = [value > 0.5 for value in scores]
     if suites is not None:
-        cases = [(suites[examples[i].db_path], examples[i].gold_sql, sqls[i]) for i in correct]
-        suite_right = {i for i, one in zip(correct, suite_matches(judge.sandbox, cases)) if one}
-    runs, right = set(valid), set(correct)
+        test_suite = verifier.verify_on_suites(examples, verdicts, suites)
     return [
         Prediction(
             example.db_id,
             example.question,
             example.lang,
             gold=example.gold_sql,
-            predicted=sqls[i],
+            predicted=verdict.sql,
             gold_ok=gold[i].status == "ok",
-            valid=i in runs,
-            execution=i in right,
-            test_suite=None if suite_right is None else i in suite_right,
-            semantic=None if semantic is None else i in semantic,
-            status=found[i].status,
-            error=found[i].error,
+            valid=verdict.valid,
+            execution=verdict.correct,
+            test_suite=test_suite[i],
+            semantic=semantic[i],
+            status=(verdict.execution or NO_SQL).status,
+            error=(verdict.execution or NO_SQL).error,
         )
-        for i, example in enumerate(examples)
+        for i, (example, verdict) in enumerate(zip(examples, verdicts))
     ]
 
 
 @torch.no_grad()
 def evaluate_policy(
     policy: Policy,
-    judge: Judge,
-    semantic_score,
+    verifier: ExecutionVerifier,
+    semantic_score: Callable | None,
     examples: list[Example],
+    *,
     max_new_tokens: int,
     progress: str = "",
     suites: dict[Path, Suite] | None = None,
 ) -> list[Prediction]:
-    """Answers every example greedily and judges the answers."""
-    judge.run_gold(examples)  # a damaged database shows before the model has worked for an hour
-    texts = generate(
-        policy, PromptBuilder(policy.tokenizer), examples, max_new_tokens, progress=progress
-    )
-    return score(judge, semantic_score, examples, [extract_sql(text) for text in texts], suites)
+    """Answers every example greedily and measures the answers."""
+    verifier.run_gold(examples)  # a damaged database shows before the model has worked for an hour
+    prompts = PromptBuilder(policy.tokenizer)
+    texts = generate(policy, prompts, examples, max_new_tokens=max_new_tokens, progress=progress)
+    sqls = [extract_sql(text) for text in texts]
+    return score(verifier, semantic_score, examples, sqls, suites=suites)
 
 
 def measured(predictions: list[Prediction]) -> list[str]:
@@ -177,20 +182,20 @@ def measured(predictions: list[Prediction]) -> list[str]:
 def summarize(predictions: list[Prediction]) -> dict:
     """``{lang: {metric: {"value", "low", "high", "n"}}}``: shares with 95 % bootstrap intervals."""
     report = {}
-    for lang in dict.fromkeys(one.lang for one in predictions):
-        rows = [one for one in predictions if one.lang == lang and one.gold_ok]
+    for lang in dict.fromkeys(prediction.lang for prediction in predictions):
+        rows = [row for row in predictions if row.lang == lang and row.gold_ok]
         report[lang] = {
-            metric: share([getattr(one, metric) for one in rows])
+            metric: share([getattr(row, metric) for row in rows])
             for metric in measured(predictions)
         }
     return report
 
 
 def failed_gold(predictions: list[Prediction]) -> Counter:
-    """How many questions of each language were left out because their gold query does not run."""
-    return Counter(one.lang for one in predictions if not one.gold_ok)
+    """How many questions of each language are left out because their gold query fails."""
+    return Counter(prediction.lang for prediction in predictions if not prediction.gold_ok)
 
 
 def prediction_rows(predictions: list[Prediction]) -> list[dict]:
     """As plain dictionaries, for JSON lines."""
-    return [asdict(one) for one in predictions]
+    return [asdict(prediction) for prediction in predictions]

@@ -1,4 +1,4 @@
-"""What a run and an evaluation show and write: metrics.jsonl, curves.png, tables, CSV, Markdown."""
+"""What runs and evaluations write and print: metrics.jsonl, curves.png, tables, CSV, Markdown."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlenv import LANGUAGES, UserError
+from sqlenv import LANGUAGES, UserError, format_sql
 from sqlenv.files import write_file
 
 Rows = list[tuple[str, ...]]  # of a table, the first being the heading
@@ -100,15 +100,15 @@ def sections(reports: dict[str, dict], difference: dict | None = None) -> dict[s
     percent with 95 % intervals.
     """
     if difference:
-        (one, first), (two, second) = reports.items()
+        (name_a, first), (name_b, second) = reports.items()
         return {
-            f"A: {one}": share_table(first),
-            f"B: {two}": share_table(second),
+            f"A: {name_a}": share_table(first),
+            f"B: {name_b}": share_table(second),
             "B minus A": difference_table(first, second, difference, ("A", "B")),
         }
     (report,) = reports.values()
-    found = {"Languages": share_table(report), "Hardness": hardness_table(report)}
-    return {**found, "Errors": error_table(report)} if report["errors"] else found
+    tables = {"Languages": share_table(report), "Hardness": hardness_table(report)}
+    return {**tables, "Errors": error_table(report)} if report["errors"] else tables
 
 
 def share_table(report: dict) -> Rows:
@@ -132,9 +132,9 @@ def hardness_table(report: dict) -> Rows:
 
 def error_table(report: dict) -> Rows:
     rows = [("error", "n", *languages(report))]
-    for name, found in report["errors"].items():
-        by_lang = (str(found["lang"].get(lang, 0)) for lang in languages(report))
-        rows.append((name, str(found["n"]), *by_lang))
+    for name, error in report["errors"].items():
+        by_lang = (str(error["lang"].get(lang, 0)) for lang in languages(report))
+        rows.append((name, str(error["n"]), *by_lang))
     return rows
 
 
@@ -143,7 +143,7 @@ def languages(report: dict) -> list[str]:
 
 
 def share_row(name: str, values: dict) -> tuple[str, ...]:
-    return name, str(next(iter(values.values()))["n"]), *(cell(one) for one in values.values())
+    return name, str(next(iter(values.values()))["n"]), *(cell(value) for value in values.values())
 
 
 def difference_table(first: dict, second: dict, difference: dict, names: tuple[str, str]) -> Rows:
@@ -183,14 +183,20 @@ def markdown(reports: dict[str, dict], difference: dict | None = None) -> str:
 
 
 def example_lines(report: dict) -> Iterator[str]:
-    for name, found in report["errors"].items():
-        for one in found["examples"]:
-            yield f"{name}: {one['question']} ({one['lang']}, {one['db_id']})"
-            yield f"    gold       {' '.join(one['gold'].split())}"
-            if one["predicted"] is not None:
-                yield f"    predicted  {' '.join(one['predicted'].split())}"
-            if one["error"]:
-                yield f"    error      {one['error']}"
+    for name, error in report["errors"].items():
+        for example in error["examples"]:
+            yield f"{name}: {example['question']} ({example['lang']}, {example['db_id']})"
+            yield from labelled("gold", format_sql(example["gold"]))
+            if example["predicted"] is not None:
+                yield from labelled("predicted", format_sql(example["predicted"]))
+            if example["error"]:
+                yield from labelled("error", example["error"])
+
+
+def labelled(label: str, text: str) -> Iterator[str]:
+    """The lines of a text, indented, the first with a label."""
+    for number, line in enumerate(text.splitlines()):
+        yield f"    {label if number == 0 else '':<11}{line}"
 
 
 def csv_text(reports: dict[str, dict], difference: dict | None = None) -> str:
@@ -203,8 +209,8 @@ def csv_text(reports: dict[str, dict], difference: dict | None = None) -> str:
             "hardness": report["hardness"],
         }
         rows += [(name, *row) for key, part in sections.items() for row in csv_rows(key, part)]
-        for key, found in report["errors"].items():
-            rows += [(name, "error", lang, key, n, "", "", "") for lang, n in found["lang"].items()]
+        for key, error in report["errors"].items():
+            rows += [(name, "error", lang, key, n, "", "", "") for lang, n in error["lang"].items()]
         for lang, n in report["failed_gold"].items():
             rows.append((name, "failed gold", lang, "questions", n, "", "", ""))
     rows += [("difference", *row) for row in csv_rows("language", difference or {})]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from trainer_kit import TOKENIZER, make_policy
 
-from grpo import sft as warmup
+from grpo import sft
 from grpo.logprobs import completion_logprobs
 from grpo.lora import merge_lora
 from grpo.models import load_policy
@@ -37,7 +37,7 @@ def run(root: Path, output: Path, *options: str) -> dict[str, torch.Tensor]:
     """The weights after a warm-up of a tiny model."""
     sizes = {"hidden": 128, "layers": 1, "vocab": 400, "rows": 2, "per-row": 3, "steps": 6}
     words = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
-    assert warmup.main(["--data", str(root), "--output", str(output), *words, *options]) == 0
+    assert sft.main(["--data", str(root), "--output", str(output), *words, *options]) == 0
     return load_file(output / "model.safetensors")
 
 
@@ -102,7 +102,7 @@ def test_a_stopped_warm_up_goes_on_to_the_same_weights(root, tmp_path, monkeypat
     """Six steps at once, and six steps broken off in the fifth after a checkpoint at the fourth."""
     whole = run(root, tmp_path / "whole")
     monkeypatch.setattr(warmup, "SAVE_EVERY", 4)
-    real, calls = warmup.backward, []
+    real, calls = sft.backward, []
 
     def fails_in_the_fifth(*arguments):
         calls.append(0)
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_other_settings_is_refused(root, tmp_path, capsys):
     torch.save({"settings": {"steps": 1}}, tmp_path / "new.checkpoint.pt")
     output = str(tmp_path / "new")
     arguments = ["--data", str(root), "--output", output, "--rows", "2", "--hidden", "128"]
-    assert warmup.main([*arguments, "--layers", "1", "--vocab", "400"]) == 2
+    assert sft.main([*arguments, "--layers", "1", "--vocab", "400"]) == 2
     assert "new.checkpoint.pt is from a run with other settings" in capsys.readouterr().err
 
 
@@ -185,7 +185,7 @@ def test_rows_one_after_the_other_make_the_gradients_of_the_batch(root, rows):
 
     def gradients(at_once: int) -> tuple[float, dict]:
         policy.model.zero_grad()
-        loss = warmup.backward(policy.model, batch, 0.5, at_once)
+        loss = sft.backward(policy.model, batch, 0.5, at_once)
         parameters = policy.model.named_parameters()
         return loss, {name: p.grad.clone() for name, p in parameters if p.requires_grad}
 
@@ -218,7 +218,7 @@ def test_a_model_that_exists_learns_to_answer(root, tmp_path, rank, template):
     ]
     words += ["--lora-rank", rank, "--lr", "0.01", "--steps", "8", "--lang", "en", "--rows", "4"]
     weights = (tmp_path / "base" / "model.safetensors").read_bytes()
-    assert warmup.main(words) == 0
+    assert sft.main(words) == 0
     assert (tmp_path / "base" / "model.safetensors").read_bytes() == weights
     losses = []
     for folder in ("base", "new"):
@@ -229,5 +229,5 @@ def test_a_model_that_exists_learns_to_answer(root, tmp_path, rank, template):
         assert all(one[-1] == 1 for group in groups for one in group)
         for parameter in policy.model.parameters():
             parameter.requires_grad_()
-        losses.append(warmup.backward(policy.model, (prompts, groups, asked), 0.2, 2))
+        losses.append(sft.backward(policy.model, (prompts, groups, asked), 0.2, 2))
     assert losses[1] < 0.8 * losses[0]

@@ -1,0 +1,37 @@
+"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): replaces zero-variance groups, whose
+completions all have the same reward and therefore no gradient, by groups of further questions.
+"""
+
+from collections.abc import Callable
+
+from grpo.rollout import Rollout
+
+
+def collect_groups(
+    sample: Callable[[int], Rollout], prompts: int, *, rounds: int = 0
+) -> tuple[Rollout, dict[str, float]]:
+    """Samples ``prompts`` groups and, with dynamic sampling, replaces zero-variance groups.
+
+    Args:
+        sample: samples and scores groups for the given number of further questions.
+        rounds: how often zero-variance groups are replaced, 0 for never. Groups that are still
+            missing then are left out. If every group has zero variance, the first batch is
+            returned as it is.
+
+    Returns:
+        The groups, and the metrics ``frac_reward_zero_std`` (share of all sampled groups) and
+        ``groups_sampled``.
+    """
+    first = batch = sample(prompts)
+    sampled, zero_variance = prompts, int(batch.zero_variance().sum())
+    if rounds:
+        batch = batch.select((~batch.zero_variance()).nonzero()[:, 0].tolist())
+    for _ in range(rounds):
+        missing = prompts - len(batch.examples)
+        if not missing:
+            break
+        more = sample(missing)
+        sampled, zero_variance = sampled + missing, zero_variance + int(more.zero_variance().sum())
+        batch = batch + more.select((~more.zero_variance()).nonzero()[:, 0].tolist())
+    stats = {"frac_reward_zero_std": zero_variance / sampled, "groups_sampled": sampled}
+    return batch if batch.examples else first, stats

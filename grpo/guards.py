@@ -1,0 +1,63 @@
+"""What stops or warns a run whose numbers go wrong."""
+
+import logging
+import math
+
+import torch
+
+from sqlenv.errors import UserError
+
+log = logging.getLogger("grpo")
+MAX_BAD_UPDATES = 3  # updates in a row with a non-finite loss or gradient that end a run
+# Mean |sampler - trainer| of a token's log-prob above which a warning is given.
+SAMPLER_GAP = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+
+
+class NonFiniteGuard:
+    """Counts updates in a row whose loss or gradient is not finite.
+
+    Attributes:
+        bad_updates: how many in a row; part of a checkpoint.
+    """
+
+    def __init__(self):
+        self.bad_updates = 0
+
+    def allows(self, step: int, loss: float, grad_norm: float) -> bool:
+        """Whether the update may be made.
+
+        Raises:
+            UserError: this is the ``MAX_BAD_UPDATES``-th in a row that may not.
+        """
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self.bad_updates = 0
+            return True
+        self.bad_updates += 1
+        log.warning("step %d: the loss or its gradient is not finite; skipped", step)
+        if self.bad_updates >= MAX_BAD_UPDATES:
+            raise UserError(
+                f"step {step}: the loss or its gradient was not finite in "
+                f"{MAX_BAD_UPDATES} updates in a row; lower --lr or use --dtype float32, and "
+                "start again; the last checkpoint is kept"
+            )
+        return False
+
+
+class SamplerGuard:
+    """Warns, once, if sampler and trainer disagree on the first batch that has a trained token."""
+
+    def __init__(self):
+        self.checked = False
+
+    def check(self, gap: float, dtype: torch.dtype) -> None:
+        """``gap``: mean |sampler - trainer| of the tokens' log-probs."""
+        limit = SAMPLER_GAP.get(dtype, 1e-2)
+        if not self.checked and gap > limit:
+            log.warning(
+                "sampler and trainer differ by %.2g per token in log-probability (expected at most "
+                "%.0e in %s): the samples are not quite on policy; try --dtype float32",
+                gap,
+                limit,
+                str(dtype).removeprefix("torch."),
+            )
+        self.checked |= gap > 0
