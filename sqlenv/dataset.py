@@ -1,11 +1,10 @@
-"""Questions with their gold SQL and database, in the layout in which MultiSpider is published:
+"""Loads questions with gold SQL and database, in the layout of MultiSpider:
 
     ROOT/dataset/multispider/with_English_value/{train,dev}_{lang}.json
     ROOT/dataset/spider/database/<db_id>/<db_id>.sqlite
 
-The embedded dataset (`sqlenv/embedded/`) is built into the cache folder on first use and then has
-this layout, too.
-Questions whose database is missing are left out and counted, since published copies lack some.
+The embedded dataset (``sqlenv/embedded/``) is built in this layout in the cache folder on first
+use. Published copies lack some databases; questions on these are skipped and counted.
 """
 
 import json
@@ -20,7 +19,7 @@ from pathlib import Path
 from sqlenv.embedded import LANGUAGES, SPLITS
 from sqlenv.errors import UserError
 
-PLAIN_NAME = re.compile(r"\w[\w .-]*")  # a db_id: it becomes part of a path
+PLAIN_NAME = re.compile(r"\w[\w .-]*")  # a valid db_id, which becomes part of a path
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 
 logger = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A question in one language, and the SQL that answers it on one database."""
+    """A question in one language, with its database and the gold SQL that answers it."""
 
     question: str
     lang: str
@@ -38,16 +37,23 @@ class Example:
 
 
 def load_dataset(path: str | PathLike, lang: str, split: str) -> list[Example]:
-    """Return the questions of a dataset whose database is there, in the file's order.
+    """Returns the questions of a split whose database exists, in the order of the file.
 
-    Logs a warning with the number of questions left out for each missing database. Raises
-    UserError as `read_dataset` does, and if no database is there at all.
+    Logs a warning with the number of skipped questions for each missing database.
+
+    Args:
+        path: the dataset's root folder, or EMBEDDED.
+        lang: one of LANGUAGES.
+        split: one of SPLITS.
+
+    Raises:
+        UserError: as in ``read_dataset``, or if no database exists.
     """
     examples, missing = read_dataset(path, lang, split)
     counts = ", ".join(f"{db_id} ({count})" for db_id, count in sorted(missing.items()))
     if not examples:
         folder = "dataset/spider/database"
-        raise UserError(f"{path}: no database of {split}_{lang} is in {folder}: {counts}")
+        raise UserError(f"{path}: no database of {split}_{lang} exists in {folder}: {counts}")
     if missing:
         total = missing.total()
         logger.warning("%s_%s: %d questions skipped, no database: %s", split, lang, total, counts)
@@ -55,7 +61,7 @@ def load_dataset(path: str | PathLike, lang: str, split: str) -> list[Example]:
 
 
 def by_database(examples: Iterable) -> dict[str, list]:
-    """Groups examples, or anything with a `db_id`, by database, in the order of appearance."""
+    """Groups examples, or other objects with a ``db_id``, by database, in order of appearance."""
     groups: dict[str, list] = {}
     for example in examples:
         groups.setdefault(example.db_id, []).append(example)
@@ -63,10 +69,11 @@ def by_database(examples: Iterable) -> dict[str, list]:
 
 
 def read_dataset(path: str | PathLike, lang: str, split: str) -> tuple[list[Example], Counter[str]]:
-    """Return the questions, and how many were left out for each missing database.
+    """Returns the questions of a split, and the number of those skipped for each missing database.
 
-    Raises UserError if the language or split is unknown, a file or folder is missing, or the file
-    is not what it should be; the message names the file and, where there is one, the line.
+    Raises:
+        UserError: the language or split is unknown, a file or folder is missing, or the file is
+            malformed. The message names the file and the line.
     """
     if lang not in LANGUAGES:
         raise UserError(f"unknown language {lang!r}: choose from {', '.join(LANGUAGES)}")
@@ -77,7 +84,7 @@ def read_dataset(path: str | PathLike, lang: str, split: str) -> tuple[list[Exam
     examples, missing = [], Counter()
     for db_id, question, query in read_questions(file):
         db_path = _database_path(root, db_id)
-        # A missing database is asked for once.
+        # Each database is looked up until it is known to be missing.
         if db_id in missing or not db_path.is_file():
             missing[db_id] += 1
         else:
@@ -86,7 +93,11 @@ def read_dataset(path: str | PathLike, lang: str, split: str) -> tuple[list[Exam
 
 
 def database_path(path: str | PathLike, db_id: str) -> Path:
-    """Where a dataset keeps a database; the file may be missing. Raises UserError as above."""
+    """The path of a database in a dataset; the file may be missing.
+
+    Raises:
+        UserError: the ``db_id`` is not a plain name, or the dataset does not exist.
+    """
     if not PLAIN_NAME.fullmatch(db_id):
         raise UserError(f"db_id {db_id!r} is not a plain name")
     return _database_path(_published(path), db_id)
@@ -97,21 +108,21 @@ def _database_path(root: Path, db_id: str) -> Path:
 
 
 def _published(path: str | PathLike) -> Path:
-    """The root of the published layout; for the embedded dataset, built first if need be."""
+    """The root of the published layout; builds the embedded dataset on first use."""
     root = Path(path)
     if root.resolve() == EMBEDDED:
-        from sqlenv.embedded.generate import build  # reads the text only where it is asked for
+        from sqlenv.embedded.generate import build  # loaded only if the embedded dataset is used
 
         return build()
     if not (root / "dataset").is_dir():
-        found = f"it holds {_listing(root)}" if root.is_dir() else "it does not exist"
-        raise UserError(f"{root}: a folder with 'dataset' in it is expected here, but {found}")
+        problem = f"it contains {_listing(root)}" if root.is_dir() else "it does not exist"
+        raise UserError(f"{root}: a folder that contains 'dataset' is expected, but {problem}")
     return root
 
 
 def _follow(path: Path) -> Path:
-    """Where a link leads that git wrote as a file with the target in it, as it does on systems
-    without symbolic links; any other path as it is."""
+    """The target of a symbolic link that git wrote as a text file, as on systems without symbolic
+    links. Other paths are returned unchanged."""
     return path.parent / path.read_text(encoding="utf-8").strip() if path.is_file() else path
 
 
@@ -122,9 +133,11 @@ def _listing(folder: Path) -> str:
 
 
 def read_questions(file: Path) -> list[tuple[str, str, str]]:
-    """Return (db_id, question, query) for each entry of a split's file.
+    """Returns (db_id, question, query) for each entry of a split's file.
 
-    Raises UserError, naming file and line, if it is missing, malformed or lacks a field.
+    Raises:
+        UserError: the file is missing or malformed, or an entry lacks a field. The message names
+            the file and the line.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file; in its folder: {_listing(file.parent)}")
@@ -136,7 +149,7 @@ def read_questions(file: Path) -> list[tuple[str, str, str]]:
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: malformed JSON: {error.msg}") from error
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{file}:1: a list of questions is expected, and this is none or empty")
+        raise UserError(f"{file}:1: a non-empty list of questions is expected")
     questions = []
     for index, entry in enumerate(entries):
         problem = _problem(entry)
@@ -148,21 +161,21 @@ def read_questions(file: Path) -> list[tuple[str, str, str]]:
 
 
 def _problem(entry: object) -> str | None:
-    """What is wrong with an entry of the file, or None."""
+    """Describes what is wrong with an entry of the file; None if it is valid."""
     if not isinstance(entry, dict):
         return "is not an object with db_id, question and query"
     for field in ("db_id", "question", "query"):
         if not isinstance(entry.get(field), str) or not entry[field].strip():
-            what = "is empty or not a text" if field in entry else "is missing"
-            return f"cannot be used: its {field!r} {what}"
-    # It becomes part of a path, which must not lead out of the folder of databases.
+            problem = "is empty or not a text" if field in entry else "is missing"
+            return f"cannot be used: its {field!r} {problem}"
+    # It becomes part of a path, which must stay inside the folder of databases.
     if not PLAIN_NAME.fullmatch(entry["db_id"]):
         return f"has db_id {entry['db_id']!r}, which is not a plain name"
     return None
 
 
 def _line_of_entry(text: str, index: int) -> int:
-    """The line on which an entry of a JSON list starts; the text is known to be valid."""
+    """The line on which an entry of a JSON list starts; the text is valid JSON."""
     decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
     position = text.index("[") + 1
     for _ in range(index):

@@ -1,6 +1,6 @@
-"""Files: whole files are written or none, the cache folder, and SQLite files opened read-only.
+"""Atomic writing of files, the cache folder, and read-only access to SQLite files.
 
-What is written goes to a temporary name and is renamed.
+Everything is written under a temporary name and then renamed.
 """
 
 import errno
@@ -26,13 +26,15 @@ def write_file(
     write: Callable[[Path], object],
     errors: tuple[type[Exception], ...] = WRITE_ERRORS,
 ) -> None:
-    """Calls ``write`` with a temporary path beside ``path`` and renames the result: a full disk or
-    a kill leaves the previous file as it was.
+    """Writes a file atomically: a full disk or a kill leaves the previous file unchanged.
 
     Args:
-        errors: what ``write`` raises where the disk is at fault.
+        path: the file; missing folders are created.
+        write: is called with a temporary path beside ``path``, which is then renamed.
+        errors: the exceptions by which ``write`` reports that the disk fails.
+
     Raises:
-        UserError: the file cannot be written; names it, and what became of the one before.
+        UserError: the file cannot be written.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -45,7 +47,7 @@ def write_file(
         kept = "; the previous one is kept" if path.exists() else ""
         raise UserError(f"cannot write {path}: {error}{kept}") from error
     finally:
-        with suppress(OSError):  # it is gone if all went well
+        with suppress(OSError):  # after success it no longer exists
             temporary.unlink()
 
 
@@ -54,7 +56,7 @@ def write_directory(
     write: Callable[[Path], object],
     errors: tuple[type[Exception], ...] = WRITE_ERRORS,
 ) -> None:
-    """The same for a new directory."""
+    """Writes a new directory atomically; the arguments are those of ``write_file``."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -67,26 +69,29 @@ def write_directory(
 
 
 def write_json(path: Path, value) -> None:
-    """A value as JSON; NaN and infinity, which JSON does not know, are a ValueError."""
+    """Writes a value as JSON. NaN and infinity, which JSON lacks, raise a ValueError."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 @functools.lru_cache(maxsize=4096)
 def read_only_uri(path: str | os.PathLike) -> str:
-    """The URI that opens an SQLite file read-only. ``immutable``: SQLite takes no lock and writes
-    no journal beside the file, so a database on a read-only disk can be read.
+    """The URI that opens a SQLite file read-only.
+
+    With ``immutable`` SQLite takes no lock and writes no journal beside the file, so that databases
+    on a read-only disk can be opened.
     """
     return f"file:{quote(os.path.abspath(path))}?mode=ro&immutable=1"
 
 
 def cache_folder(name: str) -> Path:
-    """The folder ``name`` of the cache: ``$XDG_CACHE_HOME/grpo-text2sql`` or
-    ``~/.cache/grpo-text2sql``. Where that cannot be written, a folder of this user among the
-    temporary files, with a warning.
+    """The folder ``name`` in the cache, which may have to be created.
+
+    The cache is ``$XDG_CACHE_HOME/grpo-text2sql`` or ``~/.cache/grpo-text2sql``. If it is not
+    writable, a folder of this user in the system's temporary folder is used, with a warning.
 
     Raises:
-        UserError: that cannot be written, either.
+        UserError: neither folder is writable.
     """
     return _cache_root(os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")) / name
 
@@ -112,7 +117,7 @@ def _cache_root(parent: str) -> Path:
 
 
 def _writable(folder: Path) -> Path:
-    """The folder, created if need be for this user alone. Raises OSError if it is not writable."""
+    """Creates the folder with access for this user only. Raises OSError if it is not writable."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise PermissionError(errno.EACCES, "it belongs to another user")

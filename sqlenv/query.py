@@ -1,10 +1,10 @@
-"""The structure of a query: as much of SQL's grammar as near misses, rewrites and test data need.
+"""A parser for the part of SQL's grammar that mutants, rewrites and test suites need.
 
-`parse` finds every SELECT of a text, nested ones too, with the spans of its clauses and the tables
-in its FROM; from there one gets at its conditions, its column references and its literals. All
-positions are indices of tokens, and `Query.edited` turns changes of tokens into new text, so that
-nothing is ever replaced inside a string or a name. It is lenient: what it cannot make out, it
-leaves out. SQLite decides what is SQL.
+``parse`` finds every SELECT of a text, nested ones included, with the spans of its clauses and the
+tables in its FROM. ``Query`` gives access to conditions, column references and literals. Positions
+are token indices, and ``Query.edited`` replaces whole tokens, so that no edit changes the inside of
+a string or a name. The parser is lenient: it skips what it does not understand. SQLite decides what
+is valid SQL.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,6 +23,8 @@ VALUE_FOLLOWS = COMPARISONS | {"like", "glob", "between", "and", "(", ","}
 
 
 class Token(NamedTuple):
+    """A token of the text ``sql[start:end]``."""
+
     kind: str  # keyword, name, quoted, string, number or mark
     text: str  # lower case (A to Z) for keywords and names, as written for the others
     start: int
@@ -30,7 +32,7 @@ class Token(NamedTuple):
 
 
 class Edit(NamedTuple):
-    """Tokens first to last (exclusive) are replaced by a text."""
+    """The replacement of tokens ``first`` to ``last`` (exclusive) by a text."""
 
     first: int
     last: int
@@ -39,22 +41,25 @@ class Edit(NamedTuple):
 
 @dataclass
 class Source:
-    """One table or subquery of a FROM; tokens `first` to `last` with its join words and ON."""
+    """A table or subquery of a FROM: tokens ``first`` to ``last`` with its JOIN and ON."""
 
     first: int
-    item: int  # where the table's name or the subquery's parenthesis stands
+    item: int  # the token of the table's name or of the subquery's parenthesis
     last: int
     table: str | None  # lower case; None for a subquery
-    alias: str  # lower case; the table's name where no alias is given
-    on: range  # the condition; empty without one
+    alias: str  # lower case; the table's name if it has no alias
+    on: range  # the condition; empty if there is none
 
 
 @dataclass(eq=False)
 class Select:
-    """One SELECT, tokens `start` to `end`; clauses span what follows their keyword.
+    """A SELECT: tokens ``start`` to ``end``.
 
-    `parent` is the SELECT around it; `opener` the token before its parenthesis ("in", "exists",
-    "=", …; "" at the top); `compound` says whether UNION, INTERSECT or EXCEPT stands beside it.
+    Attributes:
+        parent: the enclosing SELECT.
+        opener: the token before its parenthesis ("in", "exists", "=", …); "" at the top level.
+        compound: whether it is an operand of UNION, INTERSECT or EXCEPT.
+        clauses: the span of each clause, without its keyword.
     """
 
     start: int
@@ -66,16 +71,17 @@ class Select:
     sources: list[Source] = field(default_factory=list)
 
     def clause(self, name: str) -> range:
+        """The span of a clause; empty if the SELECT does not have it."""
         return self.clauses.get(name, range(0))
 
     def conditions(self) -> Iterator[range]:
-        """The spans of WHERE, HAVING and each ON."""
+        """Yields the spans of WHERE, HAVING and each ON."""
         yield from (self.clauses[name] for name in ("where", "having") if name in self.clauses)
         yield from (source.on for source in self.sources if source.on)
 
 
 class Reference(NamedTuple):
-    """A column as it is named in a query: tokens `first` to `last` (exclusive)."""
+    """A column name in a query: tokens ``first`` to ``last`` (exclusive)."""
 
     first: int
     last: int
@@ -86,37 +92,39 @@ class Reference(NamedTuple):
 
 @dataclass
 class Query:
+    """A parsed query."""
+
     sql: str
     tokens: list[Token]
-    closing: dict[int, int]  # parenthesis that opens -> the one that closes
+    closing: dict[int, int]  # index of an opening parenthesis -> index of the closing one
     selects: list[Select]  # in the order of their SELECT
-    owners: list[Select | None]  # for each token the innermost SELECT that it stands in
+    select_of: list[Select | None]  # the innermost SELECT around each token
     set_operators: list[range]  # UNION, UNION ALL, INTERSECT, EXCEPT
 
     def text(self, first: int, last: int) -> str:
-        """Tokens first to last (exclusive) as they are written."""
+        """The text of tokens ``first`` to ``last`` (exclusive)."""
         tokens = self.tokens[first:last]
         return self.sql[tokens[0].start : tokens[-1].end] if tokens else ""
 
     def edited(self, edits: Iterable[Edit]) -> str:
-        """The query with tokens replaced; the spans must not overlap."""
+        """The text of the query after the edits, whose spans must not overlap."""
         sql = self.sql
         for first, last, text in sorted(edits, reverse=True):
-            behind = first >= len(self.tokens)
-            start = self.tokens[-1].end if behind else self.tokens[first].start
+            at_end = first >= len(self.tokens)
+            start = self.tokens[-1].end if at_end else self.tokens[first].start
             end = self.tokens[:last][-1].end if last > first else start
             sql = sql[:start] + text + sql[end:]
         return sql.strip()
 
     def references(self, select: Select) -> Iterator[Reference]:
-        """Names in a SELECT's own expressions that may be columns, not those in subqueries."""
+        """Yields the names in a SELECT that may be columns, without those in its subqueries."""
         sources = select.clause("from")
         conditions = {i for source in select.sources for i in source.on}
         for i in range(select.start + 1, select.end):
             token = self.tokens[i]
             before, after = self.tokens[i - 1].text, self.next_text(i)
             is_name = token.kind in ("name", "quoted") or before == "."
-            if self.owners[i] is not select or not is_name or after in (".", "("):
+            if self.select_of[i] is not select or not is_name or after in (".", "("):
                 continue
             if before == "as" or (i in sources and i not in conditions):
                 continue
@@ -125,22 +133,22 @@ class Query:
             yield Reference(i - 2 if qualified else i, i + 1, qualifier, name_of(token), select)
 
     def resolve(self, reference: Reference, schema: Schema) -> tuple[Source, Table, Column] | None:
-        """What a reference names; None if the schema has no such column in reach."""
+        """The source, table and column that a reference names; None if no table in scope has it."""
         select = reference.select
         while select is not None:
             for source in select.sources:
                 if reference.qualifier in (None, source.alias):
-                    found = find_column(schema, source.table, reference.column)
-                    if found:
-                        return source, *found
+                    match = find_column(schema, source.table, reference.column)
+                    if match:
+                        return source, *match
             select = select.parent
         return None
 
     def literals(self, span: range, select: Select, schema: Schema | None = None) -> Iterator[int]:
-        """Tokens in a span that are values, not those in subqueries.
+        """Yields the tokens of a span that are literals, without those in subqueries.
 
-        SQLite reads "France" in double quotes as a value where no column has that name; without a
-        schema it counts as a value where one is to be expected.
+        SQLite reads "France" in double quotes as a string if no column has that name. Without a
+        schema it counts as a string where a value is expected, as after an operator.
         """
         columns = {
             reference.last - 1
@@ -149,28 +157,29 @@ class Query:
         }
         for i in span:
             token = self.tokens[i]
-            if self.owners[i] is not select:
+            if self.select_of[i] is not select:
                 continue
             if token.kind in ("string", "number"):
                 yield i
             elif token.kind == "quoted" and token.text[0] == '"' and i not in columns:
-                named = self.next_text(i) == "." or self.tokens[i - 1].text in (".", "as")
-                if not named and (schema or self.tokens[i - 1].text in VALUE_FOLLOWS):
+                is_name = self.next_text(i) == "." or self.tokens[i - 1].text in (".", "as")
+                if not is_name and (schema or self.tokens[i - 1].text in VALUE_FOLLOWS):
                     yield i
 
     def next_text(self, index: int) -> str:
+        """The text of the token after this one; "" at the end."""
         return self.tokens[index + 1].text if index + 1 < len(self.tokens) else ""
 
     def aggregates(self) -> Iterator[tuple[int, str]]:
-        """Where the aggregate functions stand, and their names."""
+        """Yields the position and the name of each aggregate function."""
         for i, token in enumerate(self.tokens):
             if token.text in AGGREGATES and i + 1 in self.closing:
                 arguments = range(i + 2, self.closing[i + 1])
-                if arguments and len(self.items(arguments)) == 1:  # min(a, b) is no aggregate
+                if arguments and len(self.items(arguments)) == 1:  # min(a, b) is not an aggregate
                     yield i, token.text
 
     def split(self, span: range) -> tuple[list[range], list[int]]:
-        """The parts of a condition between its ANDs and ORs, and where those stand."""
+        """The operands of a condition's ANDs and ORs, and the positions of these."""
         parts, connectors, start, i = [], [], span.start, span.start
         between = case = 0
         while i < span.stop:
@@ -186,28 +195,28 @@ class Query:
             i = self.closing.get(i, i) + 1
         return [*parts, range(start, span.stop)], connectors
 
-    def group(self, span: range) -> range | None:
-        """What is inside the parentheses around a whole condition, or behind its NOT; or None."""
+    def parenthesized(self, span: range) -> range | None:
+        """The inside of a condition of the form (…) or NOT (…); None for any other."""
         start = span.start + (bool(span) and self.tokens[span.start].text == "not")
-        grouped = self.closing.get(start) == span.stop - 1 and self.next_text(start) != "select"
-        return range(start + 1, span.stop - 1) if grouped else None
+        is_whole = self.closing.get(start) == span.stop - 1 and self.next_text(start) != "select"
+        return range(start + 1, span.stop - 1) if is_whole else None
 
     def levels(self, span: range) -> Iterator[tuple[list[range], list[int]]]:
-        """`split` of a condition, then of each group in parentheses within it."""
+        """Yields ``split`` of a condition, then of each condition in parentheses inside it."""
         parts, connectors = self.split(span)
         yield parts, connectors
         for part in parts:
-            inner = self.group(part)
+            inner = self.parenthesized(part)
             if inner:
                 yield from self.levels(inner)
 
     def leaves(self, span: range) -> Iterator[range]:
-        """The conditions that contain no further AND or OR."""
+        """Yields the conditions that contain no further AND or OR."""
         for parts, _ in self.levels(span):
-            yield from (part for part in parts if part and self.group(part) is None)
+            yield from (part for part in parts if part and self.parenthesized(part) is None)
 
     def items(self, span: range) -> list[range]:
-        """The parts of a list between its commas."""
+        """The items of a comma-separated list."""
         items, start, i = [], span.start, span.start
         while i < span.stop:
             if self.tokens[i].text == ",":
@@ -218,14 +227,15 @@ class Query:
 
 
 def parse(sql: str) -> Query:
-    """Return the structure of a query; of text that is no query, as much as looks like one."""
+    """Parses a query. Text that is not a query gives the parts that look like one."""
     tokens = read_tokens(sql)
     closing = match_parentheses(tokens)
     query = Query(sql, tokens, closing, [], [], [])
-    frames: list[list] = [[None, ""]]  # for each open parenthesis its SELECT and what opened it
+    # For each open parenthesis the SELECT in it and the token before it.
+    frames: list[list] = [[None, ""]]
     for i, token in enumerate(tokens):
-        around = next((frame[0] for frame in reversed(frames) if frame[0]), None)
-        query.owners.append(around)
+        enclosing = next((frame[0] for frame in reversed(frames) if frame[0]), None)
+        query.select_of.append(enclosing)
         current = frames[-1][0]
         if i in closing:
             frames.append([None, tokens[i - 1].text if i else ""])
@@ -236,7 +246,7 @@ def parse(sql: str) -> Query:
             select = Select(i, outer, frames[-1][1])
             select.compound = bool(query.set_operators) and i == query.set_operators[-1].stop
             select.clauses["select"] = range(i + 1, i + 1)
-            frames[-1][0] = query.owners[i] = select
+            frames[-1][0] = query.select_of[i] = select
             query.selects.append(select)
         elif current and token.kind == "keyword":
             if token.text in SET_OPERATORS:
@@ -256,23 +266,25 @@ def parse(sql: str) -> Query:
 
 
 def read_tokens(sql: str) -> list[Token]:
+    """The tokens without spaces, comments and trailing semicolons."""
     tokens = []
-    for found in tokenize(sql):
-        kind, text = found.lastgroup, found.group()
+    for match in tokenize(sql):
+        kind, text = match.lastgroup, match.group()
         if kind in ("space", "comment"):
             continue
         if kind == "word":
             text = text.translate(ASCII_LOWER)
-            # What stands behind a dot is a name, whatever it is called.
+            # After a dot a keyword is a name.
             is_keyword = text in KEYWORDS and not (tokens and tokens[-1].text == ".")
             kind = "keyword" if is_keyword else "name"
-        tokens.append(Token(kind, text, found.start(), found.end()))
+        tokens.append(Token(kind, text, match.start(), match.end()))
     while tokens and tokens[-1].text == ";":
         tokens.pop()
     return tokens
 
 
 def match_parentheses(tokens: list[Token]) -> dict[int, int]:
+    """{index of an opening parenthesis: index of the closing one}"""
     closing, opened = {}, []
     for i, token in enumerate(tokens):
         if token.kind == "mark" and token.text == "(":
@@ -283,24 +295,26 @@ def match_parentheses(tokens: list[Token]) -> dict[int, int]:
 
 
 def is_distinct_from(tokens: list[Token], i: int) -> bool:
-    """Whether a FROM is that of IS [NOT] DISTINCT FROM."""
+    """Whether token ``i`` is the FROM of IS [NOT] DISTINCT FROM."""
     words = [token.text for token in tokens[max(i - 2, 0) : i]]
     return tokens[i].text == "from" and words in (["is", "distinct"], ["not", "distinct"])
 
 
 def close_clause(select: Select, end: int) -> None:
+    """Ends the current clause of a SELECT before token ``end``."""
     name, span = list(select.clauses.items())[-1]
     select.clauses[name] = range(min(span.start, end), end)
 
 
 def finish(select: Select | None, end: int) -> None:
+    """Ends a SELECT before token ``end``."""
     if select:
         close_clause(select, end)
         select.end = end
 
 
 def read_sources(query: Query, span: range) -> Iterator[Source]:
-    """The tables of a FROM, from left to right."""
+    """Yields the tables and subqueries of a FROM, from left to right."""
     tokens, i = query.tokens, span.start
     while i < span.stop:
         first = i
@@ -327,7 +341,7 @@ def read_sources(query: Query, span: range) -> Iterator[Source]:
 
 
 def name_of(token: Token) -> str:
-    """The name that a token stands for, without quotes and in lower case."""
+    """The name in a token, unquoted and in lower case."""
     text = token.text
     if token.kind in ("quoted", "string") and len(text) > 1:
         quote = text[0]
@@ -336,10 +350,12 @@ def name_of(token: Token) -> str:
 
 
 def find_table(schema: Schema, name: str | None) -> Table | None:
+    """The table with this name, given in lower case."""
     return next((t for t in schema.tables if t.name.translate(ASCII_LOWER) == name), None)
 
 
 def find_column(schema: Schema, table: str | None, column: str) -> tuple[Table, Column] | None:
-    found = find_table(schema, table)
-    columns = found.columns if found else ()
-    return next(((found, c) for c in columns if c.name.translate(ASCII_LOWER) == column), None)
+    """The table and column with these names, given in lower case."""
+    owner = find_table(schema, table)
+    columns = owner.columns if owner else ()
+    return next(((owner, c) for c in columns if c.name.translate(ASCII_LOWER) == column), None)

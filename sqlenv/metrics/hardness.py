@@ -1,18 +1,18 @@
-"""How hard a gold query is, in Spider's four levels: easy, medium, hard, extra.
+"""Spider's hardness levels of gold queries: easy, medium, hard, extra.
 
-The level follows from three counts over the query's first SELECT, those of the evaluation script
-that comes with Spider (Yu et al. 2018):
+The level depends on three counts over the first SELECT of the query, as defined by Spider's
+evaluation script (Yu et al. 2018):
 
     components   WHERE, GROUP BY, ORDER BY and LIMIT, 1 each; every JOIN, OR and LIKE
-    nested       sub-queries in ON, WHERE and HAVING; 1 for UNION, INTERSECT or EXCEPT
-    others       1 each for: several aggregates, columns in SELECT, conditions in WHERE, columns in
-                 GROUP BY
+    nested       subqueries in ON, WHERE and HAVING; 1 for UNION, INTERSECT or EXCEPT
+    others       1 each for several aggregates, several columns in SELECT, several conditions in
+                 WHERE and several columns in GROUP BY
 
-Published tables come from that script, so its habits are kept: NOT in WHERE and AND or OR in
-HAVING count as aggregates, aggregates in HAVING do not; a sub-query in FROM counts as a table;
-what stands right of a UNION, its ORDER BY and LIMIT included, does not count. It cannot read
-arithmetic on aggregates, nested conditions in parentheses, IS NULL, EXISTS, CASE, sub-queries in
-SELECT and WITH. Here they count by the same rules, the last two as nested.
+Published results use that script, so its peculiarities are kept: NOT in WHERE and AND or OR in
+HAVING count as aggregates, aggregates in HAVING do not; a subquery in FROM counts as a table; the
+right operand of a UNION does not count, with its ORDER BY and LIMIT. The script cannot parse
+arithmetic on aggregates, nested conditions in parentheses, IS NULL, EXISTS, CASE, subqueries in
+SELECT and WITH. Here the same rules apply to them; the last two count as nested.
 """
 
 from sqlenv.query import Query, Select, parse
@@ -22,7 +22,7 @@ AGGREGATES = ("avg", "count", "group_concat", "max", "min", "string_agg", "sum",
 
 
 def hardness(sql: str) -> str:
-    """Return the level of a query, one of LEVELS.
+    """Returns the level of a query, one of LEVELS.
 
     >>> hardness("SELECT count(*) FROM singer WHERE age > 30")
     'easy'
@@ -43,9 +43,9 @@ def hardness(sql: str) -> str:
 
 
 def counts(sql: str) -> tuple[int, int, int]:
-    """Return (components, nested, others) as the module's docstring defines them."""
+    """Returns (components, nested, others) as defined at the top of this file."""
     query = parse(sql)
-    select = next((one for one in query.selects if not one.opener), None)
+    select = next((select for select in query.selects if not select.opener), None)
     if select is None:
         return 0, 0, 0
     conditions = words(query, select, *select.conditions())
@@ -54,8 +54,8 @@ def counts(sql: str) -> tuple[int, int, int]:
 
     opened = (i for i in query.closing if query.next_text(i) in ("select", "with", "values"))
     tables = [source.item for source in select.sources]
-    nested = sum(query.owners[i] in (select, None) and i not in tables for i in opened)
-    nested += any(query.owners[operator.start] is select for operator in query.set_operators)
+    nested = sum(query.select_of[i] in (select, None) and i not in tables for i in opened)
+    nested += any(query.select_of[operator.start] is select for operator in query.set_operators)
 
     columns, where, group, having, order = (
         words(query, select, select.clause(name))
@@ -72,10 +72,10 @@ def counts(sql: str) -> tuple[int, int, int]:
 
 
 def words(query: Query, select: Select, *spans: range) -> list[str]:
-    """The tokens in these spans that stand in no sub-query."""
-    return [query.tokens[i].text for span in spans for i in span if query.owners[i] is select]
+    """The tokens of these spans that are not in a subquery."""
+    return [query.tokens[i].text for span in spans for i in span if query.select_of[i] is select]
 
 
 def connectors(condition: list[str]) -> int:
-    """How many AND and OR there are, without the AND of each BETWEEN."""
+    """The number of ANDs and ORs, without the AND of each BETWEEN."""
     return condition.count("and") + condition.count("or") - condition.count("between")

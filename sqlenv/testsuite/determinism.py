@@ -61,7 +61,7 @@ def open_columns(query: Query, select: Select, schema: Schema, order: str) -> It
     Where there is a min() or max() already, SQLite takes the columns from its row, so they are not
     open unless there is a tie; reading the tables in another order shows that.
     """
-    own = [(i, name) for i, name in query.aggregates() if query.owners[i] is select]
+    own = [(i, name) for i, name in query.aggregates() if query.select_of[i] is select]
     if not own and "group" not in select.clauses or {"min", "max"} & {name for _, name in own}:
         return
     inside = {place for i, _ in own for place in range(i, query.closing[i + 1])}
