@@ -145,7 +145,7 @@ def load_predictions(arguments: argparse.Namespace) -> tuple[list[Example], list
     """
     langs = chosen_languages(arguments.lang) if arguments.lang else None
     path, data = arguments.predictions, arguments.data
-    examples, sqls = read_predictions(path, data, langs, arguments.limit)
+    examples, sqls = read_predictions(path, data, langs=langs, limit=arguments.limit)
     questions = []
     for lang in dict.fromkeys(langs or (example.lang for example in examples)):
         try:

@@ -1,9 +1,8 @@
 """Shares of questions with 95 % bootstrap intervals, and paired differences between two systems.
 
-A bootstrap resamples the n questions with replacement. For outcomes that are yes or no, the
-number of yeses in a resample is a binomial draw, so nothing needs to be resampled one by one.
-Where languages are put together or compared, a question and its translations are not independent:
-`resampled_means` draws them together, as clusters.
+The bootstrap resamples the n questions with replacement. The number of true outcomes in a resample
+of binary outcomes is binomially distributed, so it is drawn directly. A question and its
+translations are not independent, so ``resampled_means`` resamples them together, as clusters.
 """
 
 from collections.abc import Sequence
@@ -14,12 +13,12 @@ RESAMPLES = 10_000
 INTERVAL = (2.5, 97.5)  # percentiles
 
 
-def share(outcomes: Sequence[bool], seed: int = 0) -> dict:
-    """Return {"value", "low", "high", "n"}: the share of true outcomes, from 0 to 1.
+def share(outcomes: Sequence[bool], *, seed: int = 0) -> dict:
+    """Returns {"value", "low", "high", "n"}: the share of true outcomes, from 0 to 1.
 
-    low and high bound the 95 % percentile-bootstrap interval; the same seed gives the same
-    bounds. Without outcomes all but n are None. If all outcomes agree the interval has no width,
-    as always with the bootstrap: that says nothing about questions not asked.
+    low and high bound the 95 % percentile bootstrap interval. The same seed gives the same bounds.
+    Without outcomes all values but n are None. If all outcomes are equal, the interval has zero
+    width: the bootstrap cannot estimate the uncertainty in this case.
     """
     n, hits = len(outcomes), sum(map(bool, outcomes))
     if n == 0:
@@ -28,11 +27,14 @@ def share(outcomes: Sequence[bool], seed: int = 0) -> dict:
     return summary(hits / n, resampled, n)
 
 
-def paired_difference(before: Sequence[bool], after: Sequence[bool], seed: int = 0) -> dict:
-    """Return, in the form of `share`, share(after) - share(before) over the same questions.
+def paired_difference(before: Sequence[bool], after: Sequence[bool], *, seed: int = 0) -> dict:
+    """Returns share(after) - share(before) over the same questions, in the form of ``share``.
 
-    Questions are resampled in pairs, so what both systems find easy or hard does not widen the
-    interval. Raises ValueError if there are not as many outcomes before as after.
+    The outcomes of a question are resampled together, so the difficulty that a question has for
+    both systems does not widen the interval.
+
+    Raises:
+        ValueError: the numbers of outcomes differ.
     """
     if len(before) != len(after):
         raise ValueError(f"{len(before)} outcomes before, but {len(after)} after")
@@ -48,39 +50,46 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool], seed: int =
 
 
 def resampled_means(
-    values: np.ndarray, groups: Sequence, clusters: Sequence, seed: int = 0
+    values: np.ndarray, groups: Sequence, clusters: Sequence, *, seed: int = 0
 ) -> dict[object, np.ndarray]:
-    """Return {group: (RESAMPLES, M)}: the means of each group, resampling whole clusters.
+    """Returns {group: (RESAMPLES, M)}: the means of each group, resampling whole clusters.
 
-    What is drawn together for all groups can be averaged over them or subtracted from one another,
-    resample by resample, and `summary` gives the interval.
+    All groups share the resamples, so their means can be averaged or subtracted resample by
+    resample; ``summary`` then gives the interval.
 
-    values    (n, M), of n questions in M metrics
-    groups    n, such as each question's language
-    clusters  n; questions of one cluster are drawn together, such as translations of each other
+    Args:
+        values: (n, M) float, of n questions in M metrics.
+        groups: the group of each question, such as its language.
+        clusters: the cluster of each question. Questions of a cluster, such as translations of each
+            other, are resampled together.
     """
     group_of, cluster_of = (
         {name: i for i, name in enumerate(dict.fromkeys(names))} for names in (groups, clusters)
     )
     count = len(cluster_of)
-    # For each cluster and group the sum of the values and, last, their number.
+    # For each cluster and group the sums of the values and, last, their number.
     sums = np.zeros((count, len(group_of), values.shape[1] + 1))
-    places = [cluster_of[one] for one in clusters], [group_of[one] for one in groups]
-    np.add.at(sums, places, np.column_stack([values, np.ones(len(values))]))
+    cells = [cluster_of[cluster] for cluster in clusters], [group_of[group] for group in groups]
+    np.add.at(sums, cells, np.column_stack([values, np.ones(len(values))]))
     generator, even = np.random.default_rng(seed), np.full(count, 1 / count)
     drawn = np.concatenate(
         [
             generator.multinomial(count, even, size) @ sums.reshape(count, -1)
-            for size in [RESAMPLES // 20] * 20  # a part at a time, for the memory's sake
+            for size in [RESAMPLES // 20] * 20  # in parts, to limit memory
         ]
     ).reshape(RESAMPLES, *sums.shape[1:])
-    with np.errstate(invalid="ignore"):  # a small group may be missing from a resample: NaN
+    with np.errstate(invalid="ignore"):  # NaN where a resample has no question of a group
         means = drawn[..., :-1] / drawn[..., -1:]
     return {name: means[:, i] for name, i in group_of.items()}
 
 
 def summary(value: float | None, resampled: np.ndarray | None, n: int) -> dict:
-    """Return {"value", "low", "high", "n"}, the interval being that of the resampled values."""
+    """Returns {"value", "low", "high", "n"} with the 95 % interval of the resampled values.
+
+    Args:
+        value: the statistic on all n questions.
+        resampled: (RESAMPLES,) its values on the resamples; None if n is 0.
+    """
     if resampled is None:
         return {"value": None, "low": None, "high": None, "n": n}
     low, high = np.nanpercentile(resampled, INTERVAL)

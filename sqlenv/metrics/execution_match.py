@@ -1,9 +1,9 @@
-"""Do two results answer the question alike? The comparison behind execution accuracy (EX).
+"""Comparison of the results of two queries, for execution accuracy (EX).
 
-Results are compared much as Spider's test-suite evaluation does (Zhong et al. 2020): as multisets
-of rows, in row order only if the gold query orders, with free column order. Rows as a *set* would
-reward a wrong DISTINCT; trying all column orders would hang on 20 columns. docs/evaluation.md
-lists every difference from that evaluation, from BIRD's and from Spider's first.
+Results are compared similarly to Spider's test-suite evaluation (Zhong et al. 2020): as multisets
+of rows, in row order only if the gold query orders, in any column order. Comparison as sets would
+accept a wrong DISTINCT. Trying all column orders would take forever on 20 columns.
+docs/evaluation.md lists the differences from that evaluation, from BIRD's and from Spider's first.
 """
 
 import math
@@ -14,22 +14,23 @@ import numpy as np
 
 from sqlenv.sandbox.sandbox import Execution
 
-# Far above the noise of summing in another order, far below the differences in real data.
+# Far above the error of summing in another order, far below the differences in real data.
 TOLERANCE = {"rel_tol": 1e-9, "abs_tol": 1e-12}
-MAX_CELLS = 20_000_000  # looked at in search of the column order, before giving up: some seconds
+MAX_CELLS = 20_000_000  # cells read in the search for the column order (some seconds)
 
 
 def results_match(gold: Execution, predicted: Execution, ordered: bool) -> bool:
-    """Return whether two executions give the same result; False unless both are ok.
+    """Returns whether two executions give the same result; False unless both are ok.
 
-    - Rows count as often as they occur:        [(1,), (1,)] is not [(1,)]
-    - Row order counts only if `ordered`:       [(1,), (2,)] is [(2,), (1,)] unless ordered
-    - Column order and names never count:       [(1, "a")] is [("a", 1)], for all rows alike
-    - The number of columns counts:             [(1, 1)] is not [(1,)]
-    - Integers and floats compare by value:     1 is 1.0, and 0.1 + 0.2 is 0.3; see `round_floats`
-    - Text and bytes compare exactly:           "a" is not "A", "1" is not 1
-    - NULL is NULL and nothing else:            None is not 0, not ""
-    - Empty is empty, given as many columns; whether that deserves a reward is the caller's choice.
+    - Rows count as often as they occur:          [(1,), (1,)] differs from [(1,)]
+    - Row order counts only if ``ordered``:       [(1,), (2,)] equals [(2,), (1,)] unless ordered
+    - Column order and names do not count:        [(1, "a")] equals [("a", 1)]
+    - The number of columns counts:               [(1, 1)] differs from [(1,)]
+    - Integers and floats are compared by value:  1 equals 1.0, 0.1 + 0.2 equals 0.3, see
+      ``round_floats``
+    - Text and bytes are compared exactly:        "a" differs from "A", "1" differs from 1
+    - NULL equals only NULL:                      None differs from 0 and ""
+    - Empty results with as many columns are equal. The caller decides whether that is rewarded.
     """
     if gold.status != "ok" or predicted.status != "ok":
         return False
@@ -43,45 +44,46 @@ def results_match(gold: Execution, predicted: Execution, ordered: bool) -> bool:
         for e in (gold, predicted)
     )
     gold_columns, columns = (list(zip(*table, strict=True)) for table in (gold_rows, rows))
-    if ordered:  # rows are aligned, so columns need only be the same up to their order
+    if ordered:  # rows are aligned, so only the order of columns is free
         return Counter(gold_columns) == Counter(columns)
     if Counter(gold_rows) == Counter(rows):
         return True
     if Counter(map(signature, gold_columns)) != Counter(map(signature, columns)):
         return False
-    numbers: dict = {}  # one for all equal cells
+    numbers: dict = {}  # equal cells get equal numbers
     gold_cells, cells = (
         np.array([[numbers.setdefault(c, len(numbers)) for c in row] for row in table], np.uint64)
         for table in (gold_rows, rows)
     )
-    nothing = np.zeros(len(gold.columns), np.uint64)
-    return match_columns(gold_cells, cells, nothing, nothing, [MAX_CELLS])
+    uncolored = np.zeros(len(gold.columns), np.uint64)
+    return match_columns(gold_cells, cells, uncolored, uncolored, [MAX_CELLS])
 
 
 def signature(column: tuple) -> frozenset:
+    """The multiset of a column's cells, hashable."""
     return frozenset(Counter(column).items())
 
 
 def round_floats(cells: Iterable) -> dict:
-    """Map numbers to a representative, so that those within the tolerance become equal.
+    """Maps numbers to a representative, so that numbers within the tolerance become equal.
 
-    Neighbours on the number line fall together if they differ by a relative 1e-9 (or by 1e-12),
-    but two different whole numbers never do: keys like 10000000001 and 10000000002 stay apart.
-    Looking at the values of both results at once avoids the flaw of rounding, which parts two
-    neighbours that lie on either side of a rounding boundary.
+    Neighbouring numbers are merged if they differ by a relative 1e-9 or by 1e-12. Two different
+    whole numbers are never merged: keys like 10000000001 and 10000000002 stay different. The values
+    of both results are passed together, since rounding each number by itself would separate close
+    numbers on both sides of a rounding boundary.
 
     >>> round_floats([0.3, 0.1 + 0.2, 5])
     {0.30000000000000004: 0.3}
     """
     numbers = {cell for cell in cells if isinstance(cell, (int, float))}
     if all(isinstance(number, int) or number.is_integer() for number in numbers):
-        return {}  # the usual case; whole floats equal integers in Python as they should here
-    # One NaN for all: Python's containers take an object to be equal to itself.
+        return {}  # the usual case; in Python whole floats equal integers
+    # The same NaN object for all: containers compare by identity first, so it equals itself.
     representative = {number: math.nan for number in numbers if math.isnan(number)}
     previous, cluster, whole = math.nan, math.nan, False
     for number in sorted(numbers - representative.keys()):
         is_whole = isinstance(number, int) or number.is_integer()
-        # An infinity is close to itself only, and nothing is close to NaN.
+        # Infinity is close only to itself, and no number is close to NaN.
         if math.isclose(number, previous, **TOLERANCE) and not (whole and is_whole):
             representative[number] = cluster
             whole = whole or is_whole
@@ -98,49 +100,60 @@ def match_columns(
     colors: np.ndarray,
     budget: list[int],
 ) -> bool:
-    """Return whether some order of the predicted columns makes the multisets of rows equal.
+    """Returns whether some order of the predicted columns makes the multisets of rows equal.
 
-    Only columns of the same color, see `refine`, can stand for each other. Where columns of a
-    color differ, one gold column is set apart, and each of the predicted ones in its stead by
-    turns, until all colors are clear: few steps, except in a puzzle of hundreds of alike columns,
-    which ends in False once `budget`, a number of cells, is spent.
+    Only columns of the same color can be matched, see ``refine``. If different columns have the
+    same color, a gold column gets a color of its own, and so does each of the predicted columns in
+    turn (individualization and refinement, as in graph isomorphism). This takes few steps except on
+    hundreds of similar columns.
 
-    gold, predicted      (rows, columns) numbers of cells
-    gold_colors, colors  (columns,) what is known of each column: columns of different colors
-                         cannot stand for each other
+    Args:
+        gold: (rows, columns) uint64, equal for equal cells.
+        predicted: the same, of the other result.
+        gold_colors: (columns,) uint64; columns of different colors cannot be matched.
+        colors: the same, of the predicted columns.
+        budget: a list with the number of cells that may still be read. It is reduced in place; the
+            search ends with False when it is used up.
     """
     gold_colors, colors = refine(gold, gold_colors), refine(predicted, colors)
     if sorted(gold_colors) != sorted(colors):
         return False
     for color in np.unique(gold_colors):
-        (alike,) = np.nonzero(gold_colors == color)
-        if len(multiset(gold.T[alike])) > 1:
+        (same_color,) = np.nonzero(gold_colors == color)
+        if len(multiset(gold.T[same_color])) > 1:
             break
     else:
         by_color = (
             cells[:, np.argsort(c)] for cells, c in ((gold, gold_colors), (predicted, colors))
         )
         return multiset(next(by_color)) == multiset(next(by_color))
-    # Columns that are equal cell by cell need to be tried once.
+    # Of identical columns one is enough.
     candidates = {predicted[:, i].tobytes(): i for i in np.nonzero(colors == color)[0]}
-    apart = mix(color[None])
+    new_color = mix(color[None])[0]
     for candidate in candidates.values():
         budget[0] -= gold.size
         if budget[0] < 0:
             return False
-        chosen = gold_colors.copy(), colors.copy()
-        chosen[0][alike[0]], chosen[1][candidate] = apart[0], apart[0]
-        if match_columns(gold, predicted, *chosen, budget):
+        recolored = gold_colors.copy(), colors.copy()
+        recolored[0][same_color[0]], recolored[1][candidate] = new_color, new_color
+        if match_columns(gold, predicted, *recolored, budget):
             return True
     return False
 
 
 def refine(cells: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Tell columns apart by their cells, and by what else stands in the rows of these cells.
+    """Colors columns by their cells and by the other cells of the same rows (color refinement).
 
-    Color refinement: rows are hashed with the colors of their cells' columns, columns with the
-    hashes of their cells' rows, and so on while that tells more columns apart. The hashes do not
-    depend on the order of rows and columns, so columns that can stand for each other get the same.
+    Rows are hashed with the colors of their cells' columns, then columns with the hashes of their
+    cells' rows, repeatedly until the number of colors no longer grows. The hashes do not depend on
+    the order of rows and columns, so columns that can be matched get the same color.
+
+    Args:
+        cells: (rows, columns) uint64.
+        colors: (columns,) uint64.
+
+    Returns:
+        (columns,) uint64.
     """
     while True:
         rows = mix(mix(cells) ^ colors).sum(axis=1)  # (rows,)
@@ -151,7 +164,7 @@ def refine(cells: np.ndarray, colors: np.ndarray) -> np.ndarray:
 
 
 def mix(numbers: np.ndarray) -> np.ndarray:
-    """A hash of each 64-bit number (the finalizer of splitmix64)."""
+    """Hashes each 64-bit number (the finalizer of splitmix64)."""
     numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -159,4 +172,5 @@ def mix(numbers: np.ndarray) -> np.ndarray:
 
 
 def multiset(rows: np.ndarray) -> Counter:
+    """The rows of an array with their numbers of occurrences."""
     return Counter(row.tobytes() for row in rows)

@@ -1,8 +1,8 @@
-"""Predictions files: anyone's SQL for questions with gold, to be scored.
+"""Predictions files: SQL of any system for questions with gold SQL, to be scored.
 
-JSON lines, each an object with the texts `db_id`, `question`, `lang`, `gold` and `predicted`, the
-last of which may be null or empty where a system gave no SQL. Further fields are ignored. SQL is
-taken as it stands: what is no SQL is an error, and nothing is looked for inside it.
+Each line is a JSON object with the strings ``db_id``, ``question``, ``lang``, ``gold`` and
+``predicted``; the last may be null or empty if the system gave no SQL. Further fields are ignored.
+The SQL is used unchanged: no statement is extracted from a longer text.
 """
 
 import json
@@ -18,14 +18,19 @@ FIELDS = ("db_id", "question", "lang", "gold", "predicted")
 
 
 def read_predictions(
-    path: str | PathLike, data: str | PathLike, langs: list[str] | None = None, limit: int = 0
+    path: str | PathLike, data: str | PathLike, *, langs: list[str] | None = None, limit: int = 0
 ) -> tuple[list[Example], list[str | None]]:
-    """Return the questions and, for each, the predicted SQL; databases are those of `data`.
+    """Returns the questions of a file and the predicted SQL for each.
 
-    langs, limit   only these languages, and of each only so many questions; 0 for all
+    Args:
+        path: the predictions file.
+        data: the dataset that has the databases.
+        langs: read only these languages; None for all.
+        limit: the number of questions of each language; 0 for all.
 
-    Raises UserError, naming file and line, if a line is not what it should be or its database is
-    not there, and if the file is missing, not UTF-8 or has no line in these languages.
+    Raises:
+        UserError: the file is missing, is not UTF-8 or has no line in these languages, a line is
+            malformed, or its database does not exist. The message names the file and the line.
     """
     path, databases, rows = Path(path), {}, []
     for number, line in enumerate(_lines(path), 1):
@@ -42,22 +47,24 @@ def read_predictions(
         for row in [row for row in rows if row["lang"] == lang][: limit or None]
     ]
     if not rows:
-        raise UserError(f"{path}: there is no prediction{f' in {langs}' if langs else ''}")
+        raise UserError(f"{path}: no prediction{f' in {langs}' if langs else ''}")
     fields = ("question", "lang", "db_id", "gold")
     examples = [Example(*(row[f] for f in fields), databases[row["db_id"]]) for row in rows]
     return examples, [row["predicted"] or None for row in rows]
 
 
 def without_prediction(examples: list[Example], questions: list[Example]) -> list[Example]:
-    """Return those questions of a dataset that `examples` do not cover, each as often as it is
-    missing; matched by db_id, question and language."""
-    given = Counter((one.db_id, one.question, one.lang) for one in examples)
+    """Returns the questions of a dataset that ``examples`` lack, each as often as it is missing.
+
+    Questions are matched by db_id, question and language.
+    """
+    unmatched = Counter((e.db_id, e.question, e.lang) for e in examples)
     missing = []
-    for one in questions:
-        key = one.db_id, one.question, one.lang
-        if not given[key]:
-            missing.append(one)
-        given[key] -= given[key] > 0
+    for question in questions:
+        key = question.db_id, question.question, question.lang
+        if not unmatched[key]:
+            missing.append(question)
+        unmatched[key] -= unmatched[key] > 0
     return missing
 
 
@@ -84,7 +91,7 @@ def _database(where: str, data: str | PathLike, db_id: str) -> Path:
 
 
 def _row(where: str, line: str) -> dict[str, str | None]:
-    """The object on a line. Raises UserError if it is none, or a field is missing or no text."""
+    """Parses a line. Raises UserError if it is malformed or lacks a field."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
