@@ -1,9 +1,8 @@
-"""What a cosine means: held-out pairs turn it into a probability that the SQL is right.
+"""Calibration: turns a cosine into the probability that the SQL is right.
 
-Cosines of different encoders live on different scales: right pairs may sit at 0.9 for one and at
-0.5 for another. So every trained encoder is shown held-out questions with their gold SQL (right)
-and with near misses and other SQLs of the database (wrong), and a logistic curve is fitted to
-them (Platt scaling, Platt 1999).
+Cosines of different encoders have different scales: right pairs may lie near 0.9 for one and near
+0.5 for another. So a logistic curve is fitted to the cosines of held-out questions with gold SQL
+(right) and with hard negatives and other SQL of the database (wrong): Platt scaling, Platt 1999.
 """
 
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Calibration:
-    """P(right | cosine) = sigmoid(slope * cosine + bias), right and wrong being equally likely."""
+    """P(right | cosine) = sigmoid(slope * cosine + bias), if right and wrong are equally likely."""
 
     slope: float
     bias: float
@@ -30,13 +29,13 @@ class Calibration:
 def fit_calibration(right: Tensor, wrong: Tensor) -> Calibration:
     """Fits the curve to cosines of right pairs, float[N], and of wrong pairs, float[M].
 
-    Both count alike, however many there are. The log-likelihood is maximised by Newton's method,
-    with a slight pull of the slope to 0 that keeps it finite where the two do not overlap. An
-    encoder that puts wrong pairs closer than right ones gets slope 0 and scores 0.5 throughout.
-    Right [0.8] and wrong [0.2] give a curve through 0.5 at 0.5, their middle.
+    Right and wrong pairs have the same total weight, whatever N and M are. Newton's method
+    maximises the log-likelihood. A weak penalty on the slope keeps it finite where right and wrong
+    do not overlap. An encoder that puts wrong pairs closer than right ones gets slope 0, and so the
+    score 0.5 everywhere. Right [0.8] and wrong [0.2] score 0.5 at their middle, 0.5.
 
     Raises:
-        ValueError: there is no pair of one of the kinds.
+        ValueError: there are no right pairs, or no wrong ones.
     """
     if len(right) == 0 or len(wrong) == 0:
         raise ValueError("calibration needs right and wrong pairs")
@@ -45,13 +44,13 @@ def fit_calibration(right: Tensor, wrong: Tensor) -> Calibration:
     weight = torch.where(y > 0, 0.5 / len(right), 0.5 / len(wrong))  # (N + M,), sum 1
     center = (x * weight).sum()
     features = torch.stack([x - center, torch.ones_like(x)], dim=1)  # (N + M, 2)
-    pull = torch.tensor([1e-4, 0.0], dtype=torch.double)
+    penalty = torch.tensor([1e-4, 0.0], dtype=torch.double)
     beta = torch.zeros(2, dtype=torch.double)
     for _ in range(100):
         p = torch.sigmoid(features @ beta)
-        gradient = features.T @ (weight * (p - y)) + pull * beta  # (2,)
+        gradient = features.T @ (weight * (p - y)) + penalty * beta  # (2,)
         curvature = (
-            features.T @ (features * (weight * p * (1 - p))[:, None]) + pull.diag()
+            features.T @ (features * (weight * p * (1 - p))[:, None]) + penalty.diag()
         )  # (2, 2)
         step = torch.linalg.solve(curvature + 1e-12 * torch.eye(2, dtype=torch.double), gradient)
         beta -= step.clamp(-5, 5)

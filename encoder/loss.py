@@ -1,9 +1,9 @@
-"""Symmetric InfoNCE with hard negatives: pull a question towards its own SQL, push it from others.
+"""Symmetric InfoNCE with hard negatives.
 
-Each question classifies which SQL of the batch is its own, among the SQLs of the other questions
-and the near misses of all of them; and each SQL classifies which question is its own. Several
-questions may have the same SQL (one in each language, say): they are all right answers, so in
-classifying one of them the others are masked, and serve neither as a negative nor as a target.
+Each question is classified among the SQL texts of the batch, hard negatives included; its own gold
+SQL is the positive. Each gold SQL is classified among the questions. Several questions may have the
+same SQL, for instance one in each language. All of them are right answers, so in classifying one
+the others are masked: they are neither negatives nor targets.
 """
 
 import torch
@@ -12,18 +12,18 @@ from torch import Tensor
 
 
 def info_nce(
-    questions: Tensor, sqls: Tensor, scale: Tensor, own: Tensor, same: Tensor
+    questions: Tensor, sqls: Tensor, *, scale: Tensor, positives: Tensor, same_text: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean of the question-to-SQL and the SQL-to-question cross-entropy.
 
     Args:
         questions: float[N, D], L2-normalised.
-        sqls: float[M, D], L2-normalised; those that no question owns are hard negatives.
+        sqls: float[M, D], L2-normalised; those that are no question's positive are hard negatives.
         scale: float scalar, the inverse temperature.
-        own: int64[N], the row of `sqls` that is the question's SQL.
-        same: bool[N, M], True where a SQL's text is that of the question's own.
+        positives: int64[N], the row of `sqls` with the question's own SQL.
+        same_text: bool[N, M], True where a SQL's text equals that of the question's own.
     Returns:
-        The loss, a float32 scalar, and bool[N]: whether the own SQL is the closest.
+        The loss, a float32 scalar, and bool[N]: whether the question's own SQL is the closest.
     Raises:
         ValueError: the shapes do not fit together.
 
@@ -35,7 +35,7 @@ def info_nce(
         SQL to question: ln(1 + e^-0.4) = 0.51302 and ln(1 + e^-0.8) = 0.37110, mean 0.44206
         loss = (0.45570 + 0.44206) / 2 = 0.44888
 
-    The same with a hard negative of cosines [0.5, 0.5], which no question owns:
+    The same with a hard negative of cosines [0.5, 0.5]:
         question to SQL: ln(1 + e^-1 + e^-0.5) = 0.68027 and ln(1 + e^-0.2 + e^-0.3) = 0.93983,
         mean 0.81005; SQL to question as before; loss = (0.81005 + 0.44206) / 2 = 0.62606
 
@@ -45,17 +45,18 @@ def info_nce(
         the third competes with both, ln(1 + 2 * e^-1) = 0.55144; mean 0.39266
         loss = (0.31326 + 0.39266) / 2 = 0.35296
     """
-    if same.shape != (len(questions), len(sqls)) or own.shape != (len(questions),):
+    if same_text.shape != (len(questions), len(sqls)) or positives.shape != (len(questions),):
         raise ValueError(
-            f"questions {tuple(questions.shape)}, sqls {tuple(sqls.shape)}, own "
-            f"{tuple(own.shape)} and same {tuple(same.shape)} are not [N, D], [M, D], [N], [N, M]"
+            f"questions {tuple(questions.shape)}, sqls {tuple(sqls.shape)}, positives "
+            f"{tuple(positives.shape)} and same_text {tuple(same_text.shape)} are not "
+            "[N, D], [M, D], [N], [N, M]"
         )
     logits = scale * (questions @ sqls.T).float()  # (N, M)
-    rows = torch.arange(len(own), device=own.device)  # (N,)
-    is_own = F.one_hot(own, len(sqls)).bool()  # (N, M)
-    to_sql = logits.masked_fill(same & ~is_own, float("-inf"))  # (N, M)
-    # Row n: the SQL of question n against all questions; other questions of that SQL are masked.
-    others = same[:, own].T & ~torch.eye(len(own), dtype=torch.bool, device=own.device)  # (N, N)
-    to_question = logits[:, own].T.masked_fill(others, float("-inf"))  # (N, N)
-    loss = (F.cross_entropy(to_sql, own) + F.cross_entropy(to_question, rows)) / 2
-    return loss, to_sql.argmax(dim=1) == own
+    rows = torch.arange(len(positives), device=positives.device)  # (N,)
+    is_positive = F.one_hot(positives, len(sqls)).bool()  # (N, M)
+    to_sql = logits.masked_fill(same_text & ~is_positive, float("-inf"))  # (N, M)
+    # Row n: question n's SQL against all questions, without the other questions of that SQL.
+    is_other = same_text[:, positives].T & (rows[:, None] != rows)  # (N, N)
+    to_question = logits[:, positives].T.masked_fill(is_other, float("-inf"))  # (N, N)
+    loss = (F.cross_entropy(to_sql, positives) + F.cross_entropy(to_question, rows)) / 2
+    return loss, to_sql.argmax(dim=1) == positives

@@ -1,8 +1,8 @@
 """The semantic reward: how well SQL means what was asked, a number in [0, 1].
 
-Only the query is looked at, in one way of writing (`text.py`): no comment, alias or prose around it
-can please the encoder. SQL too long to be read to its end scores 0, for what is cut off could
-change everything; so does SQL that does not run, since nothing was said about its meaning.
+The reward depends on the query's normalised text alone (`text.py`), so comments, aliases and prose
+around the query cannot raise it. SQL too long to be read to its end scores 0, since the part that
+is cut off could change the meaning.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from encoder.text import sql_text
 from sqlenv import UserError, load_schema
 
 TARGETS = ("question", "gold", "both")
+SCORES = ("calibrated", "cosine")
 CACHED = 20_000  # embeddings kept, about 10 MB at 128 numbers each
 
 
@@ -24,29 +25,33 @@ class SemanticReward:
 
     Args:
         encoder: a trained ContrastiveEncoder.
-        target: what the SQL is compared with: the question (the paper's reward), the gold SQL, or
-            both (the mean of the two cosines).
-        calibrated: give the probability that the SQL is right, as fitted to held-out pairs;
-            otherwise the cosine itself, 0 where it is below.
-        gated: SQL that does not run scores 0.
+        target: what the SQL is compared with: "question" (the paper's reward), "gold" for the gold
+            SQL, or "both" for the mean of the two cosines.
+        score: "calibrated" for the probability that the SQL is right, as fitted to held-out pairs;
+            "cosine" for the cosine itself, or 0 if it is negative.
+        gate: SQL that does not run scores 0.
     Raises:
-        UserError: the encoder was never trained, hence not calibrated, or not for this target.
+        UserError: score is "calibrated" and the encoder is not calibrated for the target.
+        ValueError: target or score is none of these words.
     """
 
     def __init__(
         self,
         encoder: ContrastiveEncoder,
+        *,
         target: str = "question",
-        calibrated: bool = True,
-        gated: bool = True,
+        score: str = "calibrated",
+        gate: bool = True,
     ):
-        if calibrated and target not in encoder.calibrations:
+        for name, value, choices in (("target", target, TARGETS), ("score", score, SCORES)):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}, not one of {', '.join(choices)}")
+        if score == "calibrated" and target not in encoder.calibrations:
             raise UserError(
                 f"this encoder is not calibrated for target {target!r}: train it with "
                 "python -m encoder.train"
             )
-        self.encoder, self.target = encoder, target
-        self.calibrated, self.gated = calibrated, gated
+        self.encoder, self.target, self.score, self.gate = encoder, target, score, gate
         self.embeddings: dict[tuple[str, str], Tensor] = {}
 
     def __call__(
@@ -57,28 +62,37 @@ class SemanticReward:
         valid: Sequence[bool],
         db_paths: Sequence[Path],
     ) -> list[float]:
-        """Scores N queries; None, where there is no SQL, scores 0."""
+        """Scores N queries.
+
+        Args:
+            questions: N questions.
+            golds: their gold SQL.
+            sqls: the SQL to score; None, where there is none, scores 0.
+            valid: whether the SQL runs.
+            db_paths: the databases, read only by an encoder that reads schemas.
+        Returns:
+            N scores in [0, 1].
+        """
         scores = [0.0] * len(sqls)
-        open_ = [
-            i for i, sql in enumerate(sqls) if sql is not None and (valid[i] or not self.gated)
+        scored = [
+            i for i, sql in enumerate(sqls) if sql is not None and (valid[i] or not self.gate)
         ]
-        schemas = [load_schema(db_paths[i]) if self.encoder.with_schema else None for i in open_]
-        texts = [sql_text(sqls[i], schema) for i, schema in zip(open_, schemas)]
+        schemas = [load_schema(db_paths[i]) if self.encoder.with_schema else None for i in scored]
+        texts = [sql_text(sqls[i], schema) for i, schema in zip(scored, schemas)]
         fits = self.encoder.fits(texts)
-        cosines = self.cosines(
-            [questions[i] for i in open_],
-            [sql_text(golds[i], schema) for i, schema in zip(open_, schemas)],
+        values = self.cosines(
+            [questions[i] for i in scored],
+            [sql_text(golds[i], schema) for i, schema in zip(scored, schemas)],
             [text if fit else "" for text, fit in zip(texts, fits)],
-        )
-        found = (
-            self.encoder.calibrations[self.target].score(cosines) if self.calibrated else cosines
-        )
-        for i, fit, score in zip(open_, fits, found.tolist()):
-            scores[i] = max(score, 0.0) if fit else 0.0
+        )  # (len(scored),)
+        if self.score == "calibrated":
+            values = self.encoder.calibrations[self.target].score(values)
+        for i, fit, value in zip(scored, fits, values.tolist()):
+            scores[i] = max(value, 0.0) if fit else 0.0
         return scores
 
     def cosines(self, questions: list[str], golds: list[str], sqls: list[str]) -> Tensor:
-        """Cosines of SQL texts with the target, float32[N]."""
+        """Cosines of N SQL texts with the target, float32[N]; all SQL as `sql_text` returns it."""
         right = self._embed(sqls, "sql")  # (N, D)
         targets = []
         if self.target != "gold":
@@ -88,15 +102,13 @@ class SemanticReward:
         return torch.stack([(left * right).sum(dim=-1) for left in targets]).mean(dim=0)
 
     def _embed(self, texts: list[str], kind: str) -> Tensor:
-        """Embeddings, (N, D); a text that was seen lately is not embedded again."""
+        """Embeddings, (N, D); a recently embedded text is taken from the cache."""
         missing = [text for text in dict.fromkeys(texts) if (kind, text) not in self.embeddings]
-        found = self.encoder.embed(missing, kind).cpu()
+        computed = self.encoder.embed(missing, kind).cpu()  # (len(missing), D)
         if len(self.embeddings) + len(missing) > CACHED:
-            known = {
-                (kind, text): self.embeddings[kind, text] for text in set(texts) - set(missing)
-            }
-            self.embeddings = known
-        self.embeddings.update(zip(((kind, text) for text in missing), found))
+            cached = set(texts) - set(missing)
+            self.embeddings = {(kind, text): self.embeddings[kind, text] for text in cached}
+        self.embeddings.update(zip(((kind, text) for text in missing), computed))
         if not texts:
-            return found
+            return computed
         return torch.stack([self.embeddings[kind, text] for text in texts])

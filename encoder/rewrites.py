@@ -1,9 +1,9 @@
-"""Equivalent rewrites of a SQL query: other words, the same meaning, on every database.
+"""Equivalent rewrites of a SQL query: another text with the same result on every database.
 
-A judge worth trusting rejects none of them (`benchmarks/testsuite_power.py` counts), and to an
-encoder they are other ways of saying the same. Each is made only where the text shows that the
-meaning stays, so rarely all kinds apply. (It would not where two columns of different collations
-are compared, which is as rare as it is unwise.)
+A correct verifier accepts all of them (`benchmarks/testsuite_power.py` counts), and an encoder
+should score them like gold. A rewrite is returned only where the text of the query shows that the
+meaning is unchanged, so rarely all kinds apply. One exception: a comparison of two columns with
+different collations, which is rare.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,22 +19,28 @@ Rewrites = Iterator[Iterable[Edit]]
 
 
 class Rewrite(NamedTuple):
+    """A rewrite of a query.
+
+    Attributes:
+        kind: a key of KINDS.
+    """
+
     sql: str
-    kind: str  # a key of KINDS
+    kind: str
 
 
 def equivalent_rewrites(sql: str) -> list[Rewrite]:
-    """Return equivalent rewrites of a query, at most one of each kind, always the same ones.
+    """Returns equivalent rewrites of a query, at most one of each kind; it is deterministic.
 
     >>> [rewrite.sql for rewrite in equivalent_rewrites("SELECT a FROM t WHERE b > 3")][:2]
     ['SELECT a FROM t WHERE (b > 3)', 'SELECT a FROM t WHERE 3 < b']
     """
-    query, canonical, found = parse(sql), canonical_sql(sql), []
+    query, canonical, rewrites = parse(sql), canonical_sql(sql), []
     for kind, rewrite in KINDS.items():
         text = query.edited(rewrite(query))
         if canonical_sql(text) != canonical:
-            found.append(Rewrite(text, kind))
-    return found
+            rewrites.append(Rewrite(text, kind))
+    return rewrites
 
 
 def leaves(query: Query) -> Iterator[tuple[Select, range]]:
@@ -45,7 +51,7 @@ def leaves(query: Query) -> Iterator[tuple[Select, range]]:
 
 
 def comparison(query: Query, leaf: range) -> int | None:
-    """Where the operator of a plain comparison stands, which has no parentheses but at its ends."""
+    """Token index of a plain comparison's operator; None if the condition is anything else."""
     places, i = [], leaf.start
     while i < leaf.stop:
         if query.tokens[i].kind == "mark" and query.tokens[i].text in FLIPPED:
@@ -73,7 +79,7 @@ def flipped(query: Query) -> Iterator[Edit]:
 
 
 def outermost(query: Query) -> Iterator[tuple[Select, range]]:
-    """The conditions that no other one contains, so that each can be written anew."""
+    """The conditions that no other condition contains, so that edits of them do not overlap."""
     covered = -1
     for select, leaf in sorted(leaves(query), key=lambda pair: pair[1].start):
         if leaf.start > covered:
@@ -82,7 +88,7 @@ def outermost(query: Query) -> Iterator[tuple[Select, range]]:
 
 
 def negated(query: Query) -> Iterator[Edit]:
-    """NOT a <= 5 for a > 5: neither holds for NULL. Not in ON, where it would be slow."""
+    """NOT a <= 5 for a > 5: neither is true for NULL. Not in ON, where it would be slow."""
     for select, leaf in outermost(query):
         at = comparison(query, leaf)
         if any(leaf.start in source.on for source in select.sources):
@@ -94,7 +100,7 @@ def negated(query: Query) -> Iterator[Edit]:
 
 
 def reordered(query: Query) -> Iterator[Edit]:
-    """The sides of AND, or of OR, the other way round."""
+    """The operands of AND, or of OR, in reverse order."""
     covered = -1
     for select in query.selects:
         for span in select.conditions():
@@ -108,7 +114,7 @@ def reordered(query: Query) -> Iterator[Edit]:
 
 
 def between(query: Query) -> Iterator[Edit]:
-    """Two comparisons for BETWEEN, and BETWEEN for two comparisons."""
+    """Two comparisons for BETWEEN."""
     for _, leaf in leaves(query):
         words = [query.tokens[i].text for i in leaf]
         plain = not {"(", "not", "case"} & set(words)
@@ -204,7 +210,7 @@ def on_in_where(query: Query) -> Iterator[Edit]:
 
 
 def columns_turned(query: Query) -> Iterator[Edit]:
-    """The columns of the result in reverse; their order is free."""
+    """The columns of the result in reverse order, which is free."""
     span = query.selects[0].clause("select") if len(query.selects) == 1 else range(0)
     keys = [*query.selects[0].clause("order"), *query.selects[0].clause("group")] if span else []
     if any(query.tokens[i].kind == "number" for i in keys):

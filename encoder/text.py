@@ -1,11 +1,14 @@
-"""The one text by which the encoder knows a query, whatever names the query gives.
+"""The normalised text of a query, which is all that the encoder reads of it.
 
-An alias means nothing, and a policy is free to choose it: "number_of_singers" pleases an encoder
-that has read the question. So result columns lose theirs, or are called c1, c2, … where something
-refers to them, tables that have one are called t1, t2, …, and those of WITH w1, w2, …. Comments,
-case and spaces go as well, and so does what is in quotes and longer than any name or value that
-people ask for, or compared with nothing, such as a copy of the question. It need not be SQL that
-runs, only the same for the same query.
+An alias has no meaning, and a policy is free to choose it: "number_of_singers" would raise the
+score of any query for a question with these words. So aliases are normalised:
+
+- result columns lose theirs, or become c1, c2, … where something refers to them;
+- tables with an alias become t1, t2, …, and those of WITH w1, w2, ….
+
+Comments, letter case and spacing are removed as well. So is quoted text that is longer than any
+name or value people ask for, and a string that is compared with no column, such as a copy of the
+question. The text need not be SQL that runs; it must be equal for equal queries.
 """
 
 import re
@@ -15,18 +18,18 @@ from sqlenv.schema import Schema
 from sqlenv.text import ASCII_LOWER, KEYWORDS, canonical_sql
 
 MAX_LENGTH = 20_000  # characters of a query that are read
-MAX_DEPTH = 50  # parentheses in each other
-MAX_QUOTED = 48  # bytes of what is in quotes; the longest in Spider's 8,000 gold queries has 39
+MAX_DEPTH = 50  # of nested parentheses
+MAX_QUOTED = 48  # bytes of a quoted text; the longest in Spider's 8,000 gold queries has 39
 PLAIN = re.compile(r"[^\W\d]\w*")
 NAMES = ("name", "quoted")
 QUOTED = ("string", "quoted")
 
 
 def sql_text(sql: str, schema: Schema | None = None) -> str:
-    """Return the text of a query that the encoder reads; any string is accepted.
+    """Returns the normalised text of a query; any string is accepted.
 
-    With a schema, the tables that the query names follow, in the schema's order, so that the
-    encoder sees which columns there were to choose from.
+    With a schema, the tables that the query names are appended in the schema's order, with their
+    columns, so that the encoder sees the columns that the query could have used.
 
     >>> sql_text('SELECT s.name AS "oldest of all" FROM "singer" s ORDER BY s.age -- oldest')
     'SELECT t1.name FROM singer AS t1 ORDER BY t1.age'
@@ -47,38 +50,38 @@ def sql_text(sql: str, schema: Schema | None = None) -> str:
 
 
 def edits(query: Query) -> list[Edit]:
-    """Every alias renamed where it is given and where it is used, or dropped where it is not."""
-    tokens, found = query.tokens, {}
-    tables, columns = {}, {}
+    """Renames every alias where it is defined and used, or drops it if it is never used."""
+    tokens, edit_at = query.tokens, {}
+    tables, columns = {}, {}  # new names by old name
     for number, place in enumerate(with_tables(query)):
         tables[name_of(tokens[place])] = f"w{number + 1}"
     items = {source.item for select in query.selects for source in select.sources}
-    given = dict.fromkeys(table_aliases(query), "t") | dict.fromkeys(column_aliases(query), "c")
+    defined = dict.fromkeys(table_aliases(query), "t") | dict.fromkeys(column_aliases(query), "c")
     is_name = [token.kind in NAMES and tokens[i - 1].text != "." for i, token in enumerate(tokens)]
-    used = {name_of(t) for i, t in enumerate(tokens) if is_name[i] and i not in given}
+    used = {name_of(t) for i, t in enumerate(tokens) if is_name[i] and i not in defined}
     idle = idle_strings(query)
-    for place, letter in sorted(given.items()):
-        name, known = name_of(tokens[place]), tables if letter == "t" else columns
+    for place, letter in sorted(defined.items()):
+        name, new_names = name_of(tokens[place]), tables if letter == "t" else columns
         if letter == "t" or name in used:
-            new = f"AS {known.setdefault(name, f'{letter}{len(known) + 1}')}"
+            new = f"AS {new_names.setdefault(name, f'{letter}{len(new_names) + 1}')}"
         else:
             new = ""
         first = place - (tokens[place - 1].text == "as")
-        found[first] = Edit(first, place + 1, new)
+        edit_at[first] = Edit(first, place + 1, new)
     for i, token in enumerate(tokens):
         is_table = i in items or query.next_text(i) in (".", "as")
         new = (tables if is_table else columns).get(name_of(token)) if is_name[i] else None
-        if i in given:
+        if i in defined:
             continue
         if new or (is_name[i] and is_needlessly_quoted(token, is_table)):
-            found[i] = Edit(i, i + 1, new or name_of(token))
+            edit_at[i] = Edit(i, i + 1, new or name_of(token))
         elif i in idle or (token.kind in QUOTED and len(token.text.encode()) > MAX_QUOTED):
-            found[i] = Edit(i, i + 1, "'…'")
-    return list(found.values())
+            edit_at[i] = Edit(i, i + 1, "'…'")
+    return list(edit_at.values())
 
 
 def idle_strings(query: Query) -> set[int]:
-    """Strings in a result column or a condition that names no column: they ask for nothing."""
+    """Indices of strings in a result column or a condition that names no column."""
     spans = [item for select in query.selects for item in query.items(select.clause("select"))]
     for select in query.selects:
         spans += [leaf for condition in select.conditions() for leaf in query.leaves(condition)]
@@ -91,7 +94,7 @@ def idle_strings(query: Query) -> set[int]:
 
 
 def with_tables(query: Query) -> list[int]:
-    """Where the tables of WITH get their names."""
+    """Token indices of the names of WITH's tables, where they are defined."""
     return [
         place - 2
         for place in query.closing
@@ -103,8 +106,8 @@ def with_tables(query: Query) -> list[int]:
 
 
 def table_aliases(query: Query) -> list[int]:
-    """Where the aliases of tables and subqueries stand."""
-    found = []
+    """Token indices of the aliases of tables and subqueries, where they are defined."""
+    places = []
     for select in query.selects:
         for source in select.sources:
             after = query.closing.get(source.item, source.item) + 1
@@ -112,13 +115,13 @@ def table_aliases(query: Query) -> list[int]:
                 after += 2
             after += after < source.last and query.tokens[after].text == "as"
             if after < source.last and query.tokens[after].kind in (*NAMES, "string"):
-                found.append(after)
-    return found
+                places.append(after)
+    return places
 
 
 def column_aliases(query: Query) -> list[int]:
-    """Where the aliases of result columns stand."""
-    found = []
+    """Token indices of the aliases of result columns, where they are defined."""
+    places = []
     for select in query.selects:
         for item in query.items(select.clause("select")):
             last = item.stop - 1
@@ -127,18 +130,22 @@ def column_aliases(query: Query) -> list[int]:
             before = query.tokens[last - 1]
             follows_value = before.kind in (*NAMES, "number", "string") or before.text == ")"
             if before.text == "as" or follows_value or before.text == "end":
-                found.append(last)
-    return found
+                places.append(last)
+    return places
 
 
 def is_needlessly_quoted(token: Token, is_table: bool) -> bool:
-    """Double quotes may also be those of a string, but not where a table is named."""
+    """Whether a name has quotes that it does not need.
+
+    Double quotes may enclose a string, except where a table is named.
+    """
     name = name_of(token)
     quoted = token.kind == "quoted" and (is_table or token.text[0] in "`[")
     return quoted and bool(PLAIN.fullmatch(name)) and name not in KEYWORDS
 
 
 def is_too_deep(query: Query) -> bool:
+    """Whether parentheses are nested more than `MAX_DEPTH` deep."""
     depth = deepest = 0
     for token in query.tokens:
         depth += (token.text == "(") - (token.text == ")")

@@ -1,9 +1,9 @@
 """Trains the contrastive encoder: python -m encoder.train --output DIR
 
-A batch has some SQLs, for each of them questions in several languages, and near misses of it
-(`pairs.py`); the loss is symmetric InfoNCE (`loss.py`). A tenth of the SQLs is held out and
-calibrates the encoder; `python -m encoder.evaluate` measures it on the dev split. What was done
-is kept in OUTPUT.checkpoint.pt: after a kill, repeat the command line, and it goes on from there.
+A batch consists of SQL queries, questions of each in several languages, and hard negatives of each
+(`batches.py`). The loss is symmetric InfoNCE (`loss.py`). A tenth of the SQL queries is held out to
+calibrate the encoder; `python -m encoder.evaluate` measures it on the dev split. The state is saved
+in OUTPUT.checkpoint.pt: to resume an interrupted run, repeat its command line.
 """
 
 import argparse
@@ -16,29 +16,56 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
+from encoder.batches import (
+    Entry,
+    draw_negatives,
+    epoch_batches,
+    hard_negatives,
+    hold_out,
+    load_entries,
+    make_batch,
+)
 from encoder.calibration import Calibration, fit_calibration
 from encoder.loss import info_nce
-from encoder.model import (
-    MAX_LOG_SCALE,
-    ContrastiveEncoder,
-    has_fast_bfloat16,
-    require_new,
-)
-from encoder.negatives import draw_negatives, hard_negatives
-from encoder.pairs import Entry, by_database, epoch_batches, hold_out, load_entries, make_batch
+from encoder.model import MAX_LOG_SCALE, MAX_TOKENS, ContrastiveEncoder, require_new
 from encoder.reward import TARGETS, SemanticReward
 from encoder.rewrites import equivalent_rewrites
 from encoder.scratch import small_encoder
 from encoder.text import sql_text
-from sqlenv import EMBEDDED, LANGUAGES
+from sqlenv import EMBEDDED, LANGUAGES, by_database
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_file, write_json
 
 
+def fastest_dtype(device: str, hidden: int) -> str:
+    """Measures which of "float32" and "bfloat16" is faster in the encoder's feed-forward product.
+
+    Args:
+        device: where to measure. float32 is returned for all but the CPU and CUDA.
+        hidden: width of the encoder.
+    """
+    if torch.device(device).type not in ("cpu", "cuda"):
+        return "float32"
+
+    def seconds(dtype: str) -> float:
+        options = {"device": device, "dtype": getattr(torch, dtype)}
+        tokens = torch.ones(MAX_TOKENS, hidden, **options)
+        weight = torch.ones(4 * hidden, hidden, **options)
+        times = []
+        for _ in range(4):  # the first warms up
+            start = time.perf_counter()
+            F.linear(tokens, weight)[0, 0].item()  # item() waits for the GPU
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return min(("float32", "bfloat16"), key=seconds)
+
+
 def make_optimizer(encoder: ContrastiveEncoder, lr: float) -> torch.optim.AdamW:
-    """AdamW; no decay of biases, norms and the temperature."""
+    """AdamW without weight decay of biases, norms and the temperature."""
     decayed = [p for p in encoder.parameters() if p.ndim >= 2]
     others = [p for p in encoder.parameters() if p.ndim < 2]
     return torch.optim.AdamW(
@@ -52,11 +79,22 @@ def train(
     args: argparse.Namespace,
     checkpoint: Path | None = None,
 ) -> Iterator[tuple[int, float, float]]:
-    """Trains in place for `args.steps` batches; yields (batches done, loss, in-batch accuracy).
+    """Trains in place for `args.steps` batches.
 
-    5 % linear warm-up, then cosine decay to 0, gradient norm clipped at 1. The accuracy is the
-    share of questions whose own SQL is the closest of the batch, near misses included. Goes on
-    from `checkpoint` if that is a file, to the same weights as without the interruption.
+    The learning rate rises linearly for 5 % of the steps, then decays to 0 along a cosine. The
+    gradient norm is clipped at 1.
+
+    Args:
+        encoder: trained in place; left in eval mode.
+        entries: what to train on.
+        args: the command line's; `--dtype auto` is replaced by the number format in use.
+        checkpoint: where to save the state. Training resumes from it if it exists, and ends with
+            the same weights as without the interruption.
+    Yields:
+        (steps done, loss, accuracy) after each step. The accuracy is the share of questions whose
+        own SQL is the closest in the batch, hard negatives included.
+    Raises:
+        UserError: the checkpoint is damaged, of other settings, or cannot be written.
     """
     optimizer = make_optimizer(encoder, args.lr)
     warmup = max(1, round(0.05 * args.steps))
@@ -65,11 +103,13 @@ def train(
         lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / args.steps)),
     )
     parts = {"encoder": encoder, "optimizer": optimizer, "schedule": schedule}
-    start = load_checkpoint(checkpoint, parts, vars(args))
+    start = load_checkpoint(checkpoint, parts, vars(args)) if checkpoint else 0
+    if args.dtype == "auto":
+        args.dtype = fastest_dtype(args.device, encoder.backbone.config.hidden_size)
     encoder.train()
     epoch, batches = -1, []
     for step in range(start, args.steps):
-        # All that is drawn depends on seed and step alone, so that a resumed run is the same run.
+        # Random draws depend on the seed and the step only, so a resumed run repeats them.
         per_epoch = math.ceil(len(entries) / args.batch_size)
         if step // per_epoch != epoch or step == start:
             epoch = step // per_epoch
@@ -91,38 +131,55 @@ def train_step(
     args: argparse.Namespace,
     rng: random.Random,
 ) -> tuple[float, float]:
-    batch = make_batch(entries, args.questions, args.negatives, encoder.with_schema, rng)
+    """One optimizer step on a batch of these entries; returns its loss and accuracy."""
+    batch = make_batch(
+        entries,
+        questions=args.questions,
+        negatives=args.negatives,
+        with_schema=encoder.with_schema,
+        rng=rng,
+    )
     device = encoder.log_scale.device
     with torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
         questions = encoder.encode(batch.questions, "query")  # (N, D)
         sqls = encoder.encode(batch.sqls, "sql")  # (M, D)
-    own = torch.tensor(batch.own, device=device)  # (N,)
-    same = own[:, None] == torch.arange(len(sqls), device=device)  # (N, M): texts differ
-    loss, closest = info_nce(questions.float(), sqls.float(), encoder.scale, own, same)
+    positives = torch.tensor(batch.positives, device=device)  # (N,)
+    # The texts of a batch are distinct.
+    same_text = positives[:, None] == torch.arange(len(sqls), device=device)  # (N, M)
+    loss, is_closest = info_nce(
+        questions.float(),
+        sqls.float(),
+        scale=encoder.scale,
+        positives=positives,
+        same_text=same_text,
+    )
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
     optimizer.step()
     encoder.log_scale.data.clamp_(0.0, MAX_LOG_SCALE)
-    return loss.item(), closest.float().mean().item()
+    return loss.item(), is_closest.float().mean().item()
 
 
 def save_checkpoint(path: Path, parts: dict, settings: dict, step: int) -> None:
-    """All that the next step depends on. Raises UserError if it cannot be written."""
-    state = {
-        "settings": settings,
-        "step": step,
-        "parts": {name: part.state_dict() for name, part in parts.items()},
-    }
+    """Writes all that the next step depends on."""
+    states = {name: part.state_dict() for name, part in parts.items()}
+    state = {"settings": settings, "step": step, "parts": states}
     write_file(path, lambda temporary: torch.save(state, temporary))
 
 
-def load_checkpoint(path: Path | None, parts: dict, settings: dict) -> int:
-    """Puts the state back; returns the number of steps that were done, 0 without a file."""
-    if path is None or not path.is_file():
+def load_checkpoint(path: Path, parts: dict, settings: dict) -> int:
+    """Restores the parts, and the dtype if it is "auto"; returns the steps done, 0 without a file.
+
+    Raises:
+        UserError: the file is damaged, or of a run with other settings.
+    """
+    if not path.is_file():
         return 0
     try:
         state = torch.load(path, weights_only=True)
+        if settings["dtype"] == "auto":  # a new measurement might choose another
+            settings["dtype"] = state["settings"]["dtype"]
         if state["settings"] != settings:
             raise UserError(f"{path} is of a run with other settings: repeat those, or remove it")
         for name, part in parts.items():
@@ -135,31 +192,31 @@ def load_checkpoint(path: Path | None, parts: dict, settings: dict) -> int:
 def calibrate(
     encoder: ContrastiveEncoder, held_out: list[Entry], entries: list[Entry], seed: int
 ) -> dict[str, Calibration]:
-    """For each target of the reward, the curve between right and wrong SQL for held-out questions.
+    """Fits a calibration for each target of the reward to held-out questions.
 
-    Right is gold, or for every other question an equivalent rewrite of it; wrong is a near miss,
-    or for every other question another SQL of the database.
+    Right SQL is gold and an equivalent rewrite of it in turn. Wrong SQL is another SQL query of
+    the database and a hard negative in turn (two questions each).
     """
     rng, databases = random.Random(seed), by_database(entries)
     questions, golds, right, wrong = [], [], [], []
     for entry in held_out:
         schema = entry.schema if encoder.with_schema else None
         others = [other.gold for other in databases[entry.db_id] if other is not entry]
-        misses = hard_negatives(entry.gold, entry.schema)
+        negatives = hard_negatives(entry.gold, entry.schema)
         rewrites = [rewrite.sql for rewrite in equivalent_rewrites(entry.gold)]
         for number, (_, question) in enumerate(entry.questions):
-            same, other = entry.gold, rng.choice(others)
+            right_sql, wrong_sql = entry.gold, rng.choice(others)
             if number % 2 and rewrites:
-                same = rng.choice(rewrites)
-            if number // 2 % 2 and misses:
-                other = draw_negatives(misses, 1, rng)[0].sql
+                right_sql = rng.choice(rewrites)
+            if number // 2 % 2 and negatives:
+                wrong_sql = draw_negatives(negatives, 1, rng)[0].sql
             questions.append(question)
             golds.append(sql_text(entry.gold, schema))
-            right.append(sql_text(same, schema))
-            wrong.append(sql_text(other, schema))
+            right.append(sql_text(right_sql, schema))
+            wrong.append(sql_text(wrong_sql, schema))
     curves = {}
     for target in TARGETS:
-        reward = SemanticReward(encoder, target, calibrated=False)
+        reward = SemanticReward(encoder, target=target, score="cosine")
         curves[target] = fit_calibration(
             reward.cosines(questions, golds, right), reward.cosines(questions, golds, wrong)
         )
@@ -180,29 +237,31 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--base",
         help="Hugging Face encoder, directory or hub id, such as FacebookAI/xlm-roberta-base "
-        "(a small one from scratch)",
+        "(default: a small one from scratch)",
     )
-    add("--with-schema", action="store_true", help="the SQL's tables stand beside it")
+    add("--with-schema", action="store_true", help="the SQL's tables and their columns follow it")
     add("--dim", type=int, default=128, help="embedding size (%(default)s)")
-    add("--hidden", type=int, default=128, help="width of the one from scratch (%(default)s)")
-    add("--epochs", type=int, default=4, help="passes over the SQLs (%(default)s)")
+    add("--hidden", type=int, default=128, help="width of an encoder from scratch (%(default)s)")
+    add("--epochs", type=int, default=4, help="passes over the SQL queries (%(default)s)")
     add("--steps", type=int, default=0, help="batches to train for, instead of --epochs")
-    add("--batch-size", type=int, default=32, help="SQLs in a batch (%(default)s)")
-    add("--questions", type=int, default=4, help="of each SQL in a batch (%(default)s)")
-    add(
-        "--negatives", type=int, default=6, help="near misses of each SQL, 0 for none (%(default)s)"
-    )
+    add("--batch-size", type=int, default=32, help="SQL queries in a batch (%(default)s)")
+    add("--questions", type=int, default=4, help="of each SQL query in a batch (%(default)s)")
+    add("--negatives", type=int, default=6, help="hard negatives of each query (%(default)s)")
     add("--lr", type=float, help="peak learning rate (1e-3 from scratch, 5e-5 with --base)")
     add(
-        "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of the arithmetic"
+        "--dtype",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="of the arithmetic; auto measures which is faster",
     )
-    add("--save-every", type=int, default=100, help="steps from checkpoint to checkpoint")
+    add("--save-every", type=int, default=100, help="steps between checkpoints (%(default)s)")
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
+    """Sets the default learning rate. Raises UserError for a number out of range."""
     for name in ("dim", "hidden", "epochs", "batch_size", "questions", "save_every"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -212,18 +271,17 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--hidden must be a multiple of 32, the width of an attention head")
     if args.lr is None:
         args.lr = 5e-5 if args.base else 1e-3
-    if args.dtype == "auto":
-        args.dtype = "bfloat16" if has_fast_bfloat16(args.device) else "float32"
 
 
 def new_encoder(args: argparse.Namespace, entries: list[Entry]) -> ContrastiveEncoder:
+    """The encoder to train: `--base` with a new projection, or a small one from scratch."""
     torch.manual_seed(args.seed)
     if args.base:
-        encoder = ContrastiveEncoder.load(args.base, args.dim)
+        encoder = ContrastiveEncoder.load(args.base, dim=args.dim)
     else:
         texts = [text for entry in entries for _, text in entry.questions]
         texts += [sql_text(e.gold, e.schema if args.with_schema else None) for e in entries]
-        encoder = small_encoder(texts, args.dim, hidden=args.hidden)
+        encoder = small_encoder(texts, dim=args.dim, hidden=args.hidden)
     encoder.with_schema = args.with_schema
     return encoder.to(args.device)
 
@@ -234,18 +292,19 @@ def run(args: argparse.Namespace) -> None:
     check_arguments(args)
     require_new(output)
     langs = list(LANGUAGES) if args.lang == "all" else args.lang.split(",")
-    entries = load_entries(args.data, langs, args.split.split(","))
-    known, held_out = hold_out(entries, 0.1, args.seed)
+    entries = load_entries(args.data, langs=langs, splits=args.split.split(","))
+    known, held_out = hold_out(entries, share=0.1, seed=args.seed)
     encoder = new_encoder(args, known)
     args.steps = args.steps or args.epochs * math.ceil(len(known) / args.batch_size)
     print(
-        f"{len(known)} SQLs to train on, {len(held_out)} held out, {args.steps} steps", flush=True
+        f"{len(known)} SQL queries to train on, {len(held_out)} held out, {args.steps} steps",
+        flush=True,
     )
     checkpoint = output.with_name(output.name + ".checkpoint.pt")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(total=args.steps) as bar:
         for done, loss, accuracy in train(encoder, known, args, checkpoint):
-            if not bar.n:  # a resumed run goes on where it was, and so does its time left
+            if not bar.n:  # of a resumed run: the estimate of the time left counts its steps only
                 bar.initial = bar.n = done - 1
             bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", refresh=False)
             bar.update()

@@ -15,6 +15,7 @@ from sqlenv import (
     Example,
     Sandbox,
     UserError,
+    by_database,
     canonical_sql,
     extract_sql,
     load_dataset,
@@ -139,6 +140,13 @@ def test_not_a_dataset_folder(tmp_path):
         load_dataset(tmp_path, "de", "dev")
     with pytest.raises(UserError, match="does not exist"):
         load_dataset(tmp_path / "nowhere", "de", "dev")
+
+
+def test_by_database_keeps_the_order():
+    examples = [Example(f"q{i}", "en", db_id, "SELECT 1", Path()) for i, db_id in enumerate("bab")]
+    first, second, third = examples
+    groups = by_database(examples)
+    assert groups == {"b": [first, third], "a": [second]} and list(groups) == ["b", "a"]
 
 
 def test_embedded_dataset():

@@ -53,7 +53,7 @@ class FakeEncoder(SemanticReward):
     def __init__(self, scores: dict[str, float] | None = None):
         self.scores, self.seen = scores or {}, []
         self.encoder = SimpleNamespace(with_schema=False, fits=lambda texts: [True] * len(texts))
-        self.calibrated, self.gated = False, True
+        self.score, self.gate = "cosine", True
 
     def cosines(self, questions, golds, sqls):
         assert len(questions) == len(golds) == len(sqls)

@@ -1,15 +1,15 @@
-"""What an evaluation of an encoder shows and writes: Markdown tables, JSON and a plot."""
+"""The output of an encoder's evaluation: Markdown tables and a plot."""
 
 import os
 from pathlib import Path
 
-from encoder.negatives import KINDS
+from encoder.batches import KINDS
 from sqlenv import LANGUAGES, UserError
 from sqlenv.files import write_file
 
 LABELS = {
     "mean_over_kinds": "mean over kinds",
-    "all_near_misses": "all near misses",
+    "all_hard_negatives": "all hard negatives",
     "other_sql": "other SQL of the database",
     "mrr": "MRR",
     "recall@1": "recall@1",
@@ -18,11 +18,12 @@ LABELS = {
     "and_or": "AND / OR",
     "set_operation": "set operation",
 }
-SHARES = (*KINDS, "mean_over_kinds", "all_near_misses", "other_sql")
+SHARES = (*KINDS, "mean_over_kinds", "all_hard_negatives", "other_sql")
 RETRIEVAL = ("mrr", "recall@1", "english_recall@1", "gold_too_long")
 
 
 def languages(report: dict) -> list[str]:
+    """The languages that a report has."""
     return [key for key in report if key in LANGUAGES]
 
 
@@ -42,11 +43,11 @@ def text_of(report: dict) -> str:
     )
 
 
-def cell(one: dict | None) -> str:
-    """A share with its 95 % interval, in percent: ``61.4 (56-67)``."""
-    if one is None or one["value"] is None:
+def cell(share: dict | None) -> str:
+    """A share with its 95 % interval, in percent: `61.4 (56-67)`."""
+    if share is None or share["value"] is None:
         return "-"
-    value, low, high = (100 * one[key] for key in ("value", "low", "high"))
+    value, low, high = (100 * share[key] for key in ("value", "low", "high"))
     return f"{value:.1f} ({low:.0f}-{high:.0f})"
 
 
@@ -63,33 +64,35 @@ def metric_table(report: dict, metrics: tuple[str, ...]) -> list[tuple[str, ...]
 
 
 def calibration_table(calibration: dict | None) -> list[tuple[str, ...]]:
+    """A row for each bin of scores."""
     if not calibration:
         return []
     rows = [
         (
-            f"{one['low']:.1f}-{one['high']:.1f}",
-            f"{100 * one['score']:.1f}",
-            cell(one["right"]),
-            str(one["right"]["n"]),
+            f"{scores['low']:.1f}-{scores['high']:.1f}",
+            f"{100 * scores['score']:.1f}",
+            cell(scores["right"]),
+            str(scores["right"]["n"]),
         )
-        for one in calibration["bins"]
+        for scores in calibration["bins"]
     ]
     return [("score", "mean score", "right", "pairs"), *rows]
 
 
 def row_table(name: str, values: dict | None) -> list[tuple[str, ...]]:
-    """One row of values, and one of their n."""
+    """A row of shares, and a row of their n."""
     if not values:
         return []
     heading = ("", *(key.replace("_", " ") for key in values))
-    ns = (str(one["n"]) for one in values.values())
+    ns = (str(share["n"]) for share in values.values())
     return [heading, (name, *map(cell, values.values())), ("n", *ns)]
 
 
 def gaming_table(gaming: dict) -> list[tuple[str, ...]]:
+    """A row for each attack, then the shares of questions where none succeeds."""
     rows = [
-        (name.replace("_", " "), "yes" if one["trained"] else "no", cell(one), str(one["n"]))
-        for name, one in gaming["attacks"].items()
+        (name.replace("_", " "), "yes" if share["trained"] else "no", cell(share), str(share["n"]))
+        for name, share in gaming["attacks"].items()
     ]
     for label, key in (("none of them", "none_above"), ("none held out", "none_held_out_above")):
         rows.append((label, "", cell(gaming[key]), str(gaming[key]["n"])))
@@ -97,6 +100,7 @@ def gaming_table(gaming: dict) -> list[tuple[str, ...]]:
 
 
 def markdown_table(rows: list[tuple[str, ...]]) -> str:
+    """Rows as a Markdown table with aligned columns, the first row as its heading."""
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |"
@@ -108,7 +112,7 @@ def markdown_table(rows: list[tuple[str, ...]]) -> str:
 
 
 def plot(path: Path, report: dict) -> None:
-    """Draws the shares of gold above its rivals, and the calibration curve where there is one."""
+    """Plots the shares of gold above its rivals and, if there is one, the calibration curve."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -131,20 +135,20 @@ def plot(path: Path, report: dict) -> None:
 
 
 def plot_shares(axis, report: dict) -> None:
-    """A bar with its interval for the average of the languages, a dot for each language."""
+    """A bar with its interval for the average of the languages, and a dot for each language."""
     average = report.get("average", {})
     metrics = [metric for metric in SHARES if metric in average]
     for place, metric in enumerate(metrics):
-        one = average[metric]
+        value, low, high = (100 * average[metric][key] for key in ("value", "low", "high"))
         color = "C0" if metric in KINDS else "0.45"
-        axis.barh(place, 100 * one["value"], color=color, alpha=0.35, height=0.7)
-        axis.plot([100 * one["low"], 100 * one["high"]], [place, place], color=color, linewidth=2.5)
+        axis.barh(place, value, color=color, alpha=0.35, height=0.7)
+        axis.plot([low, high], [place, place], color=color, linewidth=2.5)
     langs = languages(report)
     for number, lang in enumerate(langs):
-        found = [(i, report[lang][m]) for i, m in enumerate(metrics) if m in report[lang]]
-        # A little apart, so that equal values can be told from one another.
-        places = [i + 0.5 * ((number + 0.5) / len(langs) - 0.5) for i, _ in found]
-        shares = [100 * one["value"] for _, one in found]
+        shown = [i for i, metric in enumerate(metrics) if metric in report[lang]]
+        # Each language has its own height within a bar, so that equal values do not overlap.
+        places = [i + 0.5 * ((number + 0.5) / len(langs) - 0.5) for i in shown]
+        shares = [100 * report[lang][metrics[i]]["value"] for i in shown]
         axis.scatter(shares, places, s=16, color=f"C{number + 1}", label=lang, zorder=3)
     labels = [f"{LABELS.get(metric, metric)} ({average[metric]['n']})" for metric in metrics]
     axis.set_yticks(range(len(metrics)), labels)
@@ -163,14 +167,14 @@ def plot_shares(axis, report: dict) -> None:
 
 
 def plot_calibration(axis, calibration: dict) -> None:
-    """The share that is right in each bin of scores, beside the diagonal."""
+    """The share that is right in each bin of scores, and the diagonal."""
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
-    scores = [one["score"] for one in calibration["bins"]]
-    right = [one["right"] for one in calibration["bins"]]
-    values = [one["value"] for one in right]
+    scores = [row["score"] for row in calibration["bins"]]
+    right = [row["right"] for row in calibration["bins"]]
+    values = [share["value"] for share in right]
     errors = [
-        [one["value"] - one["low"] for one in right],
-        [one["high"] - one["value"] for one in right],
+        [share["value"] - share["low"] for share in right],
+        [share["high"] - share["value"] for share in right],
     ]
     axis.errorbar(scores, values, yerr=errors, marker="o", markersize=4, capsize=2, color="C0")
     axis.set_xlim(-0.02, 1.02)
@@ -185,11 +189,9 @@ def plot_calibration(axis, calibration: dict) -> None:
 
 
 def check_writable(outputs: dict[str, str | None]) -> None:
-    """Raises UserError for an option's path that could not be written, before there is anything to
-    lose.
-    """
+    """Raises UserError for an option's path that cannot be written, before anything is computed."""
     for option, path in outputs.items():
         if path:
-            folder = next(one for one in Path(path).absolute().parents if one.exists())
+            folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
             if Path(path).is_dir() or not os.access(folder, os.W_OK):
                 raise UserError(f"{option} {path}: cannot be written")

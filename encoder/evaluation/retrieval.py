@@ -1,8 +1,8 @@
-"""Gold among its rivals: near misses, the other SQL of its database, and other questions.
+"""The rank of gold among hard negatives, the other SQL of its database, and other questions.
 
-A reward is worth as much as the order it puts things in, so what is measured here is order: how
-often gold scores strictly above a rival, and where it stands among all of them. SQL too long to be
-read to its end counts as the lowest cosine, -1, as the reward gives it 0.
+GRPO compares the completions of a group, so these metrics measure order: how often gold scores
+strictly above a rival, and its rank among all of them. SQL too long to be read to its end counts as
+the lowest cosine, -1, because the reward gives it 0.
 """
 
 from collections import defaultdict
@@ -14,33 +14,39 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from encoder.negatives import KINDS, Mutant, hard_negatives
-from encoder.pairs import Entry
+from encoder.batches import KINDS, Entry, hard_negatives
+from encoder.model import ContrastiveEncoder
 from encoder.text import sql_text
+from sqlenv import Mutant
 from sqlenv.metrics.bootstrap import resampled_means, summary
 
-BLOCK = 256  # texts embedded between two moves of the progress bar
+BLOCK = 256  # texts embedded between two updates of the progress bar
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its gold SQL and that one's rivals, all SQL as the encoder reads it."""
+    """A question, its gold SQL and rivals of that, all SQL as the encoder reads it.
+
+    Attributes:
+        entry: the entry of the gold SQL, shared with translations of the question.
+        others: gold SQL of other questions on the database.
+    """
 
     text: str
     lang: str
-    entry: Entry  # shared with its translations
+    entry: Entry
     gold: str
-    near_misses: tuple[Mutant, ...] = ()
-    others: tuple[str, ...] = ()  # gold of other questions on the database
+    hard_negatives: tuple[Mutant, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def cluster(self) -> tuple[str, str]:
-        """What translations of each other share: the bootstrap draws them together."""
+        """Equal for translations of each other, which the bootstrap draws together."""
         return self.entry.db_id, self.entry.gold
 
 
 def spread(items: Sequence, count: int) -> list:
-    """`count` items at even distances; all of them if there are not so many, or it is 0.
+    """`count` items at even distances; all of them if there are fewer, or if `count` is 0.
 
     >>> spread("abcdefg", 3)
     ['a', 'c', 'e']
@@ -51,53 +57,61 @@ def spread(items: Sequence, count: int) -> list:
 
 
 def choose_questions(
-    entries: list[Entry], langs: Sequence[str], limit: int, with_schema: bool
+    entries: list[Entry], langs: Sequence[str], *, limit: int, with_schema: bool
 ) -> list[Question]:
     """`limit` questions of each language (0: all), evenly spread over the entries.
 
-    A question may stand in the data with several golds: none of them is a rival of another.
+    The data may have several golds for one question: none of them is a rival of another.
     """
-
-    def text(sql: str, entry: Entry) -> str:
-        return sql_text(sql, entry.schema if with_schema else None)
-
-    gold = [text(entry.gold, entry) for entry in entries]
+    gold = [_text(entry.gold, entry, with_schema) for entry in entries]
     golds, answers = defaultdict(list), defaultdict(set)
     for entry, sql in zip(entries, gold):
         golds[entry.db_id].append(sql)
         for _, question in entry.questions:
             answers[entry.db_id, question].add(sql)
-    misses: dict[int, list[Mutant]] = {}
+    negatives: dict[int, list[Mutant]] = {}
     chosen = []
     for lang in langs:
-        asked = [(i, q) for i, e in enumerate(entries) for one, q in e.questions if one == lang]
+        asked = [
+            (i, text) for i, e in enumerate(entries) for tag, text in e.questions if tag == lang
+        ]
         for i, question in spread(asked, limit):
             entry = entries[i]
-            if i not in misses:
-                kinds: dict[str, str] = {}  # of texts: two near misses may read alike
-                for miss in hard_negatives(entry.gold, entry.schema):
-                    kinds.setdefault(text(miss.sql, entry), miss.kind)
-                misses[i] = [Mutant(sql, kind) for sql, kind in kinds.items()]
+            if i not in negatives:
+                negatives[i] = _distinct_negatives(entry, with_schema)
             right = answers[entry.db_id, question]
-            near = tuple(miss for miss in misses[i] if miss.sql not in right)
+            hard = tuple(negative for negative in negatives[i] if negative.sql not in right)
             others = tuple(sql for sql in golds[entry.db_id] if sql not in right)
-            chosen.append(Question(question, lang, entry, gold[i], near, others))
+            chosen.append(Question(question, lang, entry, gold[i], hard, others))
     return chosen
 
 
+def _text(sql: str, entry: Entry, with_schema: bool) -> str:
+    return sql_text(sql, entry.schema if with_schema else None)
+
+
+def _distinct_negatives(entry: Entry, with_schema: bool) -> list[Mutant]:
+    """The hard negatives of an entry as the encoder reads them, equal texts once."""
+    kinds: dict[str, str] = {}
+    for negative in hard_negatives(entry.gold, entry.schema):
+        kinds.setdefault(_text(negative.sql, entry, with_schema), negative.kind)
+    return [Mutant(sql, kind) for sql, kind in kinds.items()]
+
+
 class Embeddings:
-    """Questions and SQL texts, each distinct one embedded once, with a progress bar.
+    """Embeddings of questions and SQL, each distinct text embedded once, with a progress bar.
 
     Args:
-        encoder: a ContrastiveEncoder.
-        questions, sqls: all texts that `cosines` will be asked for.
+        encoder: what embeds them.
+        questions: all questions that `cosines` will be called with.
+        sqls: all SQL texts that `cosines` will be called with.
     """
 
-    def __init__(self, encoder, questions: Iterable[str], sqls: Iterable[str]):
+    def __init__(self, encoder: ContrastiveEncoder, questions: Iterable[str], sqls: Iterable[str]):
         self.rows: dict[str, dict[str, int]] = {}
         self.matrix: dict[str, Tensor] = {}  # (N, D) float32
         for kind, texts in (("query", questions), ("sql", sqls)):
-            # Texts of like lengths together: little is spent on padding.
+            # Texts of similar length go together, so that there is little padding.
             distinct = sorted(set(texts), key=lambda text: (len(text), text))
             self.rows[kind] = {text: row for row, text in enumerate(distinct)}
             blocks = [distinct[i : i + BLOCK] for i in range(0, len(distinct), BLOCK)]
@@ -111,40 +125,47 @@ class Embeddings:
         self.too_long = torch.tensor([not fit for fit in fits], dtype=torch.bool)  # (N,)
 
     def cosines(self, question: str, texts: Sequence[str], kind: str = "sql") -> Tensor:
-        """Cosine of a question with SQL texts, or with questions, float32[len(texts)]."""
-        places = [self.rows[kind][text] for text in texts]
-        # A sum row by row: equal embeddings give equal cosines, which a matrix product does not.
+        """Cosines of a question with SQL texts, or with questions, float32[len(texts)]."""
+        rows = [self.rows[kind][text] for text in texts]
         asked = self.matrix["query"][self.rows["query"][question]]  # (D,)
-        found = (self.matrix[kind][places] * asked).sum(dim=-1)
-        return found.masked_fill(self.too_long[places], -1.0) if kind == "sql" else found
+        # Row by row: a matrix product may give equal embeddings different cosines.
+        cosines = (self.matrix[kind][rows] * asked).sum(dim=-1)
+        return cosines.masked_fill(self.too_long[rows], -1.0) if kind == "sql" else cosines
 
     def is_too_long(self, sql: str) -> bool:
+        """Whether the encoder cannot read the SQL to its end."""
         return bool(self.too_long[self.rows["sql"][sql]])
 
 
-def near_miss_metrics(question: Question, embeddings: Embeddings) -> dict[str, float]:
-    """{kind: share of the near misses of that kind that gold scores above, "all_near_misses":
-    1.0 if it scores above each of them}; empty if there are none.
+def hard_negative_metrics(question: Question, embeddings: Embeddings) -> dict[str, float]:
+    """How often gold scores above its hard negatives. Empty if there are none.
 
     With gold at 0.5, "limit" at 0.4 and 0.6, "sort" at 0.5: limit 0.5, sort 0, all 0.
+
+    Returns:
+        {kind: share of the hard negatives of that kind that gold scores above,
+        "all_hard_negatives": 1.0 if it scores above each of them, or else 0.0}
     """
-    if not question.near_misses:
+    if not question.hard_negatives:
         return {}
-    texts = [question.gold, *(miss.sql for miss in question.near_misses)]
+    texts = [question.gold, *(negative.sql for negative in question.hard_negatives)]
     gold, *rivals = embeddings.cosines(question.text, texts).tolist()
-    won = defaultdict(list)
-    for miss, rival in zip(question.near_misses, rivals):
-        won[miss.kind].append(gold > rival)
-    shares = {kind: sum(ones) / len(ones) for kind, ones in won.items()}
-    return {**shares, "all_near_misses": float(gold > max(rivals))}
+    wins = defaultdict(list)
+    for negative, rival in zip(question.hard_negatives, rivals):
+        wins[negative.kind].append(gold > rival)
+    shares = {kind: sum(outcomes) / len(outcomes) for kind, outcomes in wins.items()}
+    return {**shares, "all_hard_negatives": float(gold > max(rivals))}
 
 
 def retrieval_metrics(question: Question, embeddings: Embeddings) -> dict[str, float]:
-    """Where gold stands among the SQLs of its database; empty if it is the only one.
+    """The rank of gold among the SQL of its database. Empty if there is no other.
 
-    "other_sql": the chance that it scores above one of the others drawn at random; "mrr": 1 / its
-    rank; "recall@1": 1.0 if it is first. A tie counts against it. With gold at 0.5 and others
-    at 0.9, 0.5 and 0.1, the rank is 3: other_sql 1/3, mrr 1/3, recall@1 0.
+    A tie counts against gold. With gold at 0.5 and others at 0.9, 0.5 and 0.1, its rank is 3:
+    other_sql 1/3, mrr 1/3, recall@1 0.
+
+    Returns:
+        {"other_sql": share of the others that gold scores above, "mrr": 1 / rank, "recall@1": 1.0
+        if its rank is 1, or else 0.0}
     """
     if not question.others:
         return {}
@@ -158,81 +179,91 @@ def retrieval_metrics(question: Question, embeddings: Embeddings) -> dict[str, f
 
 
 def english_questions(entries: list[Entry]) -> dict[str, dict[str, set[str]]]:
-    """{database: {English question: the golds that it has}}"""
-    found: dict = defaultdict(lambda: defaultdict(set))
+    """{database: {English question: its golds}}"""
+    golds: dict = defaultdict(lambda: defaultdict(set))
     for entry in entries:
         for lang, question in entry.questions:
             if lang == "en":
-                found[entry.db_id][question].add(entry.gold)
-    return found
+                golds[entry.db_id][question].add(entry.gold)
+    return golds
 
 
 def english_metrics(
     question: Question, english: dict[str, dict[str, set[str]]], embeddings: Embeddings
 ) -> dict[str, float]:
-    """{"english_recall@1": 1.0 if an English question with its gold is closer than all others on
-    the database}; empty for English questions, and if there is none, or no other.
+    """Whether a question is closer to its English translation than to other English questions.
+
+    Returns:
+        {"english_recall@1": 1.0 if an English question with the same gold is closer than all others
+        on the database, or else 0.0}. Empty for an English question, or if there is no translation,
+        or no other English question.
     """
-    found = english.get(question.entry.db_id, {})
-    same = torch.tensor([question.entry.gold in golds for golds in found.values()])
-    if question.lang == "en" or not found or same.all() or not same.any():
+    golds_of = english.get(question.entry.db_id, {})
+    same = torch.tensor([question.entry.gold in golds for golds in golds_of.values()])
+    if question.lang == "en" or not golds_of or same.all() or not same.any():
         return {}
-    cosines = embeddings.cosines(question.text, list(found), "query")
+    cosines = embeddings.cosines(question.text, list(golds_of), "query")
     return {"english_recall@1": float(cosines[same].max() > cosines[~same].max())}
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over n questions, and the same of resamples of them, (RESAMPLES,)."""
+    """A mean over n questions, and the means of resamples of them, (RESAMPLES,)."""
 
     value: float
     resampled: np.ndarray
     n: int
 
     def interval(self) -> dict:
-        """{"value", "low", "high", "n"}, the 95 % interval being that of the resamples."""
+        """{"value", "low", "high", "n"} with the 95 % interval of the resamples."""
         return summary(self.value, self.resampled, self.n)
 
 
 def mean_of(means: Sequence[Mean], n: int) -> Mean:
-    """The mean of means, each of which counts alike, whatever its n."""
-    resampled = np.stack([one.resampled for one in means])  # (len(means), RESAMPLES)
+    """The unweighted mean of means, whatever the n of each."""
+    resampled = np.stack([mean.resampled for mean in means])  # (len(means), RESAMPLES)
     known = ~np.isnan(resampled)  # a small group may be missing from a resample
     with np.errstate(invalid="ignore"):
         average = np.where(known, resampled, 0).sum(axis=0) / known.sum(axis=0)
-    return Mean(float(np.mean([one.value for one in means])), average, n)
+    return Mean(float(np.mean([mean.value for mean in means])), average, n)
 
 
 def summarize(
     questions: Sequence[Question], metrics: Sequence[dict[str, float]], seed: int
 ) -> dict:
-    """report[lang or "average"][metric] = {"value", "low", "high", "n"}; one dict per question.
+    """Means of the questions' metrics, with intervals.
 
-    A question counts where it has the metric. "mean_over_kinds" is the mean of the kinds of near
-    misses, and "average" that of the languages, in which each counts alike.
+    Args:
+        questions: N questions.
+        metrics: the metrics of each; a question counts only where it has the metric.
+        seed: of the bootstrap.
+    Returns:
+        report[lang or "average"][metric] = {"value", "low", "high", "n"}. "mean_over_kinds" is the
+        unweighted mean of the kinds of hard negatives, and "average" that of the languages.
     """
-    rows = [(q, name, value) for q, one in zip(questions, metrics) for name, value in one.items()]
+    rows = [(q, name, value) for q, row in zip(questions, metrics) for name, value in row.items()]
     if not rows:
         return {}
     groups = [(question.lang, name) for question, name, _ in rows]
     values = np.array([value for _, _, value in rows])
     clusters = [question.cluster for question, _, _ in rows]
-    found = defaultdict(list)
+    values_of = defaultdict(list)
     for group, value in zip(groups, values):
-        found[group].append(value)
+        values_of[group].append(value)
     table: dict[str, dict[str, Mean]] = defaultdict(dict)
-    for (lang, name), resampled in resampled_means(values[:, None], groups, clusters, seed).items():
-        ones = found[lang, name]
-        table[lang][name] = Mean(float(np.mean(ones)), resampled[:, 0], len(ones))
-    for means in table.values():
-        kinds = [means[kind] for kind in KINDS if kind in means]
+    for (lang, name), resampled in resampled_means(
+        values[:, None], groups, clusters, seed=seed
+    ).items():
+        members = values_of[lang, name]
+        table[lang][name] = Mean(float(np.mean(members)), resampled[:, 0], len(members))
+    for row in table.values():
+        kinds = [row[kind] for kind in KINDS if kind in row]
         if kinds:
-            means["mean_over_kinds"] = mean_of(kinds, means["all_near_misses"].n)
+            row["mean_over_kinds"] = mean_of(kinds, row["all_hard_negatives"].n)
     langs = list(table)
     for name in dict.fromkeys(name for lang in langs for name in table[lang]):
-        ones = [table[lang][name] for lang in langs if name in table[lang]]
-        table["average"][name] = mean_of(ones, sum(one.n for one in ones))
+        means = [table[lang][name] for lang in langs if name in table[lang]]
+        table["average"][name] = mean_of(means, sum(mean.n for mean in means))
     return {
-        lang: {name: mean.interval() for name, mean in means.items()}
-        for lang, means in table.items()
+        lang: {name: mean.interval() for name, mean in row.items()} for lang, row in table.items()
     }
