@@ -1,8 +1,8 @@
-"""The sandbox on real worker processes: what is allowed, what is not, and that it survives both.
+"""The sandbox with real worker processes: allowed, denied and hostile queries, limits and failures.
 
-`hostile_sql.jsonl` has a hostile query a line: its text as `sql` (a list where a piece is repeated:
-`["SELECT 1", [", {i}", 3]]` is SELECT 1, 1, 2, 3), the `status` it must have (`denied|error` where
-that depends on how SQLite was built) and `why`.
+Each line of ``hostile_sql.jsonl`` has a hostile query: its text ``sql`` (a list if a piece is
+repeated: ``["SELECT 1", [", {i}", 3]]`` is SELECT 1, 1, 2, 3), the ``status`` it must have
+(``denied|error`` if that depends on the build of SQLite) and ``why``.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from sqlenv import Sandbox, UserError
+from sqlenv.files import read_only_uri
 from sqlenv.sandbox import sandbox as sandbox_module
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +87,7 @@ def sandbox():
 
 @pytest.fixture
 def unharmed(database, sandbox):
-    """Afterwards the file is what it was, nothing lies beside it, and queries still work."""
+    """Afterwards the file is unchanged, its folder has no new file, and queries still work."""
     before = hashlib.sha256(database.read_bytes()).digest()
     yield
     assert hashlib.sha256(database.read_bytes()).digest() == before
@@ -118,8 +119,8 @@ def hostile_results(database, patient):
     hasty = [number for number, line in enumerate(HOSTILE) if times_out(line)]
     results = {}
     with Sandbox(workers=2, timeout=0.1) as sandbox:
-        found = sandbox.run_many([query for number in hasty for query in queries[number]])
-        for number, pair in zip(hasty, zip(found[::2], found[1::2])):
+        executions = sandbox.run_many([query for number in hasty for query in queries[number]])
+        for number, pair in zip(hasty, zip(executions[::2], executions[1::2])):
             results[number] = *pair, peak_memory(sandbox)
     return queries, results
 
@@ -166,7 +167,7 @@ def test_the_system_limits_the_workers(database):
         assert 0 < resource.prlimit(pid, resource.RLIMIT_CPU)[0] < 20
 
 
-def test_a_limit_that_the_system_lacks_is_said_once(database, tmp_path, monkeypatch, caplog):
+def test_a_limit_that_the_system_lacks_is_reported_once(database, tmp_path, monkeypatch, caplog):
     """As on macOS, where the address space cannot be limited; SQLite's own memory still is."""
     worker = tmp_path / "worker.py"
     worker.write_text(
@@ -174,7 +175,7 @@ def test_a_limit_that_the_system_lacks_is_said_once(database, tmp_path, monkeypa
         f"runpy.run_path({str(sandbox_module.WORKER)!r}, run_name='__main__')"
     )
     monkeypatch.setattr(sandbox_module, "WORKER", worker)
-    sandbox_module._warn_of.cache_clear()
+    sandbox_module._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING), Sandbox(workers=2, memory_mb=16) as sandbox:
         results = sandbox.run_many([(database, "SELECT 1")] * 4 + [(database, MEMORY_BOMB)])
     assert [execution.status for execution in results] == ["ok"] * 4 + ["too_large"]
@@ -206,8 +207,8 @@ PRINTED += ["%,d", "%!.20g", "%Z", "%", "%-", "%llu", "%q%w"]
 DATES = ["'2020-02-30'", "'2020-01-31', '+1 month'", "2459000.5", "0, 'unixepoch'", "NULL", "'x'"]
 
 
-def test_functions_that_are_watched_give_what_sqlite_gives(sandbox, database):
-    """printf and the date functions, which the worker calls by a detour."""
+def test_replaced_functions_give_the_same_as_those_of_sqlite(sandbox, database):
+    """printf and the date functions, which the worker replaces."""
     values = [
         ("3", "2.5", "'it''s'", "-7", "NULL"),
         ("NULL",) * 5,
@@ -291,7 +292,7 @@ def test_a_worker_that_is_stuck_is_killed_while_the_other_works_on(database):
         results = sandbox.run_many(queries)
         duration = time.monotonic() - start
     assert (results[0].status, {e.status for e in results[1:]}) == ("timeout", {"ok"})
-    # Were the clock looked at only when the other worker is quiet, it would be killed at the end.
+    # If the time were checked only when the other worker is idle, it would be killed at the end.
     assert results[0].seconds < 0.8 * duration
 
 
@@ -342,8 +343,8 @@ def test_a_slow_query_gives_the_rest_of_its_chunk_back(database):
         (result,) = sandbox.run_many([(database, "SELECT 1")])
         worker = sandbox._workers[0]
         path = os.fspath(database)
-        place = sandbox_module._uri(path), sandbox_module._stamp(path)
-        worker.give([sandbox_module.Job(i, path, place, slow) for i in range(3)])
+        version = read_only_uri(path), sandbox_module._file_version(path)
+        worker.submit([sandbox_module.Job(i, path, version, slow) for i in range(3)])
         answers = []
         while not answers:
             answers += worker.receive()
@@ -361,7 +362,7 @@ def test_a_late_answer_is_not_taken_for_the_next_query(database, monkeypatch):
 
             patch.setattr(sandbox._selector, "select", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                sandbox.run(database, "SELECT 'the interrupted one'")
+                sandbox.run(database, "SELECT 'interrupted'")
         assert sandbox.run(database, "SELECT 'next'").rows == [("next",)]
 
 
@@ -377,7 +378,7 @@ def test_a_replaced_file_is_read_anew(sandbox, tmp_path):
         assert sandbox.run(path, "SELECT v FROM t").rows == [(value,)]
 
 
-def test_unreadable_databases_are_the_users_to_mend(sandbox, database, tmp_path):
+def test_unreadable_databases_are_a_user_error(sandbox, database, tmp_path):
     text = tmp_path / "text.sqlite"
     text.write_text("this is not a database" * 100)
     for path in (tmp_path / "missing.sqlite", text, tmp_path):

@@ -1,4 +1,4 @@
-"""Runs SQL that may be hostile: worker processes with limits, and their parent."""
+"""Runs untrusted SQL in worker processes with limits on time, memory and size of the result."""
 
 from sqlenv.sandbox.sandbox import Execution, Sandbox
 

@@ -1,10 +1,10 @@
-"""Running SQL that a language model wrote, as hostile as it may be, against a SQLite file.
+"""Executes SQL written by a language model, which may be hostile, on a SQLite file.
 
-A time limit on SQL is only sound if the process that runs it can be killed: SQLite's progress
-handler is not called inside a long function or sort, and Python cannot stop a thread. So queries
-run in worker processes (`worker.py`) that are reused from query to query, watched from here, and
-killed and replaced where one does not answer in time. They get queries in chunks; those that a lost
-worker has left unanswered run again one by one, so that a worker that dies costs one query at most.
+A time limit on SQL is reliable only if the process that runs it can be killed: SQLite does not call
+its progress handler inside a long function or sort, and Python cannot stop a thread. So queries run
+in worker processes (``worker.py``). This module reuses them, and kills and replaces a worker that
+does not answer in time. Workers get queries in chunks. The unanswered queries of a lost worker run
+again one at a time, so that the loss of a worker fails one query at most.
 POSIX only (Linux, macOS, WSL).
 
     with Sandbox() as sandbox:
@@ -31,9 +31,9 @@ from sqlenv.files import read_only_uri
 from sqlenv.sandbox.worker import HEADER
 
 MAX_SQL = 100_000  # bytes of UTF-8 in a query
-GRACE = 0.5  # seconds that a worker has to stop a query itself before it is killed
-START = 60.0  # seconds that a worker has to start, on a machine under load
-CHUNK = 32  # queries in one message to a worker
+KILL_DELAY = 0.5  # seconds after the timeout in which a worker can stop a query itself
+START_TIMEOUT = 60.0  # seconds in which a worker must start, on a machine under load
+CHUNK_SIZE = 32  # queries in one message to a worker
 WORKER = Path(__file__).with_name("worker.py")
 
 logger = logging.getLogger(__name__)
@@ -41,17 +41,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What became of one query.
+    """The result of one query.
 
-    status   "ok", "error" (SQLite rejects it), "denied" (it does more than read, or is not
-             deterministic), "timeout" or "too_large" (its text, its result or its memory)
-    columns  names of the result's columns; () unless ok
-    rows     tuples of None, int, float, str and bytes; [] unless ok
-    error    one line of explanation; None if ok
-    seconds  wall-clock time inside the worker
-    reads    lower-case (table, column) pairs that the query reads, aliases resolved, views as
-             well as the tables beneath them; column "" where a table is read but no column of
-             it, as in count(*). Empty where a query could not be prepared or had to be killed.
+    Attributes:
+        status: "ok", "error" (SQLite rejects it), "denied" (it does more than read, or is not
+            deterministic), "timeout" or "too_large" (its text, its result or its memory).
+        columns: names of the result's columns; () unless ok.
+        rows: tuples of None, int, float, str and bytes; [] unless ok.
+        error: one line of explanation; None if ok.
+        seconds: wall-clock time inside the worker.
+        reads: (table, column) pairs that the query reads, in lower case, with aliases resolved, of
+            views and of the tables below them. The column is "" if a table is read without any of
+            its columns, as in count(*). Empty if the query could not be prepared or was killed.
     """
 
     status: str
@@ -63,29 +64,34 @@ class Execution:
 
 
 class Job(NamedTuple):
-    """A query on its way: its place in the results, and the database as path, and as uri, stamp."""
+    """A query to run."""
 
-    index: int
+    index: int  # in the results
     path: str
-    database: tuple[str, tuple[int, int, int]]
+    database: tuple[str, tuple[int, int, int]]  # URI and version of the file
     sql: str
-    alone: bool = False  # after a worker was lost with several: to see with which
+    alone: bool = False  # in a chunk of its own, after a worker was lost with several queries
 
 
 class Sandbox:
-    """A pool of worker processes that run queries, each read-only and within limits.
+    """A pool of worker processes that run queries, read-only and within limits.
 
-    workers    processes; they start when first needed
-    timeout    seconds per query
-    max_rows, max_bytes   of a result, as sent to this process; no single value inside a query
-               may be longer than max_bytes either
-    memory_mb  what SQLite may allocate in a worker, in MiB
+    Use it as a context manager, or call ``close()``. It can be shared by threads.
 
-    Use it as a context manager, or call `close()`. Threads may share one.
+    Args:
+        workers: number of processes, which start when first needed.
+        timeout: seconds for each query.
+        max_rows: rows of a result.
+        max_bytes: bytes of a result as sent to this process, and of any value inside a query.
+        memory_mb: MiB that SQLite may allocate in a worker.
+
+    Raises:
+        ValueError: ``workers`` or ``timeout`` is not positive.
     """
 
     def __init__(
         self,
+        *,
         workers: int = 2,
         timeout: float = 2.0,
         max_rows: int = 20_000,
@@ -101,38 +107,44 @@ class Sandbox:
         self._lock = threading.Lock()
 
     def run(self, db_path: str | os.PathLike, sql: str) -> Execution:
-        """Run one query. Raises UserError if the database file is missing or unreadable."""
+        """Runs one query.
+
+        Raises:
+            UserError: the database file is missing or unreadable.
+        """
         return self.run_many([(db_path, sql)])[0]
 
     def run_many(self, queries: Iterable[tuple[str | os.PathLike, str]]) -> list[Execution]:
-        """Run (db_path, sql) pairs in parallel over the workers; results in the order given.
+        """Runs (db_path, sql) pairs in parallel and returns their results in the same order.
 
-        Raises UserError, before any query runs, if a database file is missing, and when its turn
-        comes if it is not a readable SQLite database.
+        Raises:
+            UserError: a database file is missing (raised before any query runs), or is not a
+                readable SQLite database.
         """
         queries = [(os.fspath(path), sql) for path, sql in queries]
         databases = {
-            path: (read_only_uri(path), _stamp(path)) for path in {path for path, _ in queries}
+            path: (read_only_uri(path), _file_version(path))
+            for path in {path for path, _ in queries}
         }
-        results = [_refuse(sql) for _, sql in queries]
+        results = [_reject(sql) for _, sql in queries]
         jobs = [
             Job(index, path, databases[path], sql)
             for index, (path, sql) in enumerate(queries)
             if results[index] is None
         ]
-        # One database after the other, since opening one takes longer than most queries.
+        # Sorted by database, since opening a database takes longer than most queries.
         jobs = deque(sorted(jobs, key=lambda job: job.path))
         with self._lock:
             try:
-                self._drain(jobs, results)
+                self._run_jobs(jobs, results)
             except BaseException:
-                # What a busy worker answers later would be taken for the next query's result.
+                # The late answer of a busy worker would be taken for the result of the next query.
                 self._stop(slot for slot, worker in enumerate(self._workers) if worker)
                 raise
         return results
 
     def close(self) -> None:
-        """End the worker processes. A later `run` would start new ones."""
+        """Ends the worker processes. A later ``run`` starts new ones."""
         with self._lock:
             self._stop(slot for slot, worker in enumerate(self._workers) if worker)
 
@@ -142,68 +154,70 @@ class Sandbox:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def _drain(self, jobs: deque[Job], results: list) -> None:
-        """Hand out the jobs and collect the results until none is left."""
+    def _run_jobs(self, jobs: deque[Job], results: list) -> None:
+        """Distributes the jobs and collects the results until none is left."""
         while True:
             for slot in range(len(self._workers)):
                 if jobs and slot not in self._busy():
-                    self._worker(slot).give(self._chunk(jobs))
+                    self._worker(slot).submit(self._next_chunk(jobs))
             busy = self._busy()
             if not busy:
                 return
-            since = min(self._workers[slot].since for slot in busy)
-            wait = since + self.timeout + GRACE - time.monotonic()
+            oldest = min(self._workers[slot].last_active for slot in busy)
+            wait = oldest + self.timeout + KILL_DELAY - time.monotonic()
             for key, _ in self._selector.select(max(wait, 0)):
                 self._collect(key.data, jobs, results)
-            self._expire(jobs, results)
+            self._kill_expired(jobs, results)
 
-    def _chunk(self, jobs: deque[Job]) -> list[Job]:
-        """Take jobs for one worker; few at the end, so that all workers end at the same time."""
+    def _next_chunk(self, jobs: deque[Job]) -> list[Job]:
+        """Takes jobs for one worker. Chunks shrink, so that all workers end at the same time."""
         size = 1 + len(jobs) // (2 * len(self._workers))
         chunk = [jobs.popleft()]
-        while len(chunk) < min(size, CHUNK) and not (chunk[0].alone or jobs[0].alone):
+        while len(chunk) < min(size, CHUNK_SIZE) and not (chunk[0].alone or jobs[0].alone):
             chunk.append(jobs.popleft())
         return chunk
 
     def _busy(self) -> list[int]:
+        """The slots of the workers that have jobs."""
         return [slot for slot, worker in enumerate(self._workers) if worker and worker.jobs]
 
     def _collect(self, slot: int, jobs: deque[Job], results: list) -> None:
-        """Take in what a worker has answered."""
+        """Reads the answers of a worker into the results."""
         worker = self._workers[slot]
         answers = worker.receive()
         if answers is None:
-            self._lose(slot, "error", "the worker process ended with code {code}", jobs, results)
+            error = "the worker process ended with code {code}"
+            self._fail(slot, "error", error, jobs, results)
             return
         for status, columns, rows, error, seconds, reads, ends_chunk in answers:
             job = worker.jobs.popleft()
             if status == "unreadable":
                 raise UserError(f"{job.path}: cannot be read as a SQLite database ({error})")
             results[job.index] = Execution(status, columns, rows, error, seconds, reads)
-            if ends_chunk:  # before its time, if a query took long: others may be idle
+            if ends_chunk:  # after a long query with jobs left, which idle workers can take
                 jobs.extendleft(reversed(worker.jobs))
                 worker.jobs.clear()
 
-    def _expire(self, jobs: deque[Job], results: list) -> None:
-        """Kill the workers whose time is up; one in the middle of its answer has more."""
+    def _kill_expired(self, jobs: deque[Job], results: list) -> None:
+        """Kills the workers that have sent nothing within the time limit."""
         now = time.monotonic()
         for slot in self._busy():
-            if now >= self._workers[slot].since + self.timeout + GRACE:
+            if now >= self._workers[slot].last_active + self.timeout + KILL_DELAY:
                 error = f"killed: no result within {self.timeout:g} s"
-                self._lose(slot, "timeout", error, jobs, results)
+                self._fail(slot, "timeout", error, jobs, results)
 
-    def _lose(self, slot: int, status: str, error: str, jobs: deque[Job], results: list) -> None:
-        """Stop a worker that is lost, and with it the query it ran, if that is known."""
+    def _fail(self, slot: int, status: str, error: str, jobs: deque[Job], results: list) -> None:
+        """Stops a lost worker. Its query fails; of several, each is run again alone."""
         worker = self._workers[slot]
         error = error.format(code=self._stop([slot]))
         if len(worker.jobs) == 1:
-            seconds = time.monotonic() - worker.since
+            seconds = time.monotonic() - worker.last_active
             results[worker.jobs[0].index] = Execution(status, error=error, seconds=seconds)
         else:
             jobs.extendleft(job._replace(alone=True) for job in reversed(worker.jobs))
 
     def _worker(self, slot: int) -> "Worker":
-        """The worker in a slot, started if there is none or it died while idle."""
+        """The worker in a slot; starts one if the slot is empty or its worker died while idle."""
         worker = self._workers[slot]
         if worker and worker.process.poll() is not None:
             self._stop([slot])
@@ -214,7 +228,7 @@ class Sandbox:
         return worker
 
     def _stop(self, slots: Iterable[int]) -> int | None:
-        """Kill the workers in these slots; return the last one's exit code."""
+        """Kills the workers in these slots; returns the exit code of the last."""
         code = None
         for slot in slots:
             self._selector.unregister(self._workers[slot].process.stdout)
@@ -224,10 +238,10 @@ class Sandbox:
 
 
 class Worker:
-    """The parent's end of one worker process, and the queries that it has still to answer."""
+    """A worker process as seen from the parent, and its unanswered jobs."""
 
     def __init__(self, settings: tuple):
-        # A session of its own, so that Ctrl-C in the terminal reaches the parent alone.
+        # In a session of its own, so that Ctrl-C in the terminal reaches only the parent.
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(WORKER)],
             stdin=subprocess.PIPE,
@@ -237,43 +251,43 @@ class Worker:
         )
         self.buffer = bytearray()
         self.jobs: deque[Job] = deque()
-        self.since = 0.0  # when it was given its jobs or last sent something
+        self.last_active = 0.0  # when it last got jobs or sent something
         self.send(settings)
-        missing = self._first_answer()
-        if missing is None:
+        missing_limits = self._first_answer()
+        if missing_limits is None:
             code = self.kill()
             raise RuntimeError(f"the sandbox's worker process did not start (exit code {code})")
-        _warn_of(tuple(missing))
+        _warn_once(tuple(missing_limits))
 
     def _first_answer(self) -> list[str] | None:
-        """The limits that this system lacks; None where the process does not start."""
+        """The limits that this system lacks; None if the process does not start."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
-            answers = self.receive() if selector.select(START) else None
+            answers = self.receive() if selector.select(START_TIMEOUT) else None
         return answers[0] if answers else None
 
-    def give(self, jobs: list[Job]) -> None:
-        """Send jobs to a worker that has none."""
+    def submit(self, jobs: list[Job]) -> None:
+        """Sends jobs to a worker that has none."""
         self.jobs.extend(jobs)
-        self.since = time.monotonic()
+        self.last_active = time.monotonic()
         self.send([(job.database, job.sql) for job in jobs])
 
     def send(self, message) -> None:
-        """Write one message. The worker is idle and reads it whole, so this does not block."""
+        """Writes a message. The worker is idle and reads all of it, so this does not block."""
         data = marshal.dumps(message)
         frame = memoryview(HEADER.pack(len(data)) + data)
         try:
             while frame:
                 frame = frame[os.write(self.process.stdin.fileno(), frame) :]
         except BrokenPipeError:
-            pass  # it died this moment: `receive` finds its end of the pipe closed and says so
+            pass  # the worker has just died; `receive` then returns None
 
     def receive(self) -> list | None:
-        """Read what there is; return the messages that are whole, None if the process ended."""
+        """Reads from the worker; returns the complete messages, None if the process ended."""
         chunk = os.read(self.process.stdout.fileno(), 1 << 18)
         if not chunk:
             return None
-        self.since = time.monotonic()
+        self.last_active = time.monotonic()
         self.buffer += chunk
         messages, start = [], 0
         while len(self.buffer) >= start + HEADER.size:
@@ -286,7 +300,7 @@ class Worker:
         return messages
 
     def kill(self) -> int:
-        """End the process, which has nothing to lose, and return its exit code."""
+        """Kills the process, which has no state to save, and returns its exit code."""
         self.process.kill()
         self.process.stdin.close()
         self.process.stdout.close()
@@ -294,14 +308,14 @@ class Worker:
 
 
 @functools.cache
-def _warn_of(missing: tuple[str, ...]) -> None:
-    """Say once which limits the workers have to do without."""
-    if missing:
-        logger.warning("sandbox: this system does not limit %s", "; ".join(missing))
+def _warn_once(missing_limits: tuple[str, ...]) -> None:
+    """Logs which limits this system lacks, once per process."""
+    if missing_limits:
+        logger.warning("sandbox: this system does not limit %s", "; ".join(missing_limits))
 
 
-def _refuse(sql: str) -> Execution | None:
-    """The result of a text that need not reach SQLite, or None."""
+def _reject(sql: str) -> Execution | None:
+    """The result of a text that cannot be sent to SQLite; None if it can."""
     try:
         size = len(sql.encode())
     except UnicodeEncodeError as error:
@@ -311,8 +325,8 @@ def _refuse(sql: str) -> Execution | None:
     return None
 
 
-def _stamp(path: str) -> tuple[int, int, int]:
-    """What changes when the file is replaced, so that no worker reads on in an old one."""
+def _file_version(path: str) -> tuple[int, int, int]:
+    """Inode, time and size of a file, by which workers notice that it was replaced."""
     try:
         status = os.stat(path)
     except OSError as error:

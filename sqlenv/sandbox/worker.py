@@ -1,14 +1,14 @@
-"""The process that runs untrusted SQL and can be killed; `sandbox.py` starts it as a script.
+"""The worker process that runs untrusted SQL; ``sandbox.py`` starts it as a script.
 
-It imports the standard library only (so it starts in some 20 ms) and speaks marshal frames with a
-length in front over stdin and stdout: first its settings, then chunks of queries. Inside it,
-several fences stand one behind the other: the file is opened read-only and immutable, SQLite's
-limits are pinned, an authorizer lets through nothing but reading, a progress handler stops a long
-query, and the operating system bounds memory, CPU time and written files.
-The parent kills the process if all of that fails to stop a query in time.
+It imports only the standard library, so that it starts in about 20 ms. It reads and writes marshal
+frames, preceded by their length, over stdin and stdout: first its settings, then chunks of queries.
+There are several layers of protection: the file is opened read-only and immutable; SQLite's limits
+are set; an authorizer allows only reading; a progress handler stops long queries; the operating
+system limits memory, CPU time and written files. The parent kills the process if all of this fails
+to stop a query in time.
 
-A query can be refused that SQLite itself would run: virtual tables cannot be read, nor views that
-call a date function or printf (these are wrapped here, and untrusted schemas may not use such).
+Some queries that SQLite would run are denied: those on virtual tables, and on views that call a
+date function or printf (these are replaced here; SQLite calls no replaced functions in views).
 """
 
 import functools
@@ -23,12 +23,12 @@ import time
 from collections import OrderedDict
 
 HEADER = struct.Struct("<I")  # the length of the frame that follows
-OPEN_DATABASES = 64  # connections kept, least recently used out first
-FETCH = 32  # rows between two looks at their size
-HOLD = 0.002  # seconds that answers are held back, to be sent together
-SLICE = 0.05  # seconds of work after which the rest of a chunk of queries is given back
-MAX_ERROR = 300  # characters of an error's text
-PROGRESS_OPS = 1000  # SQLite's virtual-machine steps between two looks at the clock
+OPEN_DATABASES = 64  # cached connections; the least recently used is closed first
+FETCH_ROWS = 32  # rows between two checks of their size
+FLUSH_INTERVAL = 0.002  # seconds for which answers are buffered, to be sent together
+CHUNK_SECONDS = 0.05  # seconds of work after which the rest of a chunk is returned to the parent
+MAX_ERROR = 300  # characters of an error message
+PROGRESS_OPS = 1000  # SQLite's virtual-machine steps between two checks of the time
 
 PRAGMAS = ("query_only=ON", "trusted_schema=OFF", "temp_store=MEMORY", "cache_size=-500")
 LIMITS = {
@@ -40,7 +40,7 @@ LIMITS = {
     sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
 
-# Functions of their arguments alone, so that a query gives the same result on every run.
+# Functions that depend only on their arguments, so that a query has the same result on every run.
 ALLOWED = """avg count group_concat max min string_agg sum total
     abs acos acosh asin asinh atan atan2 atanh ceil ceiling cos cosh degrees exp floor ln log
     log10 log2 mod pi pow power radians round sign sin sinh sqrt tan tanh trunc
@@ -51,13 +51,13 @@ ALLOWED = """avg count group_concat max min string_agg sum total
     row_number date datetime julianday strftime time unixepoch"""
 FUNCTIONS = frozenset(ALLOWED.split())
 DATE_FUNCTIONS = ("date", "datetime", "julianday", "strftime", "time", "unixepoch")
-# Arguments by which a date function would read the clock or the time zone of this machine.
+# Arguments with which a date function would read the clock or the time zone of this machine.
 CLOCK = frozenset({"now", "subsec", "subsecond", "localtime", "utc"})
-# In a printf format: width and precision (a star takes the next argument) and the conversion.
+# In a printf format: width and precision (a star reads the next argument) and the conversion.
 CONVERSION = re.compile(r"%[-+ 0,#!]*([0-9]+|\*)?(?:\.([0-9]+|\*)?)?l*(.)", re.DOTALL)
 
-# Statements that are refused whatever follows. The authorizer stops all that could do harm; this
-# list makes the answer uniform where it has nothing to say (EXPLAIN; REINDEX without an index).
+# Statements that are always denied. The authorizer stops everything harmful; this list gives
+# the same status where it is not asked (EXPLAIN; REINDEX without an index).
 STATEMENT = re.compile(
     r"(?>[\s;\ufeff]|--[^\n]*|/\*.*?\*/)*+(alter|analyze|attach|begin|commit|create|delete|detach"
     r"|drop|end|explain|insert|pragma|reindex|release|replace|rollback|savepoint|update|vacuum)\b",
@@ -68,15 +68,15 @@ decode = functools.partial(str, encoding="utf-8", errors="replace")
 
 
 class Database:
-    """A read-only connection that notes what the query in hand reads and whether it was refused.
+    """A read-only connection that records what a query reads and whether it was denied.
 
-    Nothing but reading is let through, so a query leaves no state behind for the next one.
+    Only reading is allowed, so a query leaves no state for the next one.
     """
 
     def __init__(self, uri, functions, max_bytes, max_sql):
         self.reads, self.denied, self.deadline = set(), None, math.inf
         self.functions = functions
-        # A cached statement would skip the authorizer.
+        # A cached statement would bypass the authorizer.
         self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
         self.connection.text_factory = decode
         for pragma in PRAGMAS:
@@ -97,7 +97,7 @@ class Database:
         self.connection.set_authorizer(self.authorize)
 
     def authorize(self, action, first, second, schema, view):
-        """SQLite's question about each thing a statement would do, asked while it is prepared."""
+        """SQLite's authorizer callback: called for each action when a statement is prepared."""
         if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_FUNCTION and second.lower() in FUNCTIONS:
@@ -108,17 +108,18 @@ class Database:
         return sqlite3.SQLITE_DENY
 
     def may_read(self, table, column):
+        """Whether a column may be read; records it if so."""
         if table.startswith("sqlite_"):
             return False
         if table in self.tables:
             self.reads.add((table, column))
             return True
-        # A table expression (WITH) is asked about where none of its columns is used, as in
-        # count(*); so is a table that SQLite has without its being created, such as json_each.
+        # The callback is also called for table expressions (WITH) of which no column is used, as
+        # in count(*), and for tables that SQLite has without CREATE, such as json_each.
         return column == "" and not is_built_in(self.functions, table)
 
     def date_function(self, name, *arguments):
-        """SQLite's own date function, refused where its result depends on the clock."""
+        """SQLite's own date function, denied if its result depends on the clock."""
         times = arguments[1:] if name == "strftime" else arguments
         texts = [decode(a) if isinstance(a, bytes) else str(a) for a in arguments]
         # SQLite reads these arguments up to a NUL.
@@ -130,7 +131,7 @@ class Database:
 
 @functools.lru_cache(maxsize=1000)
 def is_built_in(functions, table):
-    """Whether an empty database has this table, too."""
+    """Whether an empty database has this table."""
     try:
         functions.execute(f'SELECT 1 FROM "{table.replace(chr(34), chr(34) * 2)}" LIMIT 0')
     except sqlite3.OperationalError as error:
@@ -139,7 +140,7 @@ def is_built_in(functions, table):
 
 
 def call(functions, name, arguments):
-    """SQLite's own function of that name."""
+    """Calls SQLite's own function of this name."""
     marks = ",".join("?" * len(arguments))
     try:
         return functions.execute(f"SELECT {name}({marks})", arguments).fetchone()[0]
@@ -148,31 +149,32 @@ def call(functions, name, arguments):
 
 
 def as_digits(functions, value):
+    """The value as SQLite converts it to an integer, as a string of digits."""
     query = "SELECT CAST(coalesce(CAST(? AS INTEGER), 0) AS TEXT)"
     return functions.execute(query, [value]).fetchone()[0]
 
 
 def print_function(functions, max_bytes, *arguments):
-    """SQLite's printf, with an error where the text is too long: SQLite itself spends seconds on
-    a width of 9e8 and then gives NULL, as it does for an empty text."""
+    """SQLite's printf, with an error if the text is too long: SQLite itself spends seconds on a
+    width of 9e8 and then returns NULL, as it does for an empty text."""
     if not arguments or arguments[0] is None:
         return None
-    form, *values = arguments
-    form = decode(form) if isinstance(form, bytes) else str(form)
-    # Ten digits are more than any limit, and 5000 of them more than int() takes.
-    digits = (width.lstrip("-0")[:10] or 0 for width in widths(functions, form, values))
+    template, *values = arguments
+    template = decode(template) if isinstance(template, bytes) else str(template)
+    # Ten digits exceed every limit, and int() does not accept 5000 of them.
+    digits = (width.lstrip("-0")[:10] or 0 for width in widths(functions, template, values))
     if any(int(width) > max_bytes for width in digits):
-        raise OverflowError("printf: text too long")  # sqlite3 makes SQLITE_TOOBIG of it
-    text = call(functions, "printf", (form, *values))
-    if text is None and call(functions, "printf", ("x" + form, *values)) is None:
+        raise OverflowError("printf: text too long")  # sqlite3 turns it into SQLITE_TOOBIG
+    text = call(functions, "printf", (template, *values))
+    if text is None and call(functions, "printf", ("x" + template, *values)) is None:
         raise OverflowError("printf: text too long")
     return text
 
 
-def widths(functions, form, values):
-    """The widths and precisions, as digits, with which printf would write these values."""
+def widths(functions, template, values):
+    """Yields the widths and precisions that printf would use for these values, as digits."""
     values = iter(values)
-    for match in CONVERSION.finditer(form):
+    for match in CONVERSION.finditer(template):
         *numbers, conversion = match.groups()
         for number in filter(None, numbers):
             yield number if number != "*" else as_digits(functions, next(values, None))
@@ -181,18 +183,18 @@ def widths(functions, form, values):
 
 
 def execute(database, sql, max_rows, max_bytes):
-    """Run one query; return (status, columns, rows, error)."""
+    """Runs a query; returns (status, columns, rows, error)."""
     if STATEMENT.match(sql):
         return "denied", (), [], "only SELECT is allowed"
     cursor = database.connection.cursor()
     try:
-        # `SELECT 1;;` counts as several statements for Python, so trailing semicolons go.
+        # Python takes `SELECT 1;;` for several statements, so trailing semicolons are removed.
         cursor.execute(sql.rstrip("; \t\r\n\f"))
         if cursor.description is None:
             return "error", (), [], "there is no statement in the text"
         columns, rows = tuple(column[0] for column in cursor.description), []
         size = len(marshal.dumps(columns))
-        while size <= max_bytes and (part := cursor.fetchmany(FETCH)):
+        while size <= max_bytes and (part := cursor.fetchmany(FETCH_ROWS)):
             size += len(marshal.dumps(part))
             rows += part
             if len(rows) > max_rows:
@@ -203,14 +205,14 @@ def execute(database, sql, max_rows, max_bytes):
         return "ok", columns, rows, None
     except (sqlite3.Error, sqlite3.Warning, UnicodeError) as error:
         denied = f" ({database.denied})" if database.denied else ""
-        line = " ".join(f"{error}{denied}".split())  # it may quote the query
+        line = " ".join(f"{error}{denied}".split())  # on one line, since it may quote the query
         return classify(error, database.denied), (), [], line[:MAX_ERROR]
     finally:
         cursor.close()
 
 
 def classify(error, denied):
-    """The status that an exception from sqlite3 stands for."""
+    """The status for an exception of sqlite3."""
     if denied is not None:
         return "denied"
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
@@ -222,18 +224,18 @@ def classify(error, denied):
 
 
 class Server:
-    """The loop: read a query, answer it, until the parent closes the pipe or dies."""
+    """Answers queries with cached connections."""
 
     def __init__(self, settings):
         self.timeout, self.max_rows, self.max_bytes, self.max_sql, memory_mb = settings
         self.databases = OrderedDict()
         self.functions = sqlite3.connect(":memory:", isolation_level=None)
         self.functions.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, self.max_bytes)
-        self.missing = limit_heap(self.functions, memory_mb) + limit_process(memory_mb)
+        self.missing_limits = limit_heap(self.functions, memory_mb) + limit_process(memory_mb)
 
-    def database(self, uri, stamp):
-        """The connection for a file as it was at `stamp`; a file replaced since is opened anew."""
-        key = uri, stamp
+    def database(self, uri, version):
+        """The connection to a version of a file; a file replaced since is opened again."""
+        key = uri, version
         if key not in self.databases:
             if len(self.databases) >= OPEN_DATABASES:
                 self.databases.popitem(last=False)[1].connection.close()
@@ -242,7 +244,7 @@ class Server:
         return self.databases[key]
 
     def answer(self, database, sql):
-        """Return (status, columns, rows, error, seconds, reads) for one query."""
+        """Returns (status, columns, rows, error, seconds, reads) for one query."""
         start = time.monotonic()
         try:
             database = self.database(*database)
@@ -257,15 +259,15 @@ class Server:
         return *result, time.monotonic() - start, frozenset(database.reads)
 
     def serve(self, chunk, pipe):
-        """Answer queries in order, and with each say whether it is the last of the chunk."""
-        limit_cpu(self.timeout + SLICE)
+        """Answers the queries of a chunk in order; each answer says whether it is the last."""
+        limit_cpu(self.timeout + CHUNK_SECONDS)
         start = flushed = time.monotonic()
         for number, query in enumerate(chunk, 1):
             answer = self.answer(*query)
             now = time.monotonic()
-            last = number == len(chunk) or now > start + SLICE
+            last = number == len(chunk) or now > start + CHUNK_SECONDS
             send(pipe, (*answer, last))
-            if last or now > flushed + HOLD:
+            if last or now > flushed + FLUSH_INTERVAL:
                 pipe.flush()
                 flushed = now
             if last:
@@ -273,7 +275,8 @@ class Server:
 
 
 def limit_heap(connection, memory_mb):
-    """Limit what SQLite allocates in this process; return [what it is, if that has no effect]."""
+    """Limits what SQLite allocates in this process. Returns [name of the limit] if it has no
+    effect, otherwise []."""
     limit = connection.execute(f"PRAGMA hard_heap_limit={memory_mb << 20}").fetchone()
     option = "SELECT sqlite_compileoption_used('DEFAULT_MEMSTATUS=0')"
     counted = connection.execute(option).fetchone() == (0,)
@@ -281,21 +284,21 @@ def limit_heap(connection, memory_mb):
 
 
 def limit_process(memory_mb):
-    """Take from this process, for good, more memory than it needs and the writing of files.
+    """Limits the memory and forbids the writing of files, permanently for this process.
 
-    Returns what the operating system does not limit.
+    Returns the names of the limits that the operating system lacks.
     """
     limits = {
         "written files (RLIMIT_FSIZE)": ("RLIMIT_FSIZE", 0),
         "core dumps (RLIMIT_CORE)": ("RLIMIT_CORE", 0),
         "a worker's memory (RLIMIT_AS)": ("RLIMIT_AS", (memory_mb + 256) << 20),
     }
-    return [what for what, limit in limits.items() if not lower(*limit)]
+    return [name for name, limit in limits.items() if not set_limit(*limit)]
 
 
-def lower(name, value):
-    """Lower a limit; return False where the system does not have it."""
-    if name == "RLIMIT_AS" and sys.platform == "darwin":  # there it is a name for another limit
+def set_limit(name, value):
+    """Lowers a limit; returns False if the system does not have it."""
+    if name == "RLIMIT_AS" and sys.platform == "darwin":  # on macOS it is another limit
         return False
     try:
         limit = getattr(resource, name)
@@ -308,9 +311,9 @@ def lower(name, value):
 
 
 def limit_cpu(seconds):
-    """Let the process use the CPU so much longer. The count is over its life, so it moves on.
+    """Limits the CPU time from now on. The system counts from the start of the process.
 
-    The parent's kill comes earlier; this one ends a worker whose parent is no longer there.
+    The parent kills earlier; this limit ends a worker whose parent has died.
     """
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     soft = math.ceil(time.process_time() + seconds) + 2
@@ -319,20 +322,22 @@ def limit_cpu(seconds):
 
 
 def receive(pipe):
-    """The next message, or None where the parent has closed the pipe."""
+    """Reads the next message; None if the parent has closed the pipe."""
     header = pipe.read(HEADER.size)
     return marshal.loads(pipe.read(*HEADER.unpack(header))) if header else None
 
 
 def send(pipe, message):
+    """Writes a message without flushing the pipe."""
     data = marshal.dumps(message)
     pipe.write(HEADER.pack(len(data)) + data)
 
 
 def main():
+    """Answers chunks of queries until the parent closes the pipe or dies."""
     pipe_in, pipe_out = sys.stdin.buffer, sys.stdout.buffer
     server = Server(receive(pipe_in))
-    send(pipe_out, server.missing)
+    send(pipe_out, server.missing_limits)
     pipe_out.flush()
     while (chunk := receive(pipe_in)) is not None:
         server.serve(chunk, pipe_out)
