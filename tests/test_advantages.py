@@ -1,5 +1,7 @@
 """The baseline of GRPO by hand: each kind of advantage in a few numbers, and what always holds."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,9 +22,9 @@ def groups(draw, terms: int | None = None):
     return torch.tensor(draw(st.lists(EIGHTHS, min_size=count, max_size=count))).reshape(shape)
 
 
-def close(found: torch.Tensor, expected, atol: float = 1e-5) -> bool:
+def close(actual: torch.Tensor, expected, atol: float = 1e-5) -> bool:
     expected = torch.as_tensor(expected)
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=atol)
+    return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=0, atol=atol)
 
 
 # --------------------------------------------------------------------------------- by hand
@@ -35,13 +37,14 @@ def test_group_by_hand():
 
     With the population's std (divided by 3, not 2) the first would be 1.2246.
     """
-    found = group_advantages(torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 6.0]]), "group")
-    assert close(found, [[0.99990, -0.99990, 0.0], [-0.577334, -0.577334, 1.154667]])
+    advantages = group_advantages(torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 6.0]]), kind="group")
+    assert close(advantages, [[0.99990, -0.99990, 0.0], [-0.577334, -0.577334, 1.154667]])
 
 
-def test_the_kind_is_group_if_none_is_named():
+def test_the_kind_is_centered_if_none_is_named():
     rewards = torch.tensor([[3.0, 1.0, 2.0]])
-    assert torch.equal(group_advantages(rewards), group_advantages(rewards, "group"))
+    assert torch.equal(group_advantages(rewards), group_advantages(rewards, kind="centered"))
+    assert not close(group_advantages(rewards), group_advantages(rewards, kind="group"))
 
 
 def test_group_of_two_is_plus_minus_one_over_root_two_whatever_the_rewards():
@@ -49,23 +52,23 @@ def test_group_of_two_is_plus_minus_one_over_root_two_whatever_the_rewards():
     [0.51, 0.5] differ a hundred times less, and only epsilon tells:
     0.005 / (0.00707107 + 0.0001) = 0.697246. That is the bias that ``centered`` is without.
     """
-    found = group_advantages(torch.tensor([[1.0, 0.0], [0.51, 0.5]]), "group")
-    assert close(found, [[0.707007, -0.707007], [0.697246, -0.697246]], atol=2e-5)
+    advantages = group_advantages(torch.tensor([[1.0, 0.0], [0.51, 0.5]]), kind="group")
+    assert close(advantages, [[0.707007, -0.707007], [0.697246, -0.697246]], atol=2e-5)
 
 
 def test_centered_by_hand():
     """[3, 1, 2] has mean 2; [0, 0, 6] has mean 2; [1, 0, 0] has mean 1/3."""
     rewards = torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 6.0], [1.0, 0.0, 0.0]])
     expected = [[1.0, -1.0, 0.0], [-2.0, -2.0, 4.0], [2 / 3, -1 / 3, -1 / 3]]
-    assert close(group_advantages(rewards, "centered"), expected)
+    assert close(group_advantages(rewards, kind="centered"), expected)
 
 
 def test_rloo_by_hand():
     """[3, 1, 2]: 3 - (1 + 2) / 2 = 1.5, 1 - (3 + 2) / 2 = -1.5, 2 - (3 + 1) / 2 = 0.
     [0, 0, 6]: 0 - (0 + 6) / 2 = -3, the same, 6 - 0 = 6.
     """
-    found = group_advantages(torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 6.0]]), "rloo")
-    assert close(found, [[1.5, -1.5, 0.0], [-3.0, -3.0, 6.0]])
+    advantages = group_advantages(torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 6.0]]), kind="rloo")
+    assert close(advantages, [[1.5, -1.5, 0.0], [-3.0, -3.0, 6.0]])
 
 
 def test_per_reward_by_hand():
@@ -86,8 +89,8 @@ def test_per_reward_by_hand():
     in group 0: there its spread is 0.2 against 1.
     """
     rewards = torch.tensor([[[1.0, 0.2], [0.0, 0.4]], [[0.0, 0.5], [0.0, 0.1]]])
-    found = group_advantages(rewards, "per_reward", torch.tensor([1.0, 0.5]))
-    assert close(found, [[0.866150, -0.866150], [0.865477, -0.865477]])
+    advantages = group_advantages(rewards, kind="per_reward", weights=torch.tensor([1.0, 0.5]))
+    assert close(advantages, [[0.866150, -0.866150], [0.865477, -0.865477]])
 
 
 def test_per_reward_lets_weights_decide_whatever_the_spread():
@@ -95,20 +98,20 @@ def test_per_reward_lets_weights_decide_whatever_the_spread():
     standard deviation, so the larger weight decides: 1 against 2.
     """
     rewards = torch.tensor([[[1.0, 0.50], [0.0, 0.51]]])
-    found = group_advantages(rewards, "per_reward", torch.tensor([1.0, 2.0]))
-    assert found[0, 0] < -0.5 and found[0, 1] > 0.5
-    summed = group_advantages(rewards @ torch.tensor([1.0, 2.0]), "group")
+    advantages = group_advantages(rewards, kind="per_reward", weights=torch.tensor([1.0, 2.0]))
+    assert advantages[0, 0] < -0.5 and advantages[0, 1] > 0.5
+    summed = group_advantages(rewards @ torch.tensor([1.0, 2.0]), kind="group")
     assert summed[0, 0] > 0.5
 
 
-# ------------------------------------------------------------------------------ no signal
+# -------------------------------------------------------------------------- zero variance
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_rewards_give_exact_zeros(kind):
     """The mean of six times 1.6 in float32 is not 1.6: that must not become an advantage."""
-    found = group_advantages(torch.full((1, 6), 1.6), kind)
-    assert torch.equal(found, torch.zeros(1, 6))
+    advantages = group_advantages(torch.full((1, 6), 1.6), kind=kind)
+    assert torch.equal(advantages, torch.zeros(1, 6))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,12 +119,12 @@ def test_float_noise_gives_exact_zeros_and_signal_in_the_next_group_stays(kind):
     """1.6 and the next float32, 1.6000001: the same four terms, weighted and added, may give either
     in another order.
     """
-    one = torch.tensor(1.6)
-    noisy = torch.stack([one, torch.nextafter(one, torch.tensor(2.0)), one])
+    reward = torch.tensor(1.6)
+    noisy = torch.stack([reward, torch.nextafter(reward, torch.tensor(2.0)), reward])
     assert noisy.max() > noisy.min()
-    found = group_advantages(torch.stack([noisy, torch.tensor([1.0, 0.0, 0.0])]), kind)
-    assert torch.equal(found[0], torch.zeros(3))
-    assert found[1, 0] > 0.5
+    advantages = group_advantages(torch.stack([noisy, torch.tensor([1.0, 0.0, 0.0])]), kind=kind)
+    assert torch.equal(advantages[0], torch.zeros(3))
+    assert advantages[1, 0] > 0.5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,23 +132,23 @@ def test_float_noise_of_large_rewards_is_noise_too(kind):
     """Weights may be large, such as 100 for execution: the next float32 after 130.3 is 1.5e-5 away,
     which ``group`` would make an advantage of 0.14.
     """
-    one = torch.tensor(130.3)
-    rewards = torch.stack([one, one, torch.nextafter(one, torch.tensor(200.0))])[None]
+    reward = torch.tensor(130.3)
+    rewards = torch.stack([reward, reward, torch.nextafter(reward, torch.tensor(200.0))])[None]
     assert rewards.max() > rewards.min()
-    assert torch.equal(group_advantages(rewards, kind), torch.zeros(1, 3))
+    assert torch.equal(group_advantages(rewards, kind=kind), torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_small_difference_is_not_noise(kind):
     """One thousandth of a reward is signal: it is what a schema or semantic score differs by."""
-    found = group_advantages(torch.tensor([[1.0, 1.001]]), kind)
-    assert found[0, 0] < 0 < found[0, 1]
+    advantages = group_advantages(torch.tensor([[1.0, 1.001]]), kind=kind)
+    assert advantages[0, 0] < 0 < advantages[0, 1]
 
 
 def test_per_reward_without_any_signal_is_exactly_zero():
     rewards = torch.tensor([[[0.3, 1.0]] * 3, [[0.7, 0.1]] * 3])
-    found = group_advantages(rewards, "per_reward", torch.tensor([1.0, 0.5]))
-    assert torch.equal(found, torch.zeros(2, 3))
+    advantages = group_advantages(rewards, kind="per_reward", weights=torch.tensor([1.0, 0.5]))
+    assert torch.equal(advantages, torch.zeros(2, 3))
 
 
 def test_per_reward_ignores_a_term_that_is_float_noise():
@@ -155,8 +158,8 @@ def test_per_reward_ignores_a_term_that_is_float_noise():
     noisy = torch.tensor([[[1.0, 0.3], [0.0, noise], [0.0, 0.3]]])
     weights = torch.tensor([1.0, 0.5])
     assert torch.equal(
-        group_advantages(noisy, "per_reward", weights),
-        group_advantages(quiet, "per_reward", weights),
+        group_advantages(noisy, kind="per_reward", weights=weights),
+        group_advantages(quiet, kind="per_reward", weights=weights),
     )
 
 
@@ -165,9 +168,9 @@ def test_per_reward_gives_a_tied_group_exact_zeros_beside_groups_with_signal():
     although the mean over the batch is zero only up to float noise.
     """
     rewards = torch.tensor([[[0.3]] * 3, [[1.0], [0.0], [0.2]], [[0.7], [0.1], [0.2]]])
-    found = group_advantages(rewards, "per_reward", torch.tensor([1.0]))
-    assert torch.equal(found[0], torch.zeros(3))
-    assert found[1, 0] > 0.5 and found[2, 0] > 0.5
+    advantages = group_advantages(rewards, kind="per_reward", weights=torch.tensor([1.0]))
+    assert torch.equal(advantages[0], torch.zeros(3))
+    assert advantages[1, 0] > 0.5 and advantages[2, 0] > 0.5
 
 
 # --------------------------------------------------------------------------- what always holds
@@ -178,15 +181,16 @@ def test_per_reward_gives_a_tied_group_exact_zeros_beside_groups_with_signal():
 def test_permuting_a_group_permutes_its_advantages(rewards, data):
     order = data.draw(st.permutations(range(rewards.shape[1])))
     for kind in KINDS:
-        found = group_advantages(rewards[:, order], kind)
-        assert close(found, group_advantages(rewards, kind)[:, order])
+        advantages = group_advantages(rewards[:, order], kind=kind)
+        assert close(advantages, group_advantages(rewards, kind=kind)[:, order])
 
 
 @ANY_SPEED
 @given(groups(), EIGHTHS)
 def test_adding_a_constant_changes_nothing(rewards, shift):
     for kind in KINDS:
-        assert close(group_advantages(rewards + shift, kind), group_advantages(rewards, kind))
+        advantages = group_advantages(rewards + shift, kind=kind)
+        assert close(advantages, group_advantages(rewards, kind=kind))
 
 
 @ANY_SPEED
@@ -194,17 +198,18 @@ def test_adding_a_constant_changes_nothing(rewards, shift):
 def test_a_factor_goes_through_but_for_group(rewards, factor):
     """``group`` divides it out again, up to epsilon: std is at least 0.05 here, epsilon 1e-4."""
     for kind in ("centered", "rloo"):
-        expected = group_advantages(rewards, kind) * factor
-        assert close(group_advantages(rewards * factor, kind), expected, atol=1e-4)
-    found, expected = group_advantages(rewards * factor), group_advantages(rewards)
-    assert torch.allclose(found, expected, rtol=0.01, atol=1e-5)
+        expected = group_advantages(rewards, kind=kind) * factor
+        assert close(group_advantages(rewards * factor, kind=kind), expected, atol=1e-4)
+    advantages = group_advantages(rewards * factor, kind="group")
+    expected = group_advantages(rewards, kind="group")
+    assert torch.allclose(advantages, expected, rtol=0.01, atol=1e-5)
 
 
 @ANY_SPEED
 @given(groups(), EIGHTHS)
 def test_a_negative_factor_turns_the_signs(rewards, shift):
     for kind in KINDS:
-        assert close(group_advantages(-rewards, kind), -group_advantages(rewards, kind))
+        assert close(group_advantages(-rewards, kind=kind), -group_advantages(rewards, kind=kind))
 
 
 @ANY_SPEED
@@ -214,8 +219,8 @@ def test_advantages_do_not_cross_groups(rewards, others):
     size = min(rewards.shape[1], others.shape[1])
     rewards, others = rewards[:, :size], others[:, :size]
     for kind in KINDS:
-        alone = torch.cat([group_advantages(row[None], kind) for row in rewards])
-        together = group_advantages(torch.cat([others, rewards, 3 - others]), kind)
+        alone = torch.cat([group_advantages(row[None], kind=kind) for row in rewards])
+        together = group_advantages(torch.cat([others, rewards, 3 - others]), kind=kind)
         assert close(together[len(others) : len(others) + len(rewards)], alone)
 
 
@@ -223,16 +228,16 @@ def test_advantages_do_not_cross_groups(rewards, others):
 @given(groups())
 def test_advantages_of_a_group_sum_to_zero(rewards):
     for kind in KINDS:
-        assert group_advantages(rewards, kind).sum(dim=1).abs().max() < 1e-4
+        assert group_advantages(rewards, kind=kind).sum(dim=1).abs().max() < 1e-4
 
 
 @ANY_SPEED
 @given(groups())
 def test_better_rewards_have_larger_advantages(rewards):
     for kind in KINDS:
-        found = group_advantages(rewards, kind)
-        for row, advantages in zip(rewards.tolist(), found.tolist()):
-            pairs = list(zip(row, advantages))
+        advantages = group_advantages(rewards, kind=kind)
+        for group_rewards, group in zip(rewards.tolist(), advantages.tolist()):
+            pairs = list(zip(group_rewards, group))
             assert all(a > b for r, a in pairs for s, b in pairs if r > s)
 
 
@@ -243,7 +248,7 @@ def test_rloo_is_the_reward_minus_the_mean_of_the_others(rewards):
         [reward - sum(row[:i] + row[i + 1 :]) / (len(row) - 1) for i, reward in enumerate(row)]
         for row in rewards.tolist()
     ]
-    assert close(group_advantages(rewards, "rloo"), naive)
+    assert close(group_advantages(rewards, kind="rloo"), naive)
 
 
 @ANY_SPEED
@@ -252,14 +257,14 @@ def test_per_reward_invariants(rewards, data):
     """Within a group: permuting it permutes, the sum is 0; over the batch: the std is 1 where
     there is signal at all; a shift of any term of any group changes nothing.
     """
-    weights = torch.tensor([1.0, 0.5])
-    found = group_advantages(rewards, "per_reward", weights)
-    assert found.sum(dim=1).abs().max() < 1e-4
-    assert found.abs().max() < 1e-6 or abs(found.std() - 1) < 1e-2
+    options = {"kind": "per_reward", "weights": torch.tensor([1.0, 0.5])}
+    advantages = group_advantages(rewards, **options)
+    assert advantages.sum(dim=1).abs().max() < 1e-4
+    assert advantages.abs().max() < 1e-6 or abs(advantages.std() - 1) < 1e-2
     order = data.draw(st.permutations(range(rewards.shape[1])))
-    assert close(group_advantages(rewards[:, order], "per_reward", weights), found[:, order], 1e-4)
+    assert close(group_advantages(rewards[:, order], **options), advantages[:, order], 1e-4)
     shift = torch.tensor(data.draw(st.lists(EIGHTHS, min_size=2, max_size=2)))
-    assert close(group_advantages(rewards + shift, "per_reward", weights), found, 1e-4)
+    assert close(group_advantages(rewards + shift, **options), advantages, 1e-4)
 
 
 # ---------------------------------------------------------------------------- types and errors
@@ -267,28 +272,52 @@ def test_per_reward_invariants(rewards, data):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.bool])
 def test_any_type_of_rewards_gives_float32(dtype):
-    found = group_advantages(torch.tensor([[1, 0]], dtype=dtype), "centered")
-    assert found.dtype == torch.float32 and found.tolist() == [[0.5, -0.5]]
+    advantages = group_advantages(torch.tensor([[1, 0]], dtype=dtype), kind="centered")
+    assert advantages.dtype == torch.float32 and advantages.tolist() == [[0.5, -0.5]]
 
 
 def test_the_rewards_are_left_as_they_are():
     rewards = torch.tensor([[1.0, 0.0], [0.3, 0.3]])
     for kind in KINDS:
-        group_advantages(rewards, kind)
+        group_advantages(rewards, kind=kind)
     assert rewards.tolist() == torch.tensor([[1.0, 0.0], [0.3, 0.3]]).tolist()
 
 
 @pytest.mark.parametrize("kind", ["group", "rloo"])
 def test_a_group_of_one_has_nothing_to_compare_with(kind):
     with pytest.raises(ValueError, match="at least 2"):
-        group_advantages(torch.tensor([[1.0], [0.0]]), kind)
+        group_advantages(torch.tensor([[1.0], [0.0]]), kind=kind)
 
 
 def test_a_group_of_one_is_an_error_for_per_reward_too():
     with pytest.raises(ValueError, match="at least 2"):
-        group_advantages(torch.ones(2, 1, 2), "per_reward", torch.ones(2))
+        group_advantages(torch.ones(2, 1, 2), kind="per_reward", weights=torch.ones(2))
 
 
 def test_an_unknown_kind_is_an_error_that_lists_the_kinds():
-    with pytest.raises(ValueError, match="gruop.*group, centered, rloo or per_reward"):
-        group_advantages(torch.tensor([[1.0, 0.0]]), "gruop")
+    with pytest.raises(ValueError, match="gruop.*centered, group, rloo or per_reward"):
+        group_advantages(torch.tensor([[1.0, 0.0]]), kind="gruop")
+
+
+def test_a_list_in_place_of_a_tensor_is_an_error_that_names_it():
+    with pytest.raises(TypeError, match="^rewards must be a tensor, not a list"):
+        group_advantages([[1.0, 0.0]])
+
+
+@pytest.mark.parametrize("weights", [None, torch.ones(1), torch.ones(3)])
+def test_per_reward_needs_a_weight_for_each_term(weights):
+    with pytest.raises(ValueError, match="`weights`, one for each reward term"):
+        group_advantages(torch.ones(2, 4, 2), kind="per_reward", weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "expected"),
+    [
+        *((kind, shape, r"\(P, G\)") for kind in KINDS for shape in [(6,), (2, 3, 2)]),
+        *(("per_reward", shape, r"\(P, G, R\)") for shape in [(6,), (2, 3), (1, 2, 3, 4)]),
+    ],
+)
+def test_rewards_of_another_shape_are_an_error_that_names_both(kind, shape, expected):
+    actual = re.escape(str(shape))
+    with pytest.raises(ValueError, match=f"^{kind} .* take rewards {expected}, not {actual}"):
+        group_advantages(torch.ones(shape), kind=kind, weights=torch.ones(2))
