@@ -1,5 +1,5 @@
-"""Shared-prefix attention by hand, and against the naive way: one padded row per completion,
-through transformers' own attention.
+"""Shared-prefix attention by hand, and compared with the naive computation: one padded row per
+completion, through transformers' own attention.
 """
 
 import pytest
@@ -94,35 +94,30 @@ def batch(lengths: tuple[list[int], list[list[int]]]):
 
 def naive_logprobs(model, prompts, completions, temperature: float = 1) -> torch.Tensor:
     """One row for each completion, padded at the end, through the whole model: (P, G, T)."""
-    rows = [(q, one) for q, group in zip(prompts, completions) for one in group]
-    width = max(len(q) + len(one) for q, one in rows)
-    ids = torch.tensor([q + one + [0] * (width - len(q) - len(one)) for q, one in rows])
-    sizes = torch.tensor([[len(q) + len(one)] for q, one in rows])
-    mask = (torch.arange(width) < sizes).long()
-    logits = model(ids, attention_mask=mask).logits.float() / temperature
-    logprobs = logits.log_softmax(-1)
-    longest = max(1, max(len(one) for _, one in rows))
-    found = [
-        torch.cat(
-            [
-                logprobs[i, range(len(q) - 1, len(q) + len(one) - 1), one],
-                torch.zeros(longest - len(one)),
-            ]
-        )
-        for i, (q, one) in enumerate(rows)
-    ]
-    return torch.stack(found).unflatten(0, (len(prompts), -1))
+    rows = [(prompt, ids) for prompt, group in zip(prompts, completions) for ids in group]
+    lengths = torch.tensor([[len(prompt) + len(ids)] for prompt, ids in rows])
+    width = int(lengths.max())
+    padded = [prompt + ids + [0] * (width - len(prompt) - len(ids)) for prompt, ids in rows]
+    mask = (torch.arange(width) < lengths).long()
+    logits = model(torch.tensor(padded), attention_mask=mask).logits.float() / temperature
+    distributions = logits.log_softmax(-1)
+    logprobs = torch.zeros(len(rows), max(1, *(len(ids) for _, ids in rows)))
+    for i, (prompt, ids) in enumerate(rows):
+        predictors = range(len(prompt) - 1, len(prompt) + len(ids) - 1)
+        logprobs[i, : len(ids)] = distributions[i, predictors, ids]
+    return logprobs.unflatten(0, (len(prompts), -1))
 
 
 def gradient(model, logprobs: torch.Tensor) -> torch.Tensor:
-    """That of a weighted sum of the log-probabilities, of all LoRA weights in one row."""
+    """The gradient of a weighted sum of the log-probabilities; all LoRA weights as one vector."""
     weights = torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(2))
-    found = torch.autograd.grad((logprobs * weights).sum(), lora_parameters(model).values())
-    return torch.cat([one.flatten() for one in found])
+    gradients = torch.autograd.grad((logprobs * weights).sum(), lora_parameters(model).values())
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative to the norm."""
+    return ((actual - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("attention, dtype, limit", WAYS)
@@ -132,11 +127,11 @@ def test_logprobs_and_gradients_equal_the_naive_ones(kind, lengths, attention, d
     """Within the limit, relative to their norm."""
     ours, naive = make(kind, dtype), make(kind, dtype, attention)
     texts = batch(lengths)
-    found, expected = completion_logprobs(ours, *texts), naive_logprobs(naive, *texts)
-    assert found.shape == expected.shape
-    assert error(found, expected) <= limit
-    assert torch.equal(found == 0, expected == 0)  # nothing where there is no token
-    assert error(gradient(ours, found), gradient(naive, expected)) <= limit
+    logprobs, expected = completion_logprobs(ours, *texts), naive_logprobs(naive, *texts)
+    assert logprobs.shape == expected.shape
+    assert error(logprobs, expected) <= limit
+    assert torch.equal(logprobs == 0, expected == 0)  # nothing where there is no token
+    assert error(gradient(ours, logprobs), gradient(naive, expected)) <= limit
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -147,18 +142,19 @@ def test_checkpointed_activations_change_nothing(kind):
     ours, theirs = (completion_logprobs(model, *texts) for model in (checkpointed, plain))
     assert torch.equal(ours, theirs)
     assert torch.equal(gradient(checkpointed, ours), gradient(plain, theirs))
-    kept = sample_groups(checkpointed, texts[0], 2, 8, {1}, 1.0, [1, 2, 3])
-    assert kept.tokens == sample_groups(plain, texts[0], 2, 8, {1}, 1.0, [1, 2, 3]).tokens
+    options = {"eos_ids": {1}, "group_size": 2, "max_new_tokens": 8, "seeds": [1, 2, 3]}
+    ours, theirs = (sample_groups(model, texts[0], **options) for model in (checkpointed, plain))
+    assert ours.completion_ids == theirs.completion_ids
 
 
 def test_the_temperature_is_in_the_gradient_too():
     """Dividing the logits by 0.5 doubles what a weight changes in them, besides moving them."""
     ours, naive = make("llama"), make("llama")
     texts = batch(BATCHES["one prompt"])
-    found, entropy = completion_logprobs(ours, *texts, temperature=0.5, with_entropy=True)
+    logprobs, entropy = completion_logprobs(ours, *texts, temperature=0.5, with_entropy=True)
     expected = naive_logprobs(naive, *texts, temperature=0.5)
-    assert error(found, expected) <= 1e-5
-    assert error(gradient(ours, found), gradient(naive, expected)) <= 1e-5
+    assert error(logprobs, expected) <= 1e-5
+    assert error(gradient(ours, logprobs), gradient(naive, expected)) <= 1e-5
     assert not entropy.requires_grad
 
 
@@ -167,9 +163,11 @@ def test_greedy_decoding_equals_generate(kind):
     """Also where completions end at different times: any of 12 tokens ends one."""
     prompts, _ = batch(([9, 2, 6, 4], []))
     eos = set(range(1, 13))
-    ours = sample_groups(make(kind), prompts, 2, 24, eos, temperature=0)
+    samples = sample_groups(
+        make(kind), prompts, eos_ids=eos, group_size=2, max_new_tokens=24, temperature=0
+    )
     lengths = set()
-    for prompt, group in zip(prompts, ours.tokens):
+    for prompt, group in zip(prompts, samples.completion_ids):
         expected = (
             make(kind)
             .generate(
@@ -192,8 +190,9 @@ def test_decoding_gives_the_log_probs_of_training(kind, dtype):
     """Groups whose completions leave one after another, some groups whole before others."""
     model = make(kind, dtype)
     prompts, _ = batch(([9, 2, 6, 4], []))
-    samples = sample_groups(model, prompts, 5, 12, set(range(1, 13)), 1.0, [3, 4, 5, 6])
-    assert len({len(one) for group in samples.completion_ids for one in group}) > 4
+    options = {"group_size": 5, "max_new_tokens": 12, "seeds": [3, 4, 5, 6]}
+    samples = sample_groups(model, prompts, eos_ids=set(range(1, 13)), **options)
+    assert len({len(ids) for group in samples.completion_ids for ids in group}) > 4
     again = completion_logprobs(model, prompts, samples.completion_ids)
     assert error(samples.logprobs, again) <= (1e-5 if dtype == torch.float32 else 2e-2)
 
@@ -243,23 +242,23 @@ def test_who_sees_whom(groups, window):
     """For any lengths and window: a token sees its prompt and its own completion, from itself
     back.
     """
-    owner, position = [], []  # (prompt, completion or -1) of each token of the row
+    sequence, position = [], []  # (prompt, completion or -1) of each token of the row
     for p, (length, _) in enumerate(groups):
-        owner += [(p, -1)] * length
+        sequence += [(p, -1)] * length
         position += range(length)
     for p, (length, sizes) in enumerate(groups):
         for g, size in enumerate(sizes):
-            owner += [(p, g)] * size
+            sequence += [(p, g)] * size
             position += range(length, length + size)
-    expected = torch.zeros(len(owner), len(owner))
-    for i, (p, g) in enumerate(owner):
-        for j, (q, h) in enumerate(owner):
+    expected = torch.zeros(len(sequence), len(sequence))
+    for i, (p, g) in enumerate(sequence):
+        for j, (q, h) in enumerate(sequence):
             back = position[i] - position[j]
             near = back >= 0 and (window is None or back < window)
             expected[i, j] = p == q and h in (-1, g) and near
     expected /= expected.sum(1, keepdim=True)
     layout = Groups([length for length, _ in groups], [n for _, sizes in groups for n in sizes])
-    assert torch.allclose(seen(layout.attend, len(owner), window), expected)
+    assert torch.allclose(seen(layout.attend, len(sequence), window), expected)
 
 
 def test_decoding_by_hand():
@@ -268,17 +267,17 @@ def test_decoding_by_hand():
     = 5. The other prompt, with value 2, has a completion that leaves after its first token:
     (2 + 8) / 2 = 5.
     """
-    one = lambda *values: torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)  # noqa: E731
+    column = lambda *values: torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)  # noqa: E731
     prefill = Groups([2, 1], [])
-    prefill.attend(0, one(0, 0, 0), one(0, 0, 0), one(1, 3, 2), 1.0, None)
+    prefill.attend(0, column(0, 0, 0), column(0, 0, 0), column(1, 3, 2), 1.0, None)
     for window, last in ((None, 4), (3, 5)):
         decoding = Decoding(prefill, 1, 2)
         assert decoding.advance().tolist() == [2, 1]
-        out = decoding.attend(0, one(0, 0), one(0, 0), one(5, 8), 1.0, window)
+        out = decoding.attend(0, column(0, 0), column(0, 0), column(5, 8), 1.0, window)
         assert out.flatten().tolist() == [3, 5]
         decoding.keep(torch.tensor([0]))
         assert decoding.advance().tolist() == [3]
-        out = decoding.attend(0, one(0), one(0), one(7), 1.0, window)
+        out = decoding.attend(0, column(0), column(0), column(7), 1.0, window)
         assert out.flatten().tolist() == [last]
 
 
