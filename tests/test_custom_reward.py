@@ -1,5 +1,5 @@
-"""Rewards of one's own in real worker processes: what they may return, and that whatever else they
-do costs one batch and not the run.
+"""Custom rewards in real worker processes: what they may return, and that whatever else they do
+costs one batch and does not end the run.
 """
 
 import math
@@ -18,7 +18,7 @@ from grpo.custom_reward import CustomReward, is_custom
 from sqlenv import UserError
 
 ROOT = Path(__file__).parents[1]
-BIG = "x" * 5_000_000  # of a request: many times what a pipe holds (64 KiB)
+BIG = "x" * 5_000_000  # a request many times larger than a pipe's buffer (64 KiB)
 EVALUATE = """
     import asyncio, itertools, os, re, signal, subprocess, sys, time
     import numpy
@@ -57,8 +57,8 @@ def start(tmp_path):
 
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory):
-    """A reward that returns what the first prompt says in Python. All tests with it share it, so
-    each also shows that those before it did no lasting harm.
+    """A reward that evaluates the first prompt as Python. Its tests share it, so each also shows
+    that those before it did no lasting harm.
     """
     reward = CustomReward(f"{write(tmp_path_factory.mktemp('rewards'), EVALUATE)}:reward")
     yield reward
@@ -66,8 +66,8 @@ def evaluator(tmp_path_factory):
 
 
 def call(reward: CustomReward, prompt: str, *completions: str, timeout: float = 30.0) -> list:
-    """The reward of these completions, or of two."""
-    completions = completions or ("one", "two")
+    """The reward of these completions, or of two default ones."""
+    completions = completions or ("abc", "def")
     reward.timeout = timeout
     return reward(prompts=[prompt] * len(completions), completions=list(completions))
 
@@ -91,7 +91,7 @@ def alive(pid: int) -> bool:
 
 
 def ends(pid: int) -> bool:
-    """Whether a process is gone, or will be in a moment."""
+    """Whether a process ends within 10 seconds."""
     give_up = time.monotonic() + 10
     while alive(pid) and time.monotonic() < give_up:
         time.sleep(0.02)
@@ -99,19 +99,19 @@ def ends(pid: int) -> bool:
 
 
 def children() -> set[int]:
-    """Processes whose parent is this one, dead ones that nobody waited for among them."""
-    found = set()
+    """Ids of this process's children, zombies included."""
+    pids = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(path.read_text().rsplit(")", 1)[1].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended just now
         if parent == os.getpid():
-            found.add(int(path.parent.name))
-    return found
+            pids.add(int(path.parent.name))
+    return pids
 
 
-# ------------------------------------------------------------------------------- what it may do
+# ---------------------------------------------------------------------------------- what works
 
 
 def test_sync_function_gets_the_lists(start):
@@ -126,14 +126,15 @@ def test_sync_function_gets_the_lists(start):
         "lang": ["vi", "ja"],
         "sql": [None, "SELECT 1"],
     }
-    found = reward(prompts=["?", "?"], **lists)
-    assert found == [13.0, 5.0] and {type(value) for value in found} == {float}
+    values = reward(prompts=["?", "?"], **lists)
+    assert values == [13.0, 5.0] and {type(value) for value in values} == {float}
     assert (reward.name, reward.failures) == ("reward", 0)
 
 
 def test_async_function_keeps_its_event_loop(start):
-    """What one call has begun, the next can wait for: a client in a module variable lives on. The
-    first call starts a task that returns 5 and returns 0s itself; the second awaits the task.
+    """A call can await what an earlier call started, so a client in a module variable keeps
+    working. The first call starts a task that returns 5, and itself returns 0s; the second awaits
+    the task.
     """
     reward = start("""
         import asyncio
@@ -175,10 +176,10 @@ def test_none_is_not_applicable(evaluator):
 
 def test_it_may_keep_state_and_import_its_neighbours(start, tmp_path, monkeypatch):
     """The second call of a counter in a neighbour module gives 2. Objects of the file's own classes
-    can be pickled (multiprocessing does), this project can be imported, and relative paths mean
-    what they mean for the trainer, but no module is taken from there.
+    can be pickled (multiprocessing does), this project can be imported, and relative paths start
+    in the trainer's working directory, from which no module is imported.
     """
-    folder = tmp_path / "where the trainer was started"
+    folder = tmp_path / "working directory of the trainer"
     folder.mkdir()
     monkeypatch.chdir(folder)
     (folder / "words.txt").write_text("SELECT")
@@ -195,22 +196,23 @@ def test_it_may_keep_state_and_import_its_neighbours(start, tmp_path, monkeypatc
             value: int
 
         def reward(prompts, completions, **columns):
-            found = pickle.loads(pickle.dumps(Number(next(CALLS))))
-            return [found.value, open("words.txt").read() == extract_sql("SQL: SELECT 1")[:6]]
+            number = pickle.loads(pickle.dumps(Number(next(CALLS))))
+            return [number.value, open("words.txt").read() == extract_sql("SQL: SELECT 1")[:6]]
     """)
     assert [call(reward, ""), call(reward, "")] == [[1.0, 1.0], [2.0, 1.0]]
 
 
 def test_megabytes_in_both_directions(start):
-    """300 000 completions of 10 letters are a request of 4 MB, their numbers an answer of 2 MB."""
+    """300,000 completions of 10 letters are a request of 4 MB, their numbers a response of 2 MB."""
     reward = start("def reward(prompts, completions, **c): return range(len(completions))")
     assert call(reward, "", *["x" * 10] * 300_000) == list(range(300_000))
     assert call(reward, BIG, "x") == [0.0]
 
 
-def test_what_is_printed_is_no_answer(start, capfd):
-    """By Python, to descriptor 1 or by another program, on import and in a call: all of it goes to
-    standard error, 2 x 3 lines. Nor does a program that reads standard input get the next request.
+def test_what_is_printed_is_not_read_as_an_answer(start, capfd):
+    """By Python, to descriptor 1 or by another program, on import and in two calls: all of it goes
+    to standard error, 3 x 3 lines. A program that reads standard input does not get the next
+    request.
     """
     reward = start("""
         import os, subprocess, sys
@@ -230,16 +232,16 @@ def test_what_is_printed_is_no_answer(start, capfd):
     assert out == "" and err.splitlines() == ['{"values": [9, 9]}'] * 9
 
 
-@pytest.mark.parametrize("astray", ["return [9.0, 9.0]", "raise ValueError", "sys.exit(0)"])
-def test_a_forked_child_does_not_answer(start, astray):
-    """Although it returns, raises or ends in the middle of the worker's own loop."""
+@pytest.mark.parametrize("end", ["return [9.0, 9.0]", "raise ValueError", "sys.exit(0)"])
+def test_a_forked_child_does_not_answer(start, end):
+    """Whether it returns, raises or exits within the worker's loop."""
     reward = start(f"""
         import os, sys
 
         def reward(prompts, completions, **columns):
             child = os.fork()
             if not child:
-                {astray}
+                {end}
             os.waitpid(child, 0)
             return [1.0, 2.0]
     """)
@@ -247,7 +249,7 @@ def test_a_forked_child_does_not_answer(start, astray):
     assert reward.failures == 0
 
 
-# -------------------------------------------------------------------------- what costs a batch
+# ------------------------------------------------------------------------ what costs one batch
 
 
 @pytest.mark.parametrize(
@@ -282,8 +284,8 @@ def test_a_forked_child_does_not_answer(start, astray):
 )
 def test_an_error_counts_as_zeros_and_the_process_lives(evaluator, caplog, prompt, message):
     worker = evaluator.worker
-    found = failure(evaluator, caplog, prompt)
-    assert message in found and "\n" not in found and len(found) <= 500
+    warning = failure(evaluator, caplog, prompt)
+    assert message in warning and "\n" not in warning and len(warning) <= 500
     assert call(evaluator, "[1, 2]") == [1.0, 2.0]
     assert evaluator.worker is worker
 
@@ -313,7 +315,7 @@ def test_the_end_of_its_process_counts_as_zeros(evaluator, caplog, prompt, code)
     ],
 )
 def test_a_call_that_takes_too_long_is_ended(evaluator, caplog, prompt):
-    """After 0.2 seconds instead of a minute."""
+    """After 0.2 seconds; it would take a minute."""
     pid, before = evaluator.worker.pid, time.monotonic()
     assert failure(evaluator, caplog, prompt, 0.2) == "took longer than 0.2 seconds"
     assert 0.2 <= time.monotonic() - before < 10
@@ -322,15 +324,15 @@ def test_a_call_that_takes_too_long_is_ended(evaluator, caplog, prompt):
 
 
 @linux
-def test_a_call_that_takes_too_long_takes_its_programs_with_it(evaluator, caplog, tmp_path):
+def test_the_programs_of_a_call_that_takes_too_long_are_ended_too(evaluator, caplog, tmp_path):
     path = tmp_path / "pid"
     prompt = f"subprocess.run('echo $$ > {path}; exec sleep 60', shell=True)"
     assert "took longer" in failure(evaluator, caplog, prompt, 0.5)
     assert ends(int(path.read_text()))
 
 
-def test_a_request_that_nobody_reads_is_given_up(evaluator, caplog):
-    """The worker stands still before the call, so that 5 MB do not fit into its pipe."""
+def test_a_request_that_is_not_read_times_out(evaluator, caplog):
+    """The worker is stopped before the call, and 5 MB do not fit into the pipe."""
     call(evaluator, "[1, 2]")
     os.kill(evaluator.worker.pid, signal.SIGSTOP)
     before = time.monotonic()
@@ -357,8 +359,8 @@ def test_a_worker_that_dies_between_two_calls_costs_nothing(evaluator):
     assert evaluator.failures == before and evaluator.worker.pid != pid
 
 
-def test_an_answer_after_ctrl_c_is_not_taken_for_the_next(start):
-    """The first call is interrupted in its sleep and would have answered 7s."""
+def test_an_answer_after_ctrl_c_is_not_taken_for_that_of_the_next_call(start):
+    """The first call is interrupted during its sleep; it would have answered 7s."""
     reward = start("""
         import time
 
@@ -381,7 +383,7 @@ def test_an_answer_after_ctrl_c_is_not_taken_for_the_next(start):
 
 
 def test_a_file_that_breaks_during_the_run(start, caplog):
-    """The file is read again with the next process: broken, it costs batches; mended, it works."""
+    """The next process reads the file again: a broken file costs batches, a repaired one works."""
     good = "import os\ndef reward(prompts, **c): return [os._exit(1) if prompts[0] else 1, 2]"
     reward = start(good)
     reward.path.write_text("def reward(:")
@@ -397,11 +399,11 @@ def test_a_file_that_breaks_during_the_run(start, caplog):
 
 
 @pytest.mark.parametrize(
-    ("name", "is_one"),
+    ("name", "expected"),
     [("a.py:f", True), ("/x y/a.py:f", True), ("semantic", False), ("a.py", False), ("f:a", False)],
 )
-def test_which_names_are_custom(name, is_one):
-    assert is_custom(name) == is_one
+def test_which_names_are_custom(name, expected):
+    assert is_custom(name) == expected
 
 
 @linux
@@ -418,7 +420,7 @@ def test_which_names_are_custom(name, is_one):
     ],
 )
 def test_a_file_that_cannot_be_used_is_a_user_error(tmp_path, code, message):
-    """One line that names the file, and no process is left."""
+    """One line that names the file; no process is left running."""
     path, before = tmp_path / "my_rewards.py", children()
     if code:
         path.write_text(code)
@@ -430,7 +432,7 @@ def test_a_file_that_cannot_be_used_is_a_user_error(tmp_path, code, message):
 
 @linux
 def test_close_leaves_no_process_and_can_be_repeated(start, tmp_path):
-    """Not even a program that the function started and left running."""
+    """Nor a program that the function started."""
     path = tmp_path / "pid"
     reward = start(f"""
         import subprocess
@@ -452,7 +454,7 @@ def test_close_leaves_no_process_and_can_be_repeated(start, tmp_path):
 @linux
 @pytest.mark.parametrize("seconds", [0, 60], ids=["idle", "busy"])
 def test_the_worker_ends_with_a_trainer_that_is_killed(tmp_path, seconds):
-    """Idle, at once; in a call of a minute, one second after its time is up."""
+    """At once if idle; in a call of a minute, one second after the timeout."""
     file = write(tmp_path, "import time\ndef reward(prompts, **c): return [time.sleep(prompts[0])]")
     code = (
         "import sys; from grpo.custom_reward import CustomReward\n"
@@ -474,5 +476,5 @@ def test_the_worker_ends_with_a_trainer_that_is_killed(tmp_path, seconds):
 
 
 def test_ctrl_c_in_the_terminal_does_not_reach_the_worker(evaluator):
-    """The step that is running is finished, with its rewards."""
+    """So the current step is finished, with its rewards."""
     assert call(evaluator, "[os.getpgrp() == os.getpid(), os.getsid(0) == os.getpid()]") == [1, 1]

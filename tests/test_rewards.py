@@ -1,5 +1,5 @@
-"""The rewards on real databases and real worker processes: numbers by hand, and the ways in
-which a policy could be paid for something else than right answers.
+"""The rewards on real databases and real worker processes: numbers computed by hand, and attempts
+to earn rewards with something else than right answers.
 """
 
 import doctest
@@ -19,23 +19,22 @@ from grpo import rewards as rewards_module
 from grpo.advantages import group_advantages
 from grpo.rewards import (
     WEIGHTS,
-    ExecutionVerifier,
     Rewards,
     check_weights,
     fill_not_applicable,
     overlong_penalty,
     schema_match,
 )
-from sqlenv import Example, Sandbox, UserError, load_suite
+from sqlenv import Example, ExecutionVerifier, Sandbox, UserError, extract_sql, load_suite
 
-ANY_SPEED = settings(deadline=None)  # a busy machine is no failure
+ANY_SPEED = settings(deadline=None)  # a busy machine is not a failure
 GOLD = "SELECT name FROM singer WHERE age > 30"  # Bob, Cid and Dee
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
-RIGHT, WRONG = [1, 1, 1, 0.5], [0, 0, 0, 0]  # of the fake encoder below, gold's columns read
+RIGHT, FAILED = [1, 1, 1, 0.5], [0, 0, 0, 0]  # 0.5 is the fake encoder's score
 
 
 class CountingSandbox(Sandbox):
-    """A real sandbox that notes what it is asked to run."""
+    """A real sandbox that records the queries that it runs."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
@@ -48,7 +47,7 @@ class CountingSandbox(Sandbox):
 
 
 class FakeEncoder(SemanticReward):
-    """Gives every SQL 0.5, or what ``scores`` says, and notes what it is given."""
+    """Scores every query 0.5, or as ``scores`` says, and records what it scores."""
 
     def __init__(self, scores: dict[str, float] | None = None):
         self.scores, self.seen = scores or {}, []
@@ -94,15 +93,15 @@ def ask(db, gold: str = GOLD, question: str = "Who is older than 30?") -> Exampl
 
 def score(sandbox, examples, texts, encoder=None, weights=WEIGHTS):
     """The rewards as nested lists [P][G][R]."""
-    found = Rewards(ExecutionVerifier(sandbox), encoder or FakeEncoder(), weights)(examples, texts)
-    assert found.dtype == torch.float32
-    return found.tolist()
+    terms = Rewards(ExecutionVerifier(sandbox), encoder or FakeEncoder(), weights)(examples, texts)
+    assert terms.dtype == torch.float32
+    return terms.tolist()
 
 
 def execution(sandbox, db, gold: str, *texts: str) -> list[float]:
     """The execution rewards of completions."""
-    ((*found,),) = score(sandbox, [ask(db, gold)], [list(texts)], weights={"execution": 1.0})
-    return [one for (one,) in found]
+    (group,) = score(sandbox, [ask(db, gold)], [list(texts)], weights={"execution": 1.0})
+    return [term for (term,) in group]
 
 
 # ----------------------------------------------------------------------------- the four rewards
@@ -110,7 +109,7 @@ def execution(sandbox, db, gold: str, *texts: str) -> list[float]:
 
 def test_four_rewards_by_hand(sandbox, db):
     """Gold reads singer.name and singer.age, so `SELECT name FROM singer` shares 1 column of 2, and
-    `SELECT *` shares 2 of 4. The encoder's 0.5 is given to whatever runs, and to nothing else.
+    `SELECT *` shares 2 of 4. Every query that runs, and no other, gets the encoder's 0.5.
     """
     cases = {
         GOLD: [1, 1, 1, 0.5],
@@ -132,15 +131,15 @@ def test_the_result_has_prompts_groups_and_terms_in_that_order(sandbox, db):
     """Two prompts with three completions each; the terms in the order in which they are named."""
     weights = {"syntax": 0.5, "execution": 1.0}
     rewards = Rewards(ExecutionVerifier(sandbox), None, weights)
-    found = rewards(
+    terms = rewards(
         [ask(db), ask(db, "SELECT count(*) FROM concert")],
         [[GOLD, "nothing", "SELECT 1"], ["SELECT 3", "SELECT 2", GOLD]],
     )
-    assert found.shape == (2, 3, 2)
-    assert found.tolist() == [[[1, 1], [0, 0], [1, 0]], [[1, 1], [1, 0], [1, 0]]]
+    assert terms.shape == (2, 3, 2)
+    assert terms.tolist() == [[[1, 1], [0, 0], [1, 0]], [[1, 1], [1, 0], [1, 0]]]
     assert rewards.names == ["syntax", "execution"]
     assert rewards.weights.tolist() == [0.5, 1.0]
-    assert (found @ rewards.weights).tolist() == [[1.5, 0, 0.5], [1.5, 0.5, 0.5]]
+    assert (terms @ rewards.weights).tolist() == [[1.5, 0, 0.5], [1.5, 0.5, 0.5]]
 
 
 def test_a_reward_of_weight_0_is_not_computed(sandbox, db):
@@ -151,7 +150,7 @@ def test_a_reward_of_weight_0_is_not_computed(sandbox, db):
 
 
 def test_a_right_answer_is_told_by_its_result_not_by_its_text(sandbox, db):
-    """Through a join, a set operation or a subquery: the rows are what counts."""
+    """A join, a set operation and a subquery: only the rows count."""
     assert execution(
         sandbox,
         db,
@@ -170,12 +169,13 @@ def test_row_order_counts_if_gold_orders(sandbox, db):
 
 
 def test_where_gold_fails_nothing_is_right(sandbox, db):
-    """Not even what fails in the same way; what runs still earns its syntax reward, and the
-    columns that gold would have read are unknown.
+    """Not even a query that fails in the same way. A query that runs still earns its syntax reward;
+    the columns that gold would have read are unknown.
     """
-    found = score(sandbox, [ask(db, "SELECT nam FROM singer")], [["SELECT nam FROM singer", GOLD]])
-    assert found[0][0] == [0, 0, 0, 0]
-    assert found[0][1][:2] == [0, 1]
+    failing = "SELECT nam FROM singer"
+    ((same, runs),) = score(sandbox, [ask(db, failing)], [[failing, GOLD]])
+    assert same == [0, 0, 0, 0]
+    assert runs[:2] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -191,14 +191,14 @@ def test_where_gold_fails_nothing_is_right(sandbox, db):
 )
 def test_the_sql_is_found_in_the_completion(sandbox, db, completion, sql):
     assert score(sandbox, [ask(db)], [[completion]]) == [[RIGHT]]
-    (verdicts,) = ExecutionVerifier(sandbox).verifier([ask(db)], [completion])
-    assert (verdicts.sql, verdicts.valid, verdicts.correct) == (sql, True, True)
+    (verdict,) = ExecutionVerifier(sandbox).verify([ask(db)], [extract_sql(completion)])
+    assert (verdict.sql, verdict.valid, verdict.correct) == (sql, True, True)
 
 
-def test_judged_without_sql(sandbox, db):
-    (verdicts,) = ExecutionVerifier(sandbox).verifier([ask(db)], ["I do not know."])
-    assert (verdicts.sql, verdicts.execution, verdicts.valid) == (None, None, False)
-    assert not verdicts.correct
+def test_the_verdict_on_a_completion_without_sql(sandbox, db):
+    (verdict,) = ExecutionVerifier(sandbox).verify([ask(db)], [extract_sql("I do not know.")])
+    assert (verdict.sql, verdict.execution, verdict.valid) == (None, None, False)
+    assert not verdict.correct
 
 
 # ------------------------------------------------------------------------------ schema match
@@ -209,7 +209,7 @@ def test_judged_without_sql(sandbox, db):
     [
         ({"name", "age"}, {"name", "age"}, 1),
         ({"name"}, {"name", "age"}, 1 / 2),  # a column missed
-        ({"name", "age", "country"}, {"name", "age"}, 2 / 3),  # one too many costs as well
+        ({"name", "age", "country"}, {"name", "age"}, 2 / 3),  # an extra column costs, too
         ({"name", "country"}, {"name", "age"}, 1 / 3),
         ({"country"}, {"name", "age"}, 0),
         (set(), {"name"}, 0),
@@ -224,8 +224,9 @@ def test_schema_match_by_hand(predicted, gold, expected):
 
 
 def test_the_same_column_name_of_another_table_is_another_column():
-    one, other = frozenset({("singer", "singer_id")}), frozenset({("concert", "singer_id")})
-    assert schema_match(one, other) == 0
+    of_singer = frozenset({("singer", "singer_id")})
+    of_concert = frozenset({("concert", "singer_id")})
+    assert schema_match(of_singer, of_concert) == 0
 
 
 def test_schema_reward_looks_through_aliases_and_subqueries(sandbox, db):
@@ -238,11 +239,11 @@ def test_schema_reward_looks_through_aliases_and_subqueries(sandbox, db):
     nested = """SELECT x.name FROM (SELECT name, singer_id AS i FROM singer) AS x
         WHERE x.i IN (SELECT singer_id FROM concert WHERE year = 2014)"""
     texts = [nested, "SELECT a.name FROM singer AS a", "SELECT count(*) FROM concert"]
-    found = score(sandbox, [ask(db, gold)], [texts], weights={"execution": 1.0, "schema": 0.5})
-    assert found == [[[1, 1], [0, 0.25], [0, 0]]]
+    terms = score(sandbox, [ask(db, gold)], [texts], weights={"execution": 1.0, "schema": 0.5})
+    assert terms == [[[1, 1], [0, 0.25], [0, 0]]]
 
 
-# ------------------------------------------------------------------------------- what fails
+# --------------------------------------------------------------------- queries that do not run
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_schema_reward_looks_through_aliases_and_subqueries(sandbox, db):
 def test_denied_sql_earns_nothing_and_changes_nothing(sandbox, db, text):
     before = db.read_bytes()
     encoder = FakeEncoder()
-    assert score(sandbox, [ask(db)], [[text, GOLD]], encoder) == [[WRONG, RIGHT]]
+    assert score(sandbox, [ask(db)], [[text, GOLD]], encoder) == [[FAILED, RIGHT]]
     assert len(encoder.seen) == 1
     assert db.read_bytes() == before and list(db.parent.iterdir()) == [db]
 
@@ -268,10 +269,10 @@ def test_denied_sql_earns_nothing_and_changes_nothing(sandbox, db, text):
 def test_sql_that_does_not_end_earns_nothing_and_the_next_runs(db):
     encoder = FakeEncoder()
     with Sandbox(workers=1, timeout=1.0) as sandbox:
-        found = score(sandbox, [ask(db)], [[ENDLESS, GOLD, ENDLESS + " LIMIT 1", GOLD]], encoder)
-        assert found == [[WRONG, RIGHT, WRONG, RIGHT]]
-        (verdicts,) = ExecutionVerifier(sandbox).verifier([ask(db)], [ENDLESS])
-    assert verdicts.execution.status == "timeout" and not verdicts.valid
+        terms = score(sandbox, [ask(db)], [[ENDLESS, GOLD, ENDLESS + " LIMIT 1", GOLD]], encoder)
+        assert terms == [[FAILED, RIGHT, FAILED, RIGHT]]
+        (verdict,) = ExecutionVerifier(sandbox).verify([ask(db)], [ENDLESS])
+    assert verdict.execution.status == "timeout" and not verdict.valid
     assert len(encoder.seen) == 2
 
 
@@ -289,15 +290,18 @@ def test_a_missing_database_is_a_user_error(sandbox, tmp_path):
 
 
 def test_only_sql_that_runs_reaches_the_encoder(sandbox, db):
-    """However much the encoder would like the rest. Scores go back to their own completions."""
+    """Whatever score the encoder would give the others. Each score goes to its own completion."""
     encoder = FakeEncoder({"SELECT name FROM singer": 0.75, "SELECT age FROM singer": 0.25})
     texts = [
         ["SELECT nam FROM singer", "SELECT name FROM singer", "Who is older than 30?"],
         ["SELECT age FROM singer", ENDLESS.replace("count", "cnt"), "SELECT name FROM singer"],
     ]
     examples = [ask(db, question="first?"), ask(db, question="second?")]
-    found = score(sandbox, examples, texts, encoder, {"execution": 1, "semantic": 0.5})
-    assert [[row[1] for row in group] for group in found] == [[0, 0.75, 0], [0.25, 0, 0.75]]
+    terms = score(sandbox, examples, texts, encoder, {"execution": 1, "semantic": 0.5})
+    assert [[semantic for _, semantic in group] for group in terms] == [
+        [0, 0.75, 0],
+        [0.25, 0, 0.75],
+    ]
     assert encoder.seen == [
         ("first?", "SELECT name FROM singer"),
         ("second?", "SELECT age FROM singer"),
@@ -305,9 +309,9 @@ def test_only_sql_that_runs_reaches_the_encoder(sandbox, db):
     ]
 
 
-def test_the_encoder_is_left_alone_where_nothing_runs(sandbox, db):
+def test_the_encoder_scores_nothing_where_nothing_runs(sandbox, db):
     encoder = FakeEncoder()
-    assert score(sandbox, [ask(db)], [["no", "SELECT nam FROM singer"]], encoder) == [[WRONG] * 2]
+    assert score(sandbox, [ask(db)], [["no", "SELECT nam FROM singer"]], encoder) == [[FAILED] * 2]
     assert encoder.seen == []
 
 
@@ -324,7 +328,7 @@ def test_the_encoder_is_left_alone_where_nothing_runs(sandbox, db):
     ],
 )
 def test_prose_and_comments_do_not_reach_the_encoder(sandbox, db, text):
-    """Nor do case and spacing: the encoder sees one way of writing a query, whatever is around."""
+    """Nor do case and spacing: the encoder reads the query in its normalised form."""
     encoder = FakeEncoder()
     assert score(sandbox, [ask(db)], [[text]], encoder) == [[RIGHT]]
     assert encoder.seen == [("Who is older than 30?", GOLD)]
@@ -334,15 +338,14 @@ def test_prose_and_comments_do_not_reach_the_encoder(sandbox, db, text):
 
 
 def test_equal_completions_run_once(sandbox, db, tmp_path):
-    """In other words of prose as well, but on each database of its own."""
+    """Whatever prose surrounds them, but once on each database."""
     other = tmp_path / "other.sqlite"
     other.write_bytes(db.read_bytes())
     query = "SELECT age FROM singer"
     texts = [query, query + ";", f"```sql\n{query}\n```", "SELECT 1"]
-    found = score(
-        sandbox, [ask(db), ask(other)], [texts, texts], weights={"execution": 1, "syntax": 1}
-    )
-    assert [[syntax for _, syntax in group] for group in found] == [[1] * 4] * 2
+    weights = {"execution": 1, "syntax": 1}
+    terms = score(sandbox, [ask(db), ask(other)], [texts, texts], weights=weights)
+    assert [[syntax for _, syntax in group] for group in terms] == [[1] * 4] * 2
     assert sorted(sandbox.ran) == sorted([GOLD, query, "SELECT 1"] * 2)
 
 
@@ -362,45 +365,42 @@ def test_gold_is_kept_for_each_database(sandbox, db, tmp_path):
     connection.close()
     gold = "SELECT max(age) FROM singer"
     texts = [["SELECT 50", "SELECT 9"]] * 2
-    found = score(sandbox, [ask(db, gold), ask(other, gold)], texts, weights={"execution": 1.0})
-    assert found == [[[1], [0]], [[0], [1]]]
+    terms = score(sandbox, [ask(db, gold), ask(other, gold)], texts, weights={"execution": 1.0})
+    assert terms == [[[1], [0]], [[0], [1]]]
 
 
 # ------------------------------------------------------------------------------ reward hacks
 
 
 def test_hack_every_column(sandbox, db):
-    """Some column of `SELECT *` is always gold's; its column order is free, but their number is
-    not.
+    """`SELECT *` always has gold's column among its own. The order of columns does not count, but
+    their number does.
     """
     every = "SELECT *, * FROM singer"
     assert execution(
         sandbox, db, "SELECT name FROM singer", "SELECT * FROM singer", every, "SELECT name, name"
     ) == [0, 0, 0]
-    found = score(sandbox, [ask(db, "SELECT name FROM singer")], [["SELECT * FROM singer"]])
-    assert found[0][0][2] == 0.25  # and reading all four columns is paid as one of four
+    ((terms,),) = score(sandbox, [ask(db, "SELECT name FROM singer")], [["SELECT * FROM singer"]])
+    assert terms[2] == 0.25  # schema match: 1 of the 4 columns read
     gold = "SELECT name, country FROM singer"
     swapped = "SELECT country, name FROM singer"
     assert execution(sandbox, db, gold, swapped, "SELECT * FROM singer") == [1, 0]
 
 
 def test_hack_columns_permuted_row_by_row(sandbox, db):
-    """One order of the columns must do for all rows."""
+    """All rows must have the same order of columns."""
     gold = "SELECT name, country FROM singer WHERE singer_id IN (2, 3)"
     mixed = "SELECT 'Bob', 'France' UNION ALL SELECT 'Japan', 'Cid'"
     assert execution(sandbox, db, gold, mixed) == [0]
 
 
 def test_hack_set_instead_of_multiset(sandbox, db):
-    """France occurs twice: leaving it out once, or having it thrice, is another answer."""
+    """France occurs twice: once or three times is another answer."""
     gold = "SELECT country FROM singer"
+    distinct = "SELECT DISTINCT country FROM singer"
     thrice = gold + " UNION ALL SELECT 'France'"
-    assert execution(sandbox, db, gold, gold, "SELECT DISTINCT country FROM singer", thrice) == [
-        1,
-        0,
-        0,
-    ]
-    assert execution(sandbox, db, "SELECT DISTINCT country FROM singer", gold) == [0]
+    assert execution(sandbox, db, gold, gold, distinct, thrice) == [1, 0, 0]
+    assert execution(sandbox, db, distinct, gold) == [0]
     moved = "SELECT country FROM singer WHERE age != 35 UNION ALL SELECT 'Japan'"  # as many rows
     assert execution(sandbox, db, gold, moved) == [0]
 
@@ -415,13 +415,13 @@ def test_hack_set_instead_of_multiset(sandbox, db):
     ],
 )
 def test_hack_temporary_table_in_place_of_the_real_one(db, text):
-    """One worker, so that a table left behind would be seen by gold and by the whole group."""
+    """One worker, so that gold and the whole group would see a table left behind."""
     with Sandbox(workers=1, timeout=10) as sandbox:
         rewards = Rewards(ExecutionVerifier(sandbox), FakeEncoder(), {"execution": 1.0})
         other = "SELECT name FROM singer WHERE age > 40"
         assert rewards([ask(db)], [[text, GOLD, "SELECT 'x'"]]).tolist() == [[[0], [1], [0]]]
-        found = rewards([ask(db, other)], [[text, other, "SELECT 'x'", "SELECT 'Dee'"]])
-        assert found.tolist() == [[[0], [1], [0], [1]]]
+        terms = rewards([ask(db, other)], [[text, other, "SELECT 'x'", "SELECT 'Dee'"]])
+        assert terms.tolist() == [[[0], [1], [0], [1]]]
 
 
 @pytest.mark.parametrize(
@@ -435,12 +435,12 @@ def test_hack_temporary_table_in_place_of_the_real_one(db, text):
     ],
 )
 def test_hack_second_statement(sandbox, db, text):
-    """A policy that writes several answers must choose one."""
-    assert score(sandbox, [ask(db)], [[text]]) == [[WRONG]]
+    """A completion with several queries earns nothing."""
+    assert score(sandbox, [ask(db)], [[text]]) == [[FAILED]]
 
 
 def test_hack_prose_inside_the_sql(sandbox, db):
-    assert score(sandbox, [ask(db)], [[f"SELECT name, I think, {GOLD[7:]} or so"]]) == [[WRONG]]
+    assert score(sandbox, [ask(db)], [[f"SELECT name, I think, {GOLD[7:]} or so"]]) == [[FAILED]]
 
 
 # ------------------------------------------------------------------------------ the weights
@@ -468,8 +468,8 @@ def allowed(weights: dict) -> bool:
 @given(SOME_WEIGHTS.filter(lambda w: w.get("execution", 0) > 0), *[SHARES] * 4, st.booleans())
 @example(WEIGHTS, 0.0, 0.0, 1.0, 1.0, True)
 def test_no_wrong_answer_scores_above_a_right_one(weights, schema, semantic, other, liked, runs):
-    """A right answer runs, whatever its columns and its looks; a wrong one may have everything
-    else. Weights under which the wrong one could win are refused.
+    """A right query runs, whatever its schema match and semantic score. A wrong one may have all
+    other terms in full. Weights under which the wrong one could score higher are refused.
     """
     right = total(weights, 1, 1, schema, semantic)
     wrong = total(weights, 0, 1, other, liked) if runs else 0
@@ -489,8 +489,8 @@ def test_weights_without_execution_are_refused(weights):
 
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(name, value):
-    """NaN is neither above nor below anything; one such weight makes every total NaN."""
+def test_weights_that_are_not_finite_are_refused(name, value):
+    """Every comparison with NaN is false, and a NaN weight makes every total NaN."""
     with pytest.raises(UserError):
         check_weights({**WEIGHTS, name: value})
 
@@ -514,10 +514,10 @@ def test_refused_weights_are_named(weights, message):
         Rewards(None, None, weights)
 
 
-# ------------------------------------------------------- length, gaps and rewards of one's own
+# ------------------------------------------------ length, missing values and custom rewards
 
 NAN = float("nan")
-GAPS = st.lists(  # (P, G, R) = (3, 5, 2), as a flat list
+TERMS_WITH_GAPS = st.lists(  # (P, G, R) = (3, 5, 2), as a flat list
     st.one_of(st.just(NAN), st.integers(-80, 80).map(lambda n: n / 8)), min_size=30, max_size=30
 )
 WORDS = """
@@ -540,7 +540,7 @@ WORDS = """
 
 @pytest.fixture
 def own(tmp_path):
-    """A file with three rewards."""
+    """A file with three custom rewards."""
     folder = tmp_path / "own"
     folder.mkdir()
     path = folder / "my_rewards.py"
@@ -549,8 +549,8 @@ def own(tmp_path):
 
 
 def test_examples_in_docstrings():
-    found = doctest.testmod(rewards_module)
-    assert found.failed == 0 and found.attempted >= 2
+    results = doctest.testmod(rewards_module)
+    assert results.failed == 0 and results.attempted >= 2
 
 
 @pytest.mark.parametrize(
@@ -558,19 +558,19 @@ def test_examples_in_docstrings():
     [(0, 0), (79, 0), (80, 0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1), (130, -1)],
 )
 def test_overlong_penalty_by_hand(length, expected):
-    """Cut at 100 with a buffer of 20: free up to 80, then 1/20 for each token, never below -1."""
-    assert overlong_penalty(length, longest=100, buffer=20) == pytest.approx(expected)
+    """Cut at 100 with a buffer of 20: 0 up to 80, then -1/20 for each token, never below -1."""
+    assert overlong_penalty(length, max_new_tokens=100, buffer=20) == pytest.approx(expected)
 
 
 def test_overlong_penalty_with_a_buffer_longer_than_the_completion():
     """Cut at 10 with a buffer of 40: the line from -1 at 10 back to 0 at -30 has -0.75 at 0."""
-    found = [overlong_penalty(n, longest=10, buffer=40) for n in (0, 2, 10)]
-    assert found == pytest.approx([-0.75, -0.8, -1])
+    penalties = [overlong_penalty(n, max_new_tokens=10, buffer=40) for n in (0, 2, 10)]
+    assert penalties == pytest.approx([-0.75, -0.8, -1])
 
 
 def test_fill_not_applicable_by_hand():
-    """Group 1, term 1: 1, 4, gap -> (1 + 4) / 2 = 2.5; term 2 applies to nobody -> 0. Group 2 has
-    no gap in term 1 and keeps it, whatever group 1 has; term 2: 7 alone -> 7 for the others.
+    """Group 1, term 1: 1, 4, NaN -> (1 + 4) / 2 = 2.5; term 2 applies to none -> 0. Group 2 has
+    no NaN in term 1, which stays as it is; term 2: only 7 -> 7 for the others.
     """
     terms = torch.tensor([[[1, NAN], [4, NAN], [NAN, NAN]], [[0.0, NAN], [9.0, 7.0], [-9.0, NAN]]])
     before = terms.clone()
@@ -578,11 +578,11 @@ def test_fill_not_applicable_by_hand():
         [[1, 0], [4, 0], [2.5, 0]],
         [[0, 7], [9, 7], [-9, 7]],
     ]
-    assert torch.equal(terms.isnan(), before.isnan())  # the input is left alone
+    assert torch.equal(terms.isnan(), before.isnan())  # the input is not changed
 
 
 @ANY_SPEED
-@given(GAPS)
+@given(TERMS_WITH_GAPS)
 def test_a_term_that_does_not_apply_neither_helps_nor_hurts(flat):
     """Its completion gets advantage 0 from it, and the others of the group the advantage that they
     would have among themselves.
@@ -592,13 +592,13 @@ def test_a_term_that_does_not_apply_neither_helps_nor_hurts(flat):
     gap = terms.isnan()
     assert not filled.isnan().any() and torch.equal(filled[~gap], terms[~gap])
     for r in range(2):
-        advantages = group_advantages(filled[..., r], "centered")
+        advantages = group_advantages(filled[..., r], kind="centered")
         assert (advantages[gap[..., r]].abs() < 1e-5).all()
         for p in range(3):
-            there = ~gap[p, :, r]
-            if there.any():
-                alone = group_advantages(terms[p, there, r][None], "centered")[0]
-                torch.testing.assert_close(advantages[p, there], alone, atol=1e-5, rtol=0)
+            applies = ~gap[p, :, r]
+            if applies.any():
+                alone = group_advantages(terms[p, applies, r][None], kind="centered")[0]
+                torch.testing.assert_close(advantages[p, applies], alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -608,7 +608,7 @@ def test_a_term_that_does_not_apply_neither_helps_nor_hurts(flat):
         {"execution": 1, "schema": 0.2, "semantic": 0.3, "overlong": 0.4},
         {"execution": 1, "overlong": 0},
         {"execution": 0, "test_suite": 1, "semantic": 0.3},
-        {"execution": 1, "a.py:f": 5},  # its author's business
+        {"execution": 1, "a.py:f": 5},  # not limited
         {"execution": 1, "a.py:f": -5, "semantic": 0.9},
     ],
 )
@@ -626,7 +626,7 @@ def test_weights_of_length_and_custom_rewards_that_are_allowed(weights):
         ({"execution": 1, "a.py:f": NAN}, "a.py:f=nan"),
         ({"execution": 1, "a.py:f": float("-inf")}, "a.py:f=-inf"),
         ({"execution": 1, "test_suite": 0.4, "schema": 0.5}, "less than test_suite .0.4."),
-        ({"a.py:f": 5}, "execution"),  # a custom reward is no execution
+        ({"a.py:f": 5}, "execution"),  # a custom reward does not replace it
         ({"execution": 1, "a.py": 1}, "unknown reward.*FILE.py:FUNCTION"),
         ({"execution": 1, "f:a": 1}, "unknown reward"),
     ],
@@ -636,7 +636,7 @@ def test_weights_of_length_and_custom_rewards_that_are_refused(weights, message)
         check_weights(weights)
 
 
-def test_the_test_suite_reward_is_not_paid_for_the_right_rows_of_a_near_miss(sandbox, db):
+def test_the_test_suite_reward_is_0_for_the_right_rows_of_a_mutant(sandbox, db):
     """Nobody is 30, so > 29 gives gold's rows; on a variant of the database it does not."""
     texts = [GOLD, "SELECT name FROM singer WHERE age > 29", "SELECT age FROM singer", "no SQL"]
     rewards = Rewards(
@@ -649,34 +649,37 @@ def test_the_test_suite_reward_is_not_paid_for_the_right_rows_of_a_near_miss(san
 
 
 def test_a_wrong_short_answer_stays_below_a_right_one_that_is_cut():
-    """0.2 + 0.3 + 0.4 = 0.9 < 1: right, cut, no columns and no meaning shared: 1 + 0.1 - 0.4 = 0.7;
-    wrong, short and with all of them: 0.1 + 0.2 + 0.3 = 0.6.
+    """0.2 + 0.3 + 0.4 = 0.9 < 1. Right and cut, with schema match and semantic score 0: 1 + 0.1 -
+    0.4 = 0.7. Wrong and short, with all other terms in full: 0.1 + 0.2 + 0.3 = 0.6.
     """
     weights = {**WEIGHTS, "overlong": 0.4}
     check_weights(weights)
-    right = total(WEIGHTS, 1, 1) + 0.4 * overlong_penalty(96, 96, 16)
-    wrong = total(WEIGHTS, 0, 1, 1, 1) + 0.4 * overlong_penalty(10, 96, 16)
+    limits = {"max_new_tokens": 96, "buffer": 16}
+    right = total(WEIGHTS, 1, 1) + 0.4 * overlong_penalty(96, **limits)
+    wrong = total(WEIGHTS, 0, 1, 1, 1) + 0.4 * overlong_penalty(10, **limits)
     assert (right, wrong) == (pytest.approx(0.7), pytest.approx(0.6))
 
 
 def test_custom_reward_and_length_beside_the_others(sandbox, db, own):
     """Cut at 10 with a buffer of 4: 6, 8, 10 tokens give 0, -0.5, -1. `words` counts 8 words in
-    GOLD, 2 in "SELECT 1" and does not apply where there is no SQL: there it is the group's mean,
-    (8 + 2) / 2 = 5, or 0 where it applies to nobody.
+    GOLD and 2 in "SELECT 1", and does not apply without SQL: then it is the group's mean,
+    (8 + 2) / 2 = 5, or 0 where it applies to no completion.
     """
     weights = {"overlong": 0.5, f"{own}:words": -0.25, "semantic": 0, "execution": 1.0}
-    rewards = Rewards(ExecutionVerifier(sandbox), None, weights, longest=10, buffer=4)
+    rewards = Rewards(
+        ExecutionVerifier(sandbox), None, weights, max_new_tokens=10, overlong_buffer=4
+    )
     try:
         assert rewards.names == ["overlong", "words", "execution"]
         assert rewards.weights.tolist() == [0.5, -0.25, 1.0]
-        found = rewards(
-            [ask(db), ask(db, "SELECT 1", question="one?")],
+        terms = rewards(
+            [ask(db), ask(db, "SELECT 1", question="what is 1?")],
             [[GOLD, "none", "SELECT 1"], ["no", "nothing", "never"]],
-            ["prompt 1", "prompt 2"],
-            [[8, 6, 10], [1, 10, 9]],
+            prompts=["prompt 1", "prompt 2"],
+            lengths=[[8, 6, 10], [1, 10, 9]],
         )
-        assert found.dtype == torch.float32
-        assert found.tolist() == [
+        assert terms.dtype == torch.float32
+        assert terms.tolist() == [
             [[-0.5, 8, 1], [0, 5, 0], [-1, 2, 0]],
             [[0, 0, 0], [-1, 0, 0], [-0.75, 0, 0]],
         ]
@@ -687,7 +690,7 @@ def test_custom_reward_and_length_beside_the_others(sandbox, db, own):
     assert json.loads(line) == {
         "prompts": ["prompt 1"] * 3 + ["prompt 2"] * 3,
         "completions": [GOLD, "none", "SELECT 1", "no", "nothing", "never"],
-        "question": ["Who is older than 30?"] * 3 + ["one?"] * 3,
+        "question": ["Who is older than 30?"] * 3 + ["what is 1?"] * 3,
         "lang": ["en"] * 6,
         "db_id": ["concerts"] * 6,
         "db_path": [str(db)] * 6,
@@ -696,20 +699,20 @@ def test_custom_reward_and_length_beside_the_others(sandbox, db, own):
     }
 
 
-def test_a_custom_reward_that_fails_leaves_the_others_alone(sandbox, db, own):
+def test_a_custom_reward_that_fails_does_not_change_the_others(sandbox, db, own):
     rewards = Rewards(ExecutionVerifier(sandbox), None, {"execution": 1.0, f"{own}:fails": 2.0})
     try:
         for count in (1, 2):
-            found = rewards([ask(db)], [[GOLD, "SELECT 1"]], ["prompt"])
-            assert found.tolist() == [[[1, 0], [0, 0]]]
+            terms = rewards([ask(db)], [[GOLD, "SELECT 1"]], prompts=["prompt"])
+            assert terms.tolist() == [[[1, 0], [0, 0]]]
             assert rewards.failures() == {"reward_failures/fails": count}
     finally:
         rewards.close()
     assert rewards.custom[f"{own}:fails"].worker is None
 
 
-def test_rewards_of_one_name_are_refused(own, monkeypatch):
-    """Their metrics would share a name. No process is started before that is checked."""
+def test_two_rewards_with_the_same_name_are_refused(own, monkeypatch):
+    """Their metrics would share a name. The check comes before a process is started."""
 
     def started(*_):
         raise AssertionError("started a process")
@@ -721,7 +724,7 @@ def test_rewards_of_one_name_are_refused(own, monkeypatch):
     ):
         with pytest.raises(UserError, match="two rewards are called '(execution|words)'"):
             Rewards(None, None, weights)
-    without = {"execution": 1.0, f"{own}:words": 0.0, "other.py:words": 0.0}  # of weight 0: no file
+    without = {"execution": 1.0, f"{own}:words": 0.0, "other.py:words": 0.0}  # weight 0: not loaded
     assert Rewards(None, None, without).names == ["execution"]
 
 
