@@ -1,4 +1,4 @@
-"""Tokenizers and models as small as they come, and a .gguf file of one."""
+"""Tiny tokenizers and models, and a function that writes a model as a .gguf file."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ SHAPE = dict(
 
 
 def make_tokenizer(merges=(), **settings) -> PreTrainedTokenizerFast:
-    """One token a byte, then one for each merge; ids 0 to 5 are those of SPECIAL."""
+    """A token for each byte, then one for each merge; ids 0 to 5 are those of SPECIAL."""
     vocabulary = SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary += ["".join(pair) for pair in merges]
     tokenizer = Tokenizer(models.BPE({text: n for n, text in enumerate(vocabulary)}, list(merges)))
@@ -72,10 +72,9 @@ def write_gguf(path, model: LlamaForCausalLM, tokenizer, merges) -> None:
         "self_attn.o_proj": "attn_output"
     }
     parts |= {f"mlp.{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")}
-    for layer in range(config.num_hidden_layers):
-        names |= {
-            f"model.layers.{layer}.{ours}": f"blk.{layer}.{one}" for ours, one in parts.items()
-        }
+    for number in range(config.num_hidden_layers):
+        layer, block = f"model.layers.{number}", f"blk.{number}"
+        names |= {f"{layer}.{ours}": f"{block}.{theirs}" for ours, theirs in parts.items()}
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for ours, theirs in names.items():
         weight = tensors[f"{ours}.weight"]

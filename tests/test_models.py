@@ -98,15 +98,15 @@ def test_of_a_model_with_pictures_the_language_model_is_trained(tmp_path):
     Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     model = load_policy(str(tmp_path), "cpu", "float32").model
-    names = list(lora_parameters(add_lora(model, 2, 4)))
+    names = list(lora_parameters(add_lora(model, rank=2, alpha=4)))
     assert len(names) == 2 * 7 * 2 and all("language_model.layers" in name for name in names)
-    found = completion_logprobs(model, [[5, 6, 7]], [[[8, 9]]]).flatten()
+    logprobs = completion_logprobs(model, [[5, 6, 7]], [[[8, 9]]]).flatten()
     plain = model(torch.tensor([[5, 6, 7, 8]])).logits[0, 2:].log_softmax(-1)
-    assert torch.allclose(found, plain[[0, 1], [8, 9]], atol=1e-5)
+    assert torch.allclose(logprobs, plain[[0, 1], [8, 9]], atol=1e-5)
 
 
 def test_logits_that_are_more_than_a_product_are_a_user_error(folder):
-    """Granite divides its logits by a setting; log-probabilities would be wrong without a word."""
+    """Granite divides its logits by a setting; without this check, log-probs would be wrong."""
     model = GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=8.0))
     model.save_pretrained(folder)
     with pytest.raises(UserError, match="GraniteForCausalLM: its logits are scaled or capped"):

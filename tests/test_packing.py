@@ -1,5 +1,5 @@
-"""The packed computation (prompt once per group) gives the numbers of the naive one, and the
-sampler agrees with it.
+"""The packed computation (prompt once per group) gives the same numbers as one row per completion,
+and the sampler agrees with it.
 """
 
 import doctest
@@ -78,11 +78,11 @@ def test_packed_logprobs_and_gradients_equal_one_row_per_completion(kind):
     packed_gradients = torch.autograd.grad((packed * weights).sum(), parameters)
     total = 0.0
     for p, (prompt, group) in enumerate(zip(PROMPTS, COMPLETIONS)):
-        for g, one in enumerate(group):
-            expected = naive_logprobs(model, prompt, one)
-            assert torch.allclose(packed[p, g, : len(one)], expected, atol=1e-5)
-            assert (packed[p, g, len(one) :] == 0).all()
-            total = total + (expected * weights[p, g, : len(one)]).sum()
+        for g, completion in enumerate(group):
+            expected, length = naive_logprobs(model, prompt, completion), len(completion)
+            assert torch.allclose(packed[p, g, :length], expected, atol=1e-5)
+            assert (packed[p, g, length:] == 0).all()
+            total = total + (expected * weights[p, g, :length]).sum()
     for ours, naive in zip(packed_gradients, torch.autograd.grad(total, parameters)):
         assert (ours - naive).norm() <= 1e-5 * naive.norm()
 
@@ -128,7 +128,9 @@ def test_mask_comes_from_lengths_not_from_ids():
 @pytest.mark.parametrize("kind", MODELS)
 def test_greedy_decoding_equals_generate(kind):
     model = make(kind)
-    samples = sample_groups(model, PROMPTS, 2, 12, {1}, temperature=0)
+    samples = sample_groups(
+        model, PROMPTS, eos_ids={1}, group_size=2, max_new_tokens=12, temperature=0
+    )
     for prompt, group in zip(PROMPTS, samples.completion_ids):
         expected = model.generate(
             torch.tensor([prompt]),
@@ -146,41 +148,43 @@ def test_sampled_logprobs_are_the_trainers():
     other than 1.
     """
     model = with_lora()
-    seeds = list(range(3 * len(PROMPTS)))
+    options = {"group_size": 5, "max_new_tokens": 16, "temperature": 0.7, "seeds": list(range(9))}
     with lora_merged(model):
-        samples = sample_groups(model, PROMPTS * 3, 5, 16, set(range(1, 14)), 0.7, seeds)
-    lengths = {len(one) for group in samples.completion_ids for one in group}
+        samples = sample_groups(model, PROMPTS * 3, eos_ids=set(range(1, 14)), **options)
+    lengths = {len(ids) for group in samples.completion_ids for ids in group}
     assert len(lengths) > 4  # the test is about ragged completions
     again = completion_logprobs(model, PROMPTS * 3, samples.completion_ids, temperature=0.7)
     assert torch.allclose(samples.logprobs, again, atol=1e-4)
     for group, finished in zip(samples.completion_ids, samples.finished.tolist()):
-        for one, ended in zip(group, finished):
-            assert not any(1 <= token < 14 for token in one[:-1])
-            assert ended == (1 <= one[-1] < 14) and (ended or len(one) == 16)
+        for ids, ended in zip(group, finished):
+            assert not any(1 <= token < 14 for token in ids[:-1])
+            assert ended == (1 <= ids[-1] < 14) and (ended or len(ids) == 16)
 
 
 def test_completions_are_a_function_of_their_prompts_seed():
-    """Whoever is beside them, so that a batch can be shared between processes."""
+    """They do not depend on the other prompts, so that a batch can be split over processes."""
     model, seeds = make(), list(range(7, 7 + len(PROMPTS)))
-    together = sample_groups(model, PROMPTS, 4, 10, {1}, 1.0, seeds)
-    for prompt, seed, group in zip(PROMPTS, seeds, together.tokens, strict=True):
-        assert sample_groups(model, [prompt], 4, 10, {1}, 1.0, [seed]).tokens == [group]
-    other = sample_groups(model, PROMPTS, 4, 10, {1}, 1.0, seeds[::-1])
-    assert other.tokens != together.tokens
+    options = {"eos_ids": {1}, "group_size": 4, "max_new_tokens": 10}
+    together = sample_groups(model, PROMPTS, seeds=seeds, **options).completion_ids
+    for prompt, seed, group in zip(PROMPTS, seeds, together, strict=True):
+        assert sample_groups(model, [prompt], seeds=[seed], **options).completion_ids == [group]
+    other = sample_groups(model, PROMPTS, seeds=seeds[::-1], **options)
+    assert other.completion_ids != together
 
 
 def test_sampling_follows_the_distribution():
     """The first token's frequencies over 4,000 draws are the softmax's, within four standard
     errors.
     """
-    model = make()
+    model, draws = make(), 4000
     probabilities = torch.softmax(model(torch.tensor([PROMPTS[0]])).logits[0, -1].float(), -1)
-    drawn = sample_groups(model, [PROMPTS[0]], 4000, 1, {1}, 1.0, [0])
-    counts = torch.bincount(torch.tensor([one[0] for one in drawn.tokens[0]]), minlength=50) / 4000
-    assert (
-        (counts - probabilities).abs()
-        <= 4 * (probabilities * (1 - probabilities) / 4000).sqrt() + 1e-3
-    ).all()
+    samples = sample_groups(
+        model, [PROMPTS[0]], eos_ids={1}, group_size=draws, max_new_tokens=1, seeds=[0]
+    )
+    tokens = torch.tensor(samples.completion_ids[0])[:, 0]
+    frequencies = torch.bincount(tokens, minlength=50) / draws
+    standard_errors = (probabilities * (1 - probabilities) / draws).sqrt()
+    assert ((frequencies - probabilities).abs() <= 4 * standard_errors + 1e-3).all()
 
 
 def test_lora_by_hand():
@@ -200,7 +204,7 @@ def test_lora_by_hand():
         assert model(x).item() == 13
     with lora_merged(model):
         assert model(x).item() == 21
-    assert layer.base.weight.tolist() == [[1.0, 2.0]]  # folding made a copy
+    assert layer.base.weight.tolist() == [[1.0, 2.0]]  # the merged weight is a copy
     model(x).sum().backward()
     assert layer.base.weight.grad is None
     assert layer.lora_B.grad.tolist() == [[2.0 * 8]]  # scale * A x
@@ -211,8 +215,8 @@ def test_a_target_is_a_whole_name_or_ends_after_a_dot():
     assert doctest.testmod(grpo.lora).failed == 0
 
 
-def test_a_target_that_is_not_there_is_a_user_error():
-    with pytest.raises(UserError, match="LoRA target 'query'.*there are down_proj, gate_proj"):
+def test_a_target_without_a_layer_is_a_user_error():
+    with pytest.raises(UserError, match="LoRA target 'query' matches no.*: down_proj, gate_proj"):
         add_lora(make(), targets=["q_proj", "query"])
 
 
@@ -232,4 +236,11 @@ def test_logits_that_are_not_finite_are_a_clear_error(temperature):
     with torch.no_grad():
         model.get_output_embeddings().weight[3, 3] = float("inf")
     with pytest.raises(UserError, match="logits are not finite.*--dtype float32"):
-        sample_groups(model, PROMPTS, 2, 4, {1}, temperature)
+        sample_groups(
+            model,
+            PROMPTS,
+            eos_ids={1},
+            group_size=2,
+            max_new_tokens=4,
+            temperature=temperature,
+        )

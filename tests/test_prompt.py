@@ -67,11 +67,11 @@ def test_chat_prompt(example):
 
 
 def test_prompts_differ_by_their_question_and_share_their_schema(example, monkeypatch):
-    """The schema text of a database is made once, that of another database anew."""
-    made = []
+    """The schema text of each database is written once."""
+    schemas = []
 
     def counting(schema, **options):
-        made.append(schema)
+        schemas.append(schema)
         return schema_text(schema, **options)
 
     monkeypatch.setattr(prompt, "schema_text", counting)
@@ -79,11 +79,11 @@ def test_prompts_differ_by_their_question_and_share_their_schema(example, monkey
     other = Example("Wie viele?", "de", "concerts", "SELECT 1", example.db_path)
     assert builder(example) != builder(other)
     assert builder(example) == builder(example)
-    assert len(made) == 1
+    assert len(schemas) == 1
     copy = example.db_path.with_name("copy.sqlite")
     copy.write_bytes(example.db_path.read_bytes())
     builder(Example(QUESTION, "vi", "copy", "SELECT 1", copy))
-    assert len(made) == 2
+    assert len(schemas) == 2
 
 
 def test_the_schema_fits_its_budget_of_tokens(example):
