@@ -3,15 +3,16 @@
 Everything is written under a temporary name and then renamed.
 """
 
+import contextlib
 import errno
+import fcntl
 import functools
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -47,7 +48,7 @@ def write_file(
         kept = "; the previous one is kept" if path.exists() else ""
         raise UserError(f"cannot write {path}: {error}{kept}") from error
     finally:
-        with suppress(OSError):  # after success it no longer exists
+        with contextlib.suppress(OSError):  # after success it no longer exists
             temporary.unlink()
 
 
@@ -74,14 +75,24 @@ def write_json(path: Path, value) -> None:
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-@functools.lru_cache(maxsize=4096)
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of a file, which is created if it does not exist.
+
+    Other processes wait for it. The lock is released at the latest when the process ends.
+    """
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def read_only_uri(path: str | os.PathLike) -> str:
     """The URI that opens a SQLite file read-only.
 
     With ``immutable`` SQLite takes no lock and writes no journal beside the file, so that databases
     on a read-only disk can be opened.
     """
-    return f"file:{quote(os.path.abspath(path))}?mode=ro&immutable=1"
+    return f"file:{quote(os.fsencode(os.path.abspath(path)))}?mode=ro&immutable=1"
 
 
 def cache_folder(name: str) -> Path:

@@ -69,7 +69,7 @@ def load_schema(db_path: str | os.PathLike) -> Schema:
 
 @functools.lru_cache(maxsize=1024)
 def _load_schema(path: str, _mtime: int, _size: int) -> Schema:
-    connection = _connect(path)
+    connection = open_read_only(path)
     try:
         names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         names = [name for (name,) in names if not name.lower().startswith("sqlite_")]
@@ -82,7 +82,12 @@ def _load_schema(path: str, _mtime: int, _size: int) -> Schema:
     return Schema(tuple(tables))
 
 
-def _connect(path: str) -> sqlite3.Connection:
+def open_read_only(path: str | os.PathLike) -> sqlite3.Connection:
+    """Opens a SQLite file; invalid UTF-8 in its texts is replaced.
+
+    Raises:
+        UserError: the file cannot be opened.
+    """
     try:
         connection = sqlite3.connect(read_only_uri(path), uri=True)
     except sqlite3.Error as error:
@@ -127,7 +132,7 @@ def sample_values(db_path: str | os.PathLike, count: int) -> dict[tuple[str, str
         UserError: as in ``load_schema``.
     """
     schema, values = load_schema(db_path), {}
-    connection = _connect(os.path.abspath(db_path))
+    connection = open_read_only(os.path.abspath(db_path))
     try:
         for table in schema.tables:
             source = quote_name(table.name)

@@ -1,4 +1,4 @@
-"""Near misses and equivalent rewrites of SQL, and the reading of a query's structure beneath."""
+"""Mutants and equivalent rewrites of SQL, and the parser that both use."""
 
 import doctest
 import sqlite3
@@ -43,7 +43,7 @@ SCHEMA = Schema(
     )
 )  # fmt: skip
 
-# query: every near miss of these kinds, as canonical SQL
+# query: every mutant of these kinds, as canonical SQL
 EXPECTED = {
     ("SELECT name FROM singer WHERE age > 20", "comparison"): [
         "SELECT name FROM singer WHERE age >= 20",
@@ -162,11 +162,13 @@ EXPECTED = {
 
 
 def of_kind(sql, kind, schema=SCHEMA):
-    return [canonical_sql(miss.sql) for miss in make_mutants(sql, schema) if miss.kind == kind]
+    return [
+        canonical_sql(mutant.sql) for mutant in make_mutants(sql, schema) if mutant.kind == kind
+    ]
 
 
 @pytest.mark.parametrize("sql, kind", EXPECTED)
-def test_near_misses_of_a_kind(sql, kind):
+def test_mutants_of_a_kind(sql, kind):
     expected = [canonical_sql(sql) for sql in EXPECTED[sql, kind]]
     assert sorted(of_kind(sql, kind)) == sorted(expected)
 
@@ -176,8 +178,8 @@ def test_every_kind_is_expected_somewhere():
 
 
 def test_without_a_schema():
-    """No other columns or tables; a join goes only where all columns say whose they are."""
-    kinds = {miss.kind for miss in make_mutants("SELECT name FROM singer WHERE age > 20")}
+    """No other columns or tables; a join is dropped only if all columns are qualified."""
+    kinds = {mutant.kind for mutant in make_mutants("SELECT name FROM singer WHERE age > 20")}
     assert kinds == {"comparison", "distinct", "literal", "condition"}
     qualified = "SELECT a.x FROM a JOIN b ON a.x = b.x"
     assert "SELECT a.x FROM a" in of_kind(qualified, "join", None)
@@ -186,26 +188,26 @@ def test_without_a_schema():
 
 
 def test_strings_names_and_comments_are_not_touched():
-    """What looks like SQL inside them stays as it is, and so does the way the rest is written."""
+    """SQL inside them is not changed, nor is the notation of the rest."""
     sql = (
         "select  [a > b], 'x >= y AND DISTINCT' -- max(c) > 1\n"
         "FROM \"order by\" WHERE `limit 1` = 'not in (1)' /* OR d < 2 */"
     )
-    found = make_mutants(sql)
-    assert {miss.kind for miss in found} == {"comparison", "distinct", "literal", "condition"}
-    for miss in found:
-        assert "[a > b], 'x >= y AND DISTINCT' -- max(c) > 1" in miss.sql
-        assert '"order by"' in miss.sql
-        assert miss.sql.endswith("/* OR d < 2 */")
+    mutants = make_mutants(sql)
+    assert {mutant.kind for mutant in mutants} == {"comparison", "distinct", "literal", "condition"}
+    for mutant in mutants:
+        assert "[a > b], 'x >= y AND DISTINCT' -- max(c) > 1" in mutant.sql
+        assert '"order by"' in mutant.sql
+        assert mutant.sql.endswith("/* OR d < 2 */")
 
 
-def test_near_misses_are_different_and_always_the_same():
+def test_mutants_are_different_and_always_the_same():
     for sql, _ in EXPECTED:
-        found = make_mutants(sql, SCHEMA)
-        canonical = [canonical_sql(miss.sql) for miss in found] + [canonical_sql(sql)]
+        mutants = make_mutants(sql, SCHEMA)
+        canonical = [canonical_sql(mutant.sql) for mutant in mutants] + [canonical_sql(sql)]
         assert len(set(canonical)) == len(canonical)
-        assert found == make_mutants(sql, SCHEMA)
-        assert {miss.kind for miss in found} <= KINDS.keys()
+        assert mutants == make_mutants(sql, SCHEMA)
+        assert {mutant.kind for mutant in mutants} <= KINDS.keys()
 
 
 REWRITTEN = {
@@ -251,8 +253,8 @@ REWRITTEN = {
 
 @pytest.mark.parametrize("sql", REWRITTEN)
 def test_equivalent_rewrites(sql):
-    found = [canonical_sql(rewrite.sql) for rewrite in equivalent_rewrites(sql)]
-    assert found == [canonical_sql(sql) for sql in REWRITTEN[sql]]
+    texts = [canonical_sql(rewrite.sql) for rewrite in equivalent_rewrites(sql)]
+    assert texts == [canonical_sql(sql) for sql in REWRITTEN[sql]]
 
 
 def questions(dataset, split):
@@ -260,7 +262,7 @@ def questions(dataset, split):
 
 
 def assert_all_run(pairs) -> Counter:
-    """Near misses and rewrites of gold that runs run, too; how many there are of each kind."""
+    """Mutants and rewrites of gold that runs, run too; returns the number of each kind."""
     connections, counts = {}, Counter()
     for path, gold in pairs:
         if path not in connections:
@@ -269,22 +271,22 @@ def assert_all_run(pairs) -> Counter:
             connections[path].execute("EXPLAIN " + gold)
         except sqlite3.Error:
             continue
-        for made in [*make_mutants(gold, load_schema(path)), *equivalent_rewrites(gold)]:
+        for changed in [*make_mutants(gold, load_schema(path)), *equivalent_rewrites(gold)]:
             try:
-                connections[path].execute("EXPLAIN " + made.sql)
+                connections[path].execute("EXPLAIN " + changed.sql)
             except sqlite3.Error as error:
-                raise AssertionError(f"{made.kind}: {made.sql}") from error
-            counts[made.kind] += 1
+                raise AssertionError(f"{changed.kind}: {changed.sql}") from error
+            counts[changed.kind] += 1
     return counts
 
 
-def test_all_that_is_made_of_the_embedded_questions_runs():
+def test_mutants_and_rewrites_of_the_embedded_questions_run():
     counts = assert_all_run(questions(EMBEDDED, "dev"))
     assert counts["comparison"] > 50 and counts["joins swapped"] > 20
 
 
-def test_all_that_is_made_of_real_questions_runs():
-    """Each kind but one occurs: no gold query of Spider dev writes >= and <= for BETWEEN."""
+def test_mutants_and_rewrites_of_real_questions_run():
+    """All kinds but one occur: no gold query of Spider dev has >= and <= for BETWEEN."""
     counts = assert_all_run(questions(multispider() / "dev3", "dev"))
     assert counts.keys() == (KINDS | REWRITE_KINDS).keys() - {"BETWEEN for comparisons"}
     assert sum(counts[kind] for kind in KINDS) > 6000
@@ -342,6 +344,6 @@ FRAGMENTS = st.sampled_from(
 @example("SELECT " * 50)
 @example("SELECT (" * 500)
 def test_no_text_makes_them_fail(text):
-    """Whatever the text, they end, and what they make is not the text itself."""
-    for made in [*make_mutants(text, SCHEMA), *make_mutants(text), *equivalent_rewrites(text)]:
-        assert canonical_sql(made.sql) != canonical_sql(text)
+    """They terminate for any text, and their results differ from it."""
+    for changed in [*make_mutants(text, SCHEMA), *make_mutants(text), *equivalent_rewrites(text)]:
+        assert canonical_sql(changed.sql) != canonical_sql(text)

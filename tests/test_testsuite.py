@@ -1,5 +1,5 @@
-"""Test suites: what they see that one database does not, what they must not reject, their cache,
-and databases of every shape."""
+"""Test suites: wrong queries that one database does not reveal, correct ones, the cache, and
+databases of every shape."""
 
 import hashlib
 import json
@@ -28,12 +28,12 @@ from sqlenv import (
     load_schema,
     make_mutants,
     results_match,
-    testsuite,
 )
+from sqlenv.testsuite import suite as suite_module
 from sqlenv.testsuite.determinism import perturbed_queries
-from sqlenv.testsuite.distill import Drawn, Gold
+from sqlenv.testsuite.distill import DrawnDatabase, GoldQuery
 from sqlenv.testsuite.populate import draw_database
-from sqlenv.testsuite.profile import read_blueprint
+from sqlenv.testsuite.profile import read_profile
 from sqlenv.testsuite.suite import load_suite, suite_matches
 from sqlenv.text import is_ordered
 from tests.test_dataset import multispider
@@ -59,7 +59,7 @@ COUNT_MOVIES = (
     " JOIN showing AS s ON s.movie_id = m.id GROUP BY d.id HAVING count({}) {}"
 )
 PAPER_GOLD = COUNT_MOVIES.format("DISTINCT m.id", "> 2")
-PAPER_MISS = COUNT_MOVIES.format("*", ">= 3")
+PAPER_MUTANT = COUNT_MOVIES.format("*", ">= 3")
 MOVIE_GOLDS = [
     PAPER_GOLD,
     "SELECT title FROM movie WHERE year > 1985",
@@ -98,12 +98,12 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_the_example_of_the_paper(sandbox, movies, tmp_path):
-    """Counting rows for distinct movies and >= 3 for > 2: the same on the given database (Agnes
-    made three movies, each shown once), so EX takes one for the other; TS does not."""
+    """count(*) for count(DISTINCT …) and >= 3 for > 2: equal on the given database (Agnes has three
+    movies, each shown once), so the prediction is correct by EX, but not by TS."""
     suite = load_suite(movies, MOVIE_GOLDS, sandbox, cache=tmp_path / "cache")
     assert sandbox.run(movies, PAPER_GOLD).rows == [("Agnes",)]
-    assert execution_match(sandbox, movies, PAPER_GOLD, PAPER_MISS)
-    cases = [(suite, PAPER_GOLD, sql) for sql in (PAPER_MISS, PAPER_GOLD)]
+    assert execution_match(sandbox, movies, PAPER_GOLD, PAPER_MUTANT)
+    cases = [(suite, PAPER_GOLD, sql) for sql in (PAPER_MUTANT, PAPER_GOLD)]
     assert suite_matches(sandbox, cases) == [False, True]
 
 
@@ -124,7 +124,7 @@ def test_boundaries_that_the_given_database_does_not_have(sandbox, movies, tmp_p
 def test_gold_agrees_with_itself_and_hostile_predictions_do_no_harm(sandbox, movies, tmp_path):
     suite = load_suite(movies, MOVIE_GOLDS, sandbox, cache=tmp_path / "cache")
     before = hashes(tmp_path / "cache")
-    assert all(suite.judged[gold] for gold in MOVIE_GOLDS)
+    assert all(suite.variants_by_gold[gold] for gold in MOVIE_GOLDS)
     assert all(suite_matches(sandbox, [(suite, gold, gold) for gold in MOVIE_GOLDS]))
     hostile = [
         "DROP TABLE movie",
@@ -140,8 +140,8 @@ def test_gold_agrees_with_itself_and_hostile_predictions_do_no_harm(sandbox, mov
 
 
 def test_ts_is_below_ex_for_the_gold_of_another_question(sandbox, tmp_path):
-    """Each gold judged by the gold of every other question on its database: where EX says that
-    they agree by chance, TS mostly does not, and TS never exceeds EX."""
+    """The gold of every other question on the database as the prediction: most of those that match
+    by EX by chance do not match by TS, and TS never exceeds EX."""
     golds = {}
     for example in load_dataset(EMBEDDED, "en", "dev"):
         golds.setdefault(example.db_path, set()).add(example.gold_sql)
@@ -183,11 +183,12 @@ def test_a_suite_is_built_once(sandbox, movies, tmp_path, monkeypatch):
     def build(*arguments):
         raise AssertionError("built again")
 
-    monkeypatch.setattr(testsuite, "build", build)
+    monkeypatch.setattr(suite_module, "build", build)
     assert load_suite(movies, MOVIE_GOLDS[::-1], sandbox, cache=tmp_path / "cache") == first
     # A copy elsewhere has the same content, so the same variants.
     copy = shutil.copy(movies, tmp_path / "copy.sqlite")
-    assert load_suite(copy, MOVIE_GOLDS, sandbox, cache=tmp_path / "cache").judged == first.judged
+    suite = load_suite(copy, MOVIE_GOLDS, sandbox, cache=tmp_path / "cache")
+    assert suite.variants_by_gold == first.variants_by_gold
     for other in ({"golds": MOVIE_GOLDS[1:]}, {"seed": 2}):
         with pytest.raises(AssertionError):
             load_suite(
@@ -197,7 +198,7 @@ def test_a_suite_is_built_once(sandbox, movies, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "manifest", "not JSON", "other JSON"])
-def test_a_damaged_entry_is_built_anew(sandbox, movies, tmp_path, caplog, damage):
+def test_a_damaged_entry_is_built_again(sandbox, movies, tmp_path, caplog, damage):
     suite = load_suite(movies, MOVIE_GOLDS, sandbox, cache=tmp_path / "cache")
     before = hashes(tmp_path / "cache")
     variant, manifest = suite.variants[0], suite.variants[0].parent / "suite.json"
@@ -222,7 +223,7 @@ def test_a_build_that_was_killed_leaves_no_trace(sandbox, movies, tmp_path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(testsuite, "build", build)
+        patch.setattr(suite_module, "build", build)
         with pytest.raises(KeyboardInterrupt):
             load_suite(movies, MOVIE_GOLDS, sandbox, cache=tmp_path / "cache")
     suite = load_suite(movies, MOVIE_GOLDS, sandbox, cache=tmp_path / "cache")
@@ -273,7 +274,8 @@ def test_bad_input(sandbox, movies, tmp_path):
 def test_gold_that_fails_is_never_matched(sandbox, movies, tmp_path):
     golds = [*MOVIE_GOLDS[:2], "SELECT broken FROM movie", "DROP TABLE movie", "\ud800"]
     suite = load_suite(movies, golds, sandbox, cache=tmp_path / "cache")
-    assert [bool(suite.judged[gold]) for gold in golds] == [True, True, False, False, False]
+    has_variants = [bool(suite.variants_by_gold[gold]) for gold in golds]
+    assert has_variants == [True, True, False, False, False]
     cases = [(suite, gold, gold) for gold in golds]
     assert suite_matches(sandbox, cases) == [True, True, False, False, False]
 
@@ -325,10 +327,10 @@ def odd(tmp_path_factory):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_drawn_databases_keep_the_constraints(odd, seed):
-    blueprint = read_blueprint(odd, ODD_GOLDS)
-    connection = draw_database(blueprint, range(seed % len(ODD_GOLDS)), random.Random(seed))
+    profile = read_profile(odd, ODD_GOLDS)
+    connection = draw_database(profile, range(seed % len(ODD_GOLDS)), random.Random(seed))
     assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]  # also NOT NULL
-    connection.execute("DROP TABLE lost")  # its keys point nowhere in the given one, too
+    connection.execute("DROP TABLE lost")  # its foreign keys are broken in the given database, too
     assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
     primary = connection.execute("SELECT * FROM item WHERE order_id IS NULL OR line IS NULL")
     assert primary.fetchall() == []
@@ -337,11 +339,11 @@ def test_drawn_databases_keep_the_constraints(odd, seed):
 
 
 def test_drawn_databases_have_rows_everywhere_mostly(odd):
-    """Cyclic and composite foreign keys, and a CHECK that made rows rarely meet: there, rows of
-    the given database stand in."""
-    blueprint, counts, codes = read_blueprint(odd, ODD_GOLDS), Counter(), set()
+    """Also with cyclic and composite foreign keys, and with a CHECK that random rows rarely meet:
+    rows of the given database replace those that are refused."""
+    profile, counts, codes = read_profile(odd, ODD_GOLDS), Counter(), set()
     for seed in range(30):
-        connection = draw_database(blueprint, [0, 3], random.Random(seed))
+        connection = draw_database(profile, [0, 3], random.Random(seed))
         for name in ("order", "item", "part", "staff", "dept", "checked", "nil"):
             counts[name] += connection.execute(f'SELECT count(*) > 1 FROM "{name}"').fetchone()[0]
         codes |= set(connection.execute("SELECT code FROM checked"))
@@ -351,7 +353,7 @@ def test_drawn_databases_have_rows_everywhere_mostly(odd):
 
 def test_a_suite_for_an_odd_database(sandbox, odd, tmp_path):
     suite = load_suite(odd, ODD_GOLDS, sandbox, cache=tmp_path)
-    assert all(suite.judged[gold] for gold in ODD_GOLDS)
+    assert all(suite.variants_by_gold[gold] for gold in ODD_GOLDS)
     assert all(suite_matches(sandbox, [(suite, gold, gold) for gold in ODD_GOLDS]))
     wrong = ODD_GOLDS[5].replace("<=", "<")
     assert suite_matches(sandbox, [(suite, ODD_GOLDS[5], wrong)]) == [False]
@@ -383,9 +385,9 @@ def test_keys_are_null_only_where_the_given_database_has_it(tmp_path):
     """
     path = write_database(tmp_path / "null.sqlite", script)
     gold = "SELECT p.note FROM c JOIN p ON c.loose = p.id"  # no key says so, but the rows do
-    blueprint, nulls = read_blueprint(path, [gold]), Counter()
+    profile, nulls = read_profile(path, [gold]), Counter()
     for seed in range(40):
-        connection = draw_database(blueprint, [], random.Random(seed))
+        connection = draw_database(profile, [], random.Random(seed))
         sums = ", ".join(f"sum({name} IS NULL)" for name in ("full", "holed", "loose", "note"))
         row = connection.execute(f"SELECT {sums} FROM c").fetchone()
         nulls.update({k: v or 0 for k, v in zip(("full", "holed", "loose", "note"), row)})
@@ -406,7 +408,7 @@ def test_a_join_that_only_looks_up_may_be_left_out(sandbox, tmp_path):
         suite = load_suite(path, [gold], sandbox, cache=tmp_path / "cache")
         dropped = "SELECT s.day FROM showing AS s JOIN movie AS m ON s.movie_id = m.id"
         cases = [(suite, gold, without), (suite, gold, dropped)]
-        assert suite.judged[gold] and suite_matches(sandbox, cases) == [True, False]
+        assert suite.variants_by_gold[gold] and suite_matches(sandbox, cases) == [True, False]
 
 
 TIED = """CREATE TABLE t (name TEXT, age INT, city TEXT); INSERT INTO t VALUES {};
@@ -446,8 +448,8 @@ ARBITRARY = [
 def test_arbitrary_answers_are_recognised(tmp_path, rows, sql, arbitrary):
     path = write_database(tmp_path / "tied.sqlite", TIED.format(rows))
     connection = sqlite3.connect(path)
-    gold = Gold(sql, len(connection.execute(sql).description), load_schema(path))
-    assert (Drawn(connection).answer(gold) is None) == arbitrary
+    gold = GoldQuery(sql, len(connection.execute(sql).description), load_schema(path))
+    assert (DrawnDatabase(connection).gold_result(gold) is None) == arbitrary
 
 
 def test_perturbed_queries():
@@ -471,26 +473,24 @@ def test_perturbed_queries():
 
 def test_a_query_that_takes_too_long_on_a_drawn_database_is_stopped():
     endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
-    drawn = Drawn(sqlite3.connect(":memory:"))
+    drawn = DrawnDatabase(sqlite3.connect(":memory:"))
     assert drawn.run(endless).status == "error"
     assert drawn.run(endless.replace("max(x)", "x")).status == "too_large"
     assert drawn.run("SELECT 1").rows == [(1,)]
 
 
 @pytest.mark.parametrize("database", ["concert_singer", "singer", "pets_1"])
-def test_near_misses_are_told_apart_and_rewrites_accepted_on_real_questions(
-    sandbox, tmp_path, database
-):
-    """The numbers of benchmarks/testsuite_power.py, on three databases: at least 95 % of all near
-    misses (those that mean the same included), and no rewrite rejected that EX accepts."""
+def test_mutants_are_rejected_and_rewrites_accepted_on_real_questions(sandbox, tmp_path, database):
+    """As benchmarks/testsuite_power.py, on three databases: at least 95 % of all mutants (including
+    equivalent ones) are rejected, and no rewrite that EX accepts."""
     root = multispider() / "dev3"
     examples = [e for e in load_dataset(root, "en", "dev") if e.db_id == database]
     golds = {example.gold_sql for example in examples}
     path = examples[0].db_path
     suite = load_suite(path, golds, sandbox, cache=tmp_path)
     schema = load_schema(path)
-    misses = [(suite, g, miss.sql) for g in sorted(golds) for miss in make_mutants(g, schema)]
-    wrong = suite_matches(sandbox, misses)
+    mutants = [(suite, g, mutant.sql) for g in sorted(golds) for mutant in make_mutants(g, schema)]
+    wrong = suite_matches(sandbox, mutants)
     assert len(wrong) > 100 and sum(wrong) <= 0.05 * len(wrong)
     same = [(suite, gold, r.sql) for gold in sorted(golds) for r in equivalent_rewrites(gold)]
     matches = suite_matches(sandbox, same)

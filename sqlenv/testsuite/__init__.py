@@ -1,1 +1,5 @@
-"""Test suites: variants of a database, generated so that wrong queries show on them."""
+"""Test suites: generated variants of a database, on which wrong queries give wrong results.
+
+``profile`` reads a database, ``mutants`` writes wrong queries, ``populate`` draws databases, and
+``distill`` keeps those on which the mutants differ from gold. ``suite`` builds and uses the suite.
+"""

@@ -1,9 +1,9 @@
-"""Chooses, from many drawn databases, a handful that tell gold queries from their near misses.
+"""Chooses from many drawn databases a few that distinguish gold queries from their mutants.
 
-Greedy, round by round: of a few candidates, drawn around gold queries that still have near misses
-with gold's own result, the one that tells most of them apart is kept. Everything runs in this
-process, in memory and within a number of SQLite's steps instead of a time, so that the same
-arguments give the same databases on any machine.
+The choice is greedy: in each round, candidates are drawn around gold queries that still have live
+mutants (mutants with the result of gold on all chosen databases), and the candidate that kills most
+of them is kept. All queries run in this process, in memory and within a number of SQLite's steps
+instead of a time, so that the same arguments give the same databases on any machine.
 """
 
 import functools
@@ -17,45 +17,47 @@ from sqlenv.sandbox.sandbox import Execution
 from sqlenv.schema import Schema
 from sqlenv.testsuite.determinism import perturbed_queries
 from sqlenv.testsuite.populate import draw_database
-from sqlenv.testsuite.profile import Blueprint
+from sqlenv.testsuite.profile import DatabaseProfile
 from sqlenv.text import is_ordered
 
 MAX_VARIANTS = 16
-CANDIDATES = 24  # databases drawn for each one that is kept
-PATIENCE = 2  # rounds that tell nothing apart, before giving up
-FOCUS = (2, 4, 8, 16)  # gold queries that a candidate is drawn around
-STEPS = 300_000  # of SQLite's machine that a query may take
-INTERVAL = 1000  # of them between two looks at their number
+CANDIDATES = 24  # databases drawn at most in a round
+PATIENCE = 2  # rounds without a killed mutant after which the search ends
+FOCUS_SIZES = (2, 4, 8, 16)  # gold queries that a candidate is drawn around
+MAX_STEPS = 300_000  # of SQLite's virtual machine for a query
+CHECK_INTERVAL = 1000  # steps between two checks of their number
 MAX_RESULT = 2000  # rows of a result
 
 
-class Gold:
-    """A gold query, known to run, and texts that it must not be confused with."""
+class GoldQuery:
+    """A gold query that runs, with its mutants and its rewrites from ``perturbed_queries``."""
 
-    def __init__(self, sql: str, width: int, schema: Schema, misses: Iterable[str] = ()):
-        self.sql, self.ordered, self.misses = sql, is_ordered(sql), list(misses)
+    def __init__(self, sql: str, width: int, schema: Schema, mutants: Iterable[str] = ()):
+        self.sql, self.ordered, self.mutants = sql, is_ordered(sql), list(mutants)
         self.perturbed = perturbed_queries(sql, width, schema)
 
 
-class Drawn:
-    """A drawn database, and what the gold queries give on it.
+class DrawnDatabase:
+    """A drawn database and the results of the gold queries on it.
 
-    Only for queries that the sandbox has let through on the given database, and near misses of
-    them: they run in this process.
+    Queries run in this process, so they must be gold queries that the sandbox has allowed on the
+    given database, or mutants of these.
     """
 
     def __init__(self, connection: sqlite3.Connection):
-        self.connection, self.looks = connection, 0
+        self.connection, self.checks_left = connection, 0
         connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
-        connection.set_progress_handler(self.is_over, INTERVAL)
-        self.results: dict[str, Execution | None] = {}
+        connection.set_progress_handler(self.exceeds_steps, CHECK_INTERVAL)
+        self.gold_results: dict[str, Execution | None] = {}
 
-    def is_over(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
+    def exceeds_steps(self) -> bool:
+        """SQLite's progress handler: whether to stop the query."""
+        self.checks_left -= 1
+        return self.checks_left < 0
 
     def run(self, sql: str) -> Execution:
-        self.looks = STEPS // INTERVAL
+        """Runs a query within the limits."""
+        self.checks_left = MAX_STEPS // CHECK_INTERVAL
         try:
             cursor = self.connection.execute(sql)
             rows = cursor.fetchmany(MAX_RESULT + 1)
@@ -65,59 +67,70 @@ class Drawn:
             return Execution("too_large")
         return Execution("ok", tuple(column[0] for column in cursor.description), rows)
 
-    def answer(self, gold: Gold) -> Execution | None:
-        """Gold's result; None if it fails here or its answer is arbitrary."""
-        if gold.sql not in self.results:
+    def gold_result(self, gold: GoldQuery) -> Execution | None:
+        """The result of gold; None if it fails or is not deterministic on this database."""
+        if gold.sql not in self.gold_results:
             result = self.run(gold.sql)
-            determined = result.status == "ok" and all(
+            deterministic = result.status == "ok" and all(
                 results_match(result, self.run(sql), gold.ordered) for sql in gold.perturbed
             )
-            self.results[gold.sql] = result if determined else None
-        return self.results[gold.sql]
+            self.gold_results[gold.sql] = result if deterministic else None
+        return self.gold_results[gold.sql]
 
-    def told_apart(self, gold: Gold, misses: Iterable[str]) -> set[str]:
-        """The near misses that give another result than gold."""
-        result = self.answer(gold)
-        if result is None:
+    def killed(self, gold: GoldQuery, mutants: Iterable[str]) -> set[str]:
+        """The mutants whose result differs from that of gold."""
+        expected = self.gold_result(gold)
+        if expected is None:
             return set()
-        found = set()
-        for miss in misses:
-            other = self.run(miss)
-            if other.status == "too_large" or (
-                other.status == "ok" and not results_match(result, other, gold.ordered)
+        killed = set()
+        for mutant in mutants:
+            result = self.run(mutant)
+            if result.status == "too_large" or (
+                result.status == "ok" and not results_match(expected, result, gold.ordered)
             ):
-                found.add(miss)
-        return found
+                killed.add(mutant)
+        return killed
 
 
 @dataclass
-class Choice:
-    variants: list[Drawn]
-    survivors: list[set[str]]  # for each gold the near misses that none of them tells apart
+class ChosenVariants:
+    """The chosen databases, and for each gold query the mutants that none of them kills."""
+
+    variants: list[DrawnDatabase]
+    survivors: list[set[str]]
 
 
-def choose_variants(blueprint: Blueprint, golds: Sequence[Gold], seed: int) -> Choice:
-    """Draw and choose at most MAX_VARIANTS databases. The same arguments, the same choice."""
+def choose_variants(
+    profile: DatabaseProfile, golds: Sequence[GoldQuery], *, seed: int
+) -> ChosenVariants:
+    """Draws and chooses at most MAX_VARIANTS databases.
+
+    Args:
+        profile: of the given database, with the same gold queries.
+        golds: the gold queries and their mutants.
+        seed: the same seed gives the same databases.
+    """
     rng, idle = random.Random(seed), 0
-    choice = Choice([], [set(gold.misses) for gold in golds])
-    while idle < PATIENCE and len(choice.variants) < MAX_VARIANTS and any(choice.survivors):
-        best, best_told = None, None
-        for _ in range(min(4 * len(choice.variants) + 4, CANDIDATES)):
-            alive = [number for number, misses in enumerate(choice.survivors) if misses]
-            focus = rng.sample(alive, min(rng.choice(FOCUS), len(alive)))
-            drawn = Drawn(draw_database(blueprint, focus, random.Random(rng.random())))
-            told = {n: drawn.told_apart(golds[n], sorted(choice.survivors[n])) for n in alive}
-            if best is None or count(told) > count(best_told):
-                best, best_told = drawn, told
-        if count(best_told) == 0:
+    chosen = ChosenVariants([], [set(gold.mutants) for gold in golds])
+    while idle < PATIENCE and len(chosen.variants) < MAX_VARIANTS and any(chosen.survivors):
+        best, best_killed = None, {}
+        for _ in range(min(4 * len(chosen.variants) + 4, CANDIDATES)):
+            alive = [number for number, mutants in enumerate(chosen.survivors) if mutants]
+            focus = rng.sample(alive, min(rng.choice(FOCUS_SIZES), len(alive)))
+            drawn = DrawnDatabase(draw_database(profile, focus, random.Random(rng.random())))
+            killed = {n: drawn.killed(golds[n], sorted(chosen.survivors[n])) for n in alive}
+            if best is None or total(killed) > total(best_killed):
+                best, best_killed = drawn, killed
+        if total(best_killed) == 0:
             idle += 1
             continue
         idle = 0
-        choice.variants.append(best)
-        for number, misses in best_told.items():
-            choice.survivors[number] -= misses
-    return choice
+        chosen.variants.append(best)
+        for number, mutants in best_killed.items():
+            chosen.survivors[number] -= mutants
+    return chosen
 
 
-def count(told: dict[int, set[str]]) -> int:
-    return sum(map(len, told.values()))
+def total(killed: dict[int, set[str]]) -> int:
+    """The number of killed mutants of all gold queries."""
+    return sum(map(len, killed.values()))

@@ -1,5 +1,5 @@
-"""What a gold query says about values: the literals that it compares columns with, the columns that
-it sorts or groups by, and those that it takes to hold the same things.
+"""Extracts from a gold query the literals that it compares columns with, the columns that it sorts
+or groups by, and the pairs of columns that it joins.
 """
 
 from collections import defaultdict
@@ -9,15 +9,15 @@ from sqlenv.query import COMPARISONS, Query, Select
 from sqlenv.schema import Schema
 from sqlenv.text import ASCII_LOWER
 
-COUNT = ""  # the name under which literals stand that are compared with a count
+COUNT = ""  # the column name for literals that are compared with a count
 
 
 def gold_literals(query: Query, schema: Schema) -> dict[str, list[list]]:
-    """For each column the literals that a query compares it with, each with its neighbours.
+    """For each column the literals that a query compares it with, each with its boundary values.
 
-    The columns are told by their names alone, so that views and table expressions do no harm.
+    Columns are identified by name only, so that columns of views and table expressions count, too.
     """
-    found = defaultdict(list)
+    literals = defaultdict(list)
     for select in query.selects:
         counts = {i for i, name in query.aggregates() if name == "count"}
         for span in select.conditions():
@@ -27,17 +27,17 @@ def gold_literals(query: Query, schema: Schema) -> dict[str, list[list]]:
                 if counts & set(leaf):
                     names = {COUNT}
                 for name in names:
-                    found[name] += [nearby(v) for v in values if v is not None]
-    return dict(found)
+                    literals[name] += [boundary_values(v) for v in values if v is not None]
+    return dict(literals)
 
 
 def literal_value(query: Query, index: int) -> int | float | str | None:
-    """The value of a literal; None for the kinds that are not used here (BLOB, hexadecimal)."""
+    """The value of a literal; None for a BLOB or a hexadecimal number."""
     text = query.tokens[index].text
     if text[0] in "'\"":
         return text[1:-1].replace(text[0] * 2, text[0])
     try:
-        # SQLite takes integers beyond 64 bits for floats, too.
+        # SQLite reads integers beyond 64 bits as floats, too.
         number = int(text) if text.isdecimal() and len(text) < 19 else float(text)
     except ValueError:
         return None
@@ -46,10 +46,11 @@ def literal_value(query: Query, index: int) -> int | float | str | None:
     return -number if signed else number
 
 
-def nearby(value: int | float | str) -> list:
-    """A value, then values next to it: on both sides of a boundary, matching a pattern and not.
+def boundary_values(value: int | float | str) -> list:
+    """The value, then neighbouring values: less and greater ones, or matches of a LIKE pattern and
+    non-matches.
 
-    >>> nearby(3), nearby("%ab")
+    >>> boundary_values(3), boundary_values("%ab")
     ([3, 2, 4], ['ab', 'qab', 'abq', 'b', '%ab'])
     """
     if not isinstance(value, str):
@@ -63,10 +64,10 @@ def nearby(value: int | float | str) -> list:
     if value.isascii() and value.isdigit() and len(value) < 19:
         return [value, str(max(int(value) - 1, 0)), str(int(value) + 1)]
     last = ord(value[-1])
-    others = [value[:-1] + chr(code) for code in (max(last - 1, 32), min(last + 1, 0x10FFFF))]
-    # Surrogates are no characters; SQLite takes none.
-    others = [other for other in others if not "\ud800" <= other[-1] <= "\udfff"]
-    return [value, *others, value + "x", value[:-1]]
+    neighbours = [value[:-1] + chr(code) for code in (max(last - 1, 32), min(last + 1, 0x10FFFF))]
+    # SQLite does not accept surrogates.
+    neighbours = [text for text in neighbours if not "\ud800" <= text[-1] <= "\udfff"]
+    return [value, *neighbours, value + "x", value[:-1]]
 
 
 def columns_of(query: Query, clause: str) -> set[str]:
@@ -80,14 +81,14 @@ def columns_of(query: Query, clause: str) -> set[str]:
 
 
 def joined_columns(query: Query, schema: Schema) -> Iterator[tuple[tuple[str, str], ...]]:
-    """Pairs of (table, column) that a query sets equal, or looks up in a subquery."""
+    """Yields pairs of (table, column) that a query compares by ``=`` or ``IN (SELECT …)``."""
     for select in query.selects:
         for span in select.conditions():
             for leaf in query.leaves(span):
-                found = columns_in(query, select, leaf, schema)
+                columns = columns_in(query, select, leaf, schema)
                 equal = any(query.tokens[i].text in ("=", "==") for i in leaf)
-                if len(found) == 2 and equal and found[0] != found[1]:
-                    yield tuple(found)
+                if len(columns) == 2 and equal and columns[0] != columns[1]:
+                    yield tuple(columns)
         outer = select.parent
         if outer and select.opener == "in":
             inner = columns_in(query, select, select.clause("select"), schema)
@@ -98,12 +99,12 @@ def joined_columns(query: Query, schema: Schema) -> Iterator[tuple[tuple[str, st
 
 
 def columns_in(query: Query, select: Select, span: range, schema: Schema) -> list[tuple[str, str]]:
-    """The (table, column) of the references of a SELECT within a span."""
-    found = []
+    """The (table, column) of each column reference of a SELECT within a span, in lower case."""
+    columns = []
     for reference in query.references(select):
         if reference.first in span:
             resolved = query.resolve(reference, schema)
             if resolved:
                 names = resolved[1].name, resolved[2].name
-                found.append(tuple(name.translate(ASCII_LOWER) for name in names))
-    return found
+                columns.append(tuple(name.translate(ASCII_LOWER) for name in names))
+    return columns

@@ -1,10 +1,10 @@
-"""Near misses of a SQL query: one small change each, of the kinds that models and people get wrong.
+"""Mutants of a SQL query: one small change each, of the kinds of mistakes that models make.
 
-`>` for `>=`, a dropped DISTINCT, another aggregate, column, literal or sort direction, a join left
-out … A judge worth trusting tells them from gold (`testsuite.py`), and an encoder worth trusting
-puts them further from the question than gold (hard negatives). They come from the text alone; a
-schema, where given, adds those that need to know which columns there are. Changes that plainly
-leave the meaning as it is are not made (DISTINCT inside IN, for one); some others may.
+Examples are ``>`` for ``>=``, a dropped DISTINCT, another aggregate, column, literal or sort
+direction, or a dropped join. Test suites are built so that their databases distinguish the mutants
+from gold (``suite.py``), and the encoder uses mutants as hard negatives. Most mutants need only the
+text of the query; some also need the schema. Changes that cannot change the meaning are avoided
+(DISTINCT inside IN, for example), but some mutants are equivalent to the query.
 """
 
 import math
@@ -21,10 +21,17 @@ from sqlenv.query import (
     parse,
 )
 from sqlenv.schema import Schema
-from sqlenv.testsuite.swaps import INSTEAD, Mutants, family, joins, other_columns, other_tables
+from sqlenv.testsuite.swaps import (
+    OTHER_COMPARISONS,
+    MutantEdits,
+    joins,
+    other_columns,
+    other_tables,
+    type_family,
+)
 from sqlenv.text import ASCII_LOWER, canonical_sql
 
-SET_INSTEAD = {
+OTHER_SET_OPERATORS = {
     "union": ("UNION ALL", "INTERSECT", "EXCEPT"),
     "union all": ("UNION",),
     "intersect": ("UNION", "EXCEPT"),
@@ -35,49 +42,51 @@ CONNECTORS = {"and": "OR", "or": "AND"}
 
 
 class Mutant(NamedTuple):
+    """A changed query."""
+
     sql: str
     kind: str  # a key of KINDS
 
 
 def make_mutants(sql: str, schema: Schema | None = None) -> list[Mutant]:
-    """Return the near misses of a query, in an order that depends on nothing but the arguments.
+    """Returns the mutants of a query, always in the same order.
 
-    No two are the same in canonical form, and none is the query itself. With a schema, columns are
-    exchanged for others of the same table and family of types, tables for others that have the
-    columns in use, and joins dropped where nothing else needs them; without one, the kinds
-    "column" and "table" are missing and joins are dropped only where every column is qualified.
+    The mutants and the query differ from each other in canonical form. With a schema, columns are
+    replaced by others of the same table and type family, tables by others that have the used
+    columns, and joins are dropped if nothing else uses them. Without a schema, there are no mutants
+    of the kinds "column" and "table", and joins are dropped only if all columns are qualified.
 
-    >>> [miss.sql for miss in make_mutants("SELECT a FROM t WHERE b > 3") if miss.kind == "literal"]
+    >>> [m.sql for m in make_mutants("SELECT a FROM t WHERE b > 3") if m.kind == "literal"]
     ['SELECT a FROM t WHERE b > 4', 'SELECT a FROM t WHERE b > 2']
     """
     query = parse(sql)
-    seen, found = {canonical_sql(sql)}, []
+    seen, mutants = {canonical_sql(sql)}, []
     for kind, mutate in KINDS.items():
         for edits in mutate(query, schema):
-            mutant = query.edited(edits)
-            canonical = canonical_sql(mutant)
+            text = query.edited(edits)
+            canonical = canonical_sql(text)
             if canonical not in seen:
                 seen.add(canonical)
-                found.append(Mutant(mutant, kind))
-    return found
+                mutants.append(Mutant(text, kind))
+    return mutants
 
 
-def comparisons(query: Query, schema: Schema | None) -> Mutants:
+def comparisons(query: Query, schema: Schema | None) -> MutantEdits:
     """Another comparison operator."""
     on = {i for select in query.selects for source in select.sources for i in source.on}
     for i, token in enumerate(query.tokens):
         if token.kind == "mark" and i not in on:
-            yield from ([Edit(i, i + 1, other)] for other in INSTEAD.get(token.text, ()))
+            yield from ([Edit(i, i + 1, other)] for other in OTHER_COMPARISONS.get(token.text, ()))
 
 
-def distincts(query: Query, schema: Schema | None) -> Mutants:
-    """DISTINCT dropped or added, where repeated rows or values count."""
+def distincts(query: Query, schema: Schema | None) -> MutantEdits:
+    """DISTINCT dropped or added where duplicates matter."""
     for select in query.selects:
         if counts_rows(query, select):
             after = query.next_text(select.start)
             if after == "distinct":
                 yield [Edit(select.start + 1, select.start + 2, "")]
-            elif has_repeats(query, select, schema) and not takes_one(query, select):
+            elif has_repeats(query, select, schema) and not has_limit_one(query, select):
                 yield [Edit(select.start + 1, select.start + 1, "DISTINCT ")]
     for i, name in query.aggregates():
         if name in ("min", "max") or query.tokens[i + 2].text == "*":
@@ -89,19 +98,20 @@ def distincts(query: Query, schema: Schema | None) -> Mutants:
 
 
 def counts_rows(query: Query, select: Select) -> bool:
-    """Whether a repeated row of a SELECT shows in the query's result."""
+    """Whether duplicate rows of a SELECT change the query's result."""
     operators = {query.text(s.start, s.stop).lower() for s in query.set_operators}
     if select.compound and operators != {"union all"}:
         return False
     return select.opener not in ("in", "exists") and select.opener not in COMPARISONS
 
 
-def takes_one(query: Query, select: Select) -> bool:
+def has_limit_one(query: Query, select: Select) -> bool:
+    """Whether a SELECT has LIMIT 1."""
     return query.text(select.clause("limit").start, select.clause("limit").stop) == "1"
 
 
 def has_repeats(query: Query, select: Select, schema: Schema | None) -> bool:
-    """Whether a SELECT's rows may repeat: it is no lone aggregate and holds no key of its rows."""
+    """Whether a SELECT may return duplicates: it is not one aggregate and has no unique key."""
     listed = {r.column for r in query.references(select) if r.first in select.clause("select")}
     aggregated = any(i in select.clause("select") for i, _ in query.aggregates())
     if "group" in select.clauses:
@@ -115,22 +125,22 @@ def has_repeats(query: Query, select: Select, schema: Schema | None) -> bool:
     return not (len(select.sources) == 1 and keys and (starred or listed >= keys))
 
 
-def other_aggregates(query: Query, schema: Schema | None) -> Mutants:
-    """Another aggregate function of the same argument; no sums of texts."""
+def other_aggregates(query: Query, schema: Schema | None) -> MutantEdits:
+    """Another aggregate function of the same argument, but no sum or average of texts."""
     columns = {r.last - 1: r for s in query.selects for r in query.references(s)} if schema else {}
     for i, name in query.aggregates():
         last = query.closing[i + 1] - 1
         if query.tokens[last].text == "*":
             continue
         resolved = query.resolve(columns[last], schema) if last in columns else None
-        text = resolved and family(resolved[2]) != "number" and name not in ("sum", "avg")
+        text = resolved and type_family(resolved[2].type) != "number" and name not in ("sum", "avg")
         for other in AGGREGATES:
             if other != name and not (text and other in ("sum", "avg")):
                 yield [Edit(i, i + 1, other)]
 
 
-def literals(query: Query, schema: Schema | None) -> Mutants:
-    """A number one up or down, a text or pattern without its last or first character."""
+def literals(query: Query, schema: Schema | None) -> MutantEdits:
+    """A number plus or minus 1, a string or pattern without its last or first character."""
     for select in query.selects:
         for span in select.conditions():
             for i in query.literals(span, select, schema):
@@ -140,16 +150,16 @@ def literals(query: Query, schema: Schema | None) -> Mutants:
 
 
 def neighbours(literal: str) -> list[str]:
-    """Literals near to one, as SQL text."""
+    """Literals close to the given one, as SQL text."""
     if literal[0] in "'\"":
         inner = literal[1:-1]
         quote = literal[0]
         if len(inner) < 2 or quote in inner:
             return [quote + inner + "x" + quote]
-        found = [inner[:-1]]
-        if inner.startswith("%"):  # LIKE: nothing may stand before it any more
-            found.append(inner[1:])
-        return [quote + text + quote for text in found]
+        texts = [inner[:-1]]
+        if inner.startswith("%"):  # a LIKE pattern: the text must then start with the rest
+            texts.append(inner[1:])
+        return [quote + text + quote for text in texts]
     if literal.isdecimal() and len(literal) < 19:
         number = int(literal)
         return [str(number + 1), str(number - 1)] if number else ["1"]
@@ -160,8 +170,8 @@ def neighbours(literal: str) -> list[str]:
     return [repr(number)] if math.isfinite(number) else []
 
 
-def sorting(query: Query, schema: Schema | None) -> Mutants:
-    """The other sort direction, or no sorting, where the order shows in the result."""
+def sorting(query: Query, schema: Schema | None) -> MutantEdits:
+    """The other sort direction, or no ORDER BY, where the order matters."""
     for select in query.selects:
         span = select.clause("order")
         if not span or (select.opener and "limit" not in select.clauses):
@@ -178,8 +188,8 @@ def sorting(query: Query, schema: Schema | None) -> Mutants:
         yield [Edit(span.start - 2, span.stop, "")]
 
 
-def limits(query: Query, schema: Schema | None) -> Mutants:
-    """One row more or less, or all; not where SQLite takes the first row anyway, as in = (…)."""
+def limits(query: Query, schema: Schema | None) -> MutantEdits:
+    """A limit plus or minus 1, or no limit; not where SQLite takes the first row, as in = (…)."""
     for select in query.selects:
         span = select.clause("limit")
         written = query.tokens[span.start].text if span else ""
@@ -191,7 +201,7 @@ def limits(query: Query, schema: Schema | None) -> Mutants:
             yield [Edit(span.start - 1, span.stop, "")]
 
 
-def connectors(query: Query, schema: Schema | None) -> Mutants:
+def connectors(query: Query, schema: Schema | None) -> MutantEdits:
     """OR for AND, AND for OR."""
     for select in query.selects:
         for span in select.conditions():
@@ -200,7 +210,7 @@ def connectors(query: Query, schema: Schema | None) -> Mutants:
                     yield [Edit(i, i + 1, CONNECTORS[query.tokens[i].text])]
 
 
-def conditions(query: Query, schema: Schema | None) -> Mutants:
+def conditions(query: Query, schema: Schema | None) -> MutantEdits:
     """A condition dropped from WHERE or HAVING."""
     for select in query.selects:
         for span in (select.clause("where"), select.clause("having")):
@@ -211,14 +221,14 @@ def conditions(query: Query, schema: Schema | None) -> Mutants:
 
 
 def drop(parts: list[range], places: list[int], at: int) -> Edit:
-    """One part of a condition and the AND or OR beside it go."""
+    """Drops a part of a condition with the AND or OR next to it."""
     if at == 0:
         return Edit(parts[0].start, places[0] + 1, "")
     return Edit(places[at - 1], parts[at].stop, "")
 
 
-def havings(query: Query, schema: Schema | None) -> Mutants:
-    """A condition moved from WHERE to HAVING, or back where it has no aggregate."""
+def havings(query: Query, schema: Schema | None) -> MutantEdits:
+    """A condition moved from WHERE to HAVING, or back if it has no aggregate."""
     for select in query.selects:
         where, having = select.clause("where"), select.clause("having")
         if "group" not in select.clauses:
@@ -241,26 +251,26 @@ def havings(query: Query, schema: Schema | None) -> Mutants:
 
 
 def insertion(select: Select, into_having: bool, target: range, text: str) -> Edit:
-    """A condition put at the front of HAVING or WHERE, or that clause made for it."""
+    """Inserts a condition at the front of HAVING or WHERE; adds the clause if it is missing."""
     if target:
         return Edit(target.start, target.start, f"{text} AND ")
     after = select.clause("group").stop if into_having else select.clause("from").stop
     return Edit(after, after, f" {'HAVING' if into_having else 'WHERE'} {text} ")
 
 
-def set_operations(query: Query, schema: Schema | None) -> Mutants:
-    """Another set operation, or only what stands before it."""
+def set_operations(query: Query, schema: Schema | None) -> MutantEdits:
+    """Another set operation, or its left operand alone."""
     for span in query.set_operators:
         name = " ".join(token.text for token in query.tokens[span.start : span.stop])
-        for other in SET_INSTEAD[name]:
+        for other in OTHER_SET_OPERATORS[name]:
             yield [Edit(span.start, span.stop, other)]
         following = next((s for s in query.selects if s.start == span.stop), None)
         if following and not {"order", "limit"} & following.clauses.keys():
             yield [Edit(span.start, following.end, "")]
 
 
-def negations(query: Query, schema: Schema | None) -> Mutants:
-    """NOT dropped, or put before IN, LIKE, BETWEEN, EXISTS and NULL."""
+def negations(query: Query, schema: Schema | None) -> MutantEdits:
+    """NOT dropped, or inserted before IN, LIKE, BETWEEN, EXISTS and NULL."""
     for i, token in enumerate(query.tokens):
         if token.kind != "keyword":
             continue

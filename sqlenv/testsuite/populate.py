@@ -1,9 +1,9 @@
-"""Draws small databases with a given schema, so that queries and their near misses part ways.
+"""Draws small databases with a given schema, on which queries and their mutants differ.
 
-Small, since with few rows and few different values the rows on which two queries differ are likely
-to show in their results: duplicates, ties, empty groups, parents without children and boundary
-values are the rule then, not the exception. What the schema demands holds: keys are unique, every
-row has the parent that its foreign key names, SQLite itself refuses the rest.
+The databases are small, with few different values, so that the rows on which two queries differ are
+likely to change their results: duplicates, ties, empty groups, parents without children and
+boundary values are frequent. The constraints of the schema hold: keys are unique, every row has the
+parent that its foreign key refers to, and SQLite itself refuses rows that violate the rest.
 """
 
 import itertools
@@ -14,68 +14,78 @@ from collections.abc import Iterable, Sequence
 from datetime import date
 
 from sqlenv.schema import quote_name
-from sqlenv.testsuite.profile import Blueprint, ColumnPlan, Link, TablePlan
-from sqlenv.testsuite.swaps import family
+from sqlenv.testsuite.profile import (
+    ColumnProfile,
+    DatabaseProfile,
+    GoldProfile,
+    Link,
+    TableProfile,
+)
+from sqlenv.testsuite.swaps import type_family
 from sqlenv.text import ASCII_LOWER
 
 MAX_ROWS = 80  # of a table, so that joins without a condition stay fast
-UNREAD = 8  # typical rows of a table that no query in focus names
-SIZES = (3, 6, 12, 24, 40)  # typical rows of a table; one for a whole database
-SPREADS = (1, 2, 2, 3, 4, 6, 8, 12, None)  # different values of a column; None: as many as rows
+UNREAD_ROWS = 8  # typical rows of a table that no query in focus reads
+SIZES = (3, 6, 12, 24, 40)  # typical rows of the tables of a database
+DISTINCT_VALUES = (1, 2, 2, 3, 4, 6, 8, 12, None)  # of a column; None: as many as rows
 NULL_SHARES = (0, 0, 0.1, 0.3)
 ISO_DATE = re.compile(r"\d{4}-[01]\d-[0-3]\d")
 
 
 def draw_database(
-    blueprint: Blueprint, focus: Sequence[int], rng: random.Random
+    profile: DatabaseProfile, focus: Sequence[int], rng: random.Random
 ) -> sqlite3.Connection:
-    """Return a new database in memory.
+    """Returns a new database in memory.
 
-    `focus` are the numbers of the gold queries whose literals the columns shall hold. Different
-    states of `rng` give different databases, the same state the same one.
+    Args:
+        profile: of the given database.
+        focus: indices of the gold queries whose literals the columns shall contain.
+        rng: the same state gives the same database.
     """
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.execute("BEGIN")
-    for statement in blueprint.statements:
+    for statement in profile.statements:
         try:
             connection.execute(statement)
         except sqlite3.OperationalError:
-            pass  # a function or collation of somebody's own; a gold that needs it is not judged
-    Draw(blueprint, focus, rng).fill(connection)
+            pass  # a user-defined function or collation; gold queries that need it are not verified
+    insert_rows(connection, profile.tables, ValueGenerator(profile, focus, rng))
     connection.execute("COMMIT")
     return connection
 
 
-class Draw:
-    """The values of one database, column by column.
+class ValueGenerator:
+    """Draws the values of one database, column by column.
 
-    Each row is drawn for one of the queries in focus, or for none: where that query compares a
-    column with a literal, the row tends to hold the literal or a neighbour of it, and its parents
-    tend to be rows of the same query. So conditions on several columns are met together.
+    Each row is drawn for one of the queries in focus, or for none. Where that query compares a
+    column with a literal, the row tends to contain the literal or a boundary value of it, and its
+    parents tend to be rows of the same query, so that conditions on several columns hold together.
     """
 
-    def __init__(self, blueprint: Blueprint, focus: Sequence[int], rng: random.Random):
-        self.tables, self.golds, self.rng = blueprint.tables, blueprint.golds, rng
+    def __init__(self, profile: DatabaseProfile, focus: Sequence[int], rng: random.Random):
+        self.tables, self.golds, self.rng = profile.tables, profile.golds, rng
         self.drawn: dict[tuple[str, str], list] = {}
-        self.busy: set[tuple[str, str]] = set()
-        plans = [self.golds[number] for number in focus]
-        self.sorts = {name for plan in plans for name in plan.sorts}
-        self.groups = {name for plan in plans for name in plan.groups}
+        self.in_progress: set[tuple[str, str]] = set()
+        golds = [self.golds[number] for number in focus]
+        self.sorts = {name for gold in golds for name in gold.sorts}
+        self.groups = {name for gold in golds for name in gold.groups}
         self.null_share = rng.choice(NULL_SHARES)
-        counts = [count for plan in plans for count in plan.counts]
+        counts = [count for gold in golds for count in gold.counts]
+        # A size of groups that a query in focus compares with; 0 for none.
         self.count = rng.choice(counts) if counts and rng.random() < 0.7 else 0
-        read = {name for plan in plans for name in plan.tables}
+        read = {name for gold in golds for name in gold.tables}
         size = max(rng.choice(SIZES), 2 * len(focus))
         self.sizes = {
-            name: self.size(table, size if name in read else min(size, UNREAD))
+            name: self.draw_size(table, size if name in read else min(size, UNREAD_ROWS))
             for name, table in self.tables.items()
         }
         queries = (None, *focus, *focus, *focus)
+        # For each table the query that each row is drawn for.
         self.focus = {name: rng.choices(queries, k=count) for name, count in self.sizes.items()}
 
-    def size(self, table: TablePlan, size: int) -> int:
-        """How many rows to draw: more for children than for parents, so that groups form, and
-        enough for two groups of the size that a query in focus compares with."""
+    def draw_size(self, table: TableProfile, size: int) -> int:
+        """The number of rows of a table: more for children than for parents, so that there are
+        groups, and enough for two groups of ``self.count`` rows."""
         size = size * self.rng.choice((1, 1, 2)) // self.rng.choice((1, 1, 2))
         if table.links:
             size = min(2 * size, MAX_ROWS)
@@ -84,169 +94,115 @@ class Draw:
         return 0 if self.rng.random() < 0.01 else size
 
     def column(self, table: str, name: str) -> list:
-        """The values of a column, one a row; those that it takes from another are drawn first."""
+        """The values of a column, one for each row; the columns of its parent are drawn first."""
         if (table, name) not in self.drawn:
             link = next((k for k in self.tables[table].links if name in k.columns), None)
             parents = {(link.parent, target) for target in link.parent_columns} if link else set()
-            if link and not parents & self.busy:
-                own = {(table, column) for column in link.columns}
-                self.busy |= own
+            if link and not parents & self.in_progress:
+                children = {(table, column) for column in link.columns}
+                self.in_progress |= children
                 self.draw_link(table, link)
-                self.busy -= own
+                self.in_progress -= children
             if (table, name) not in self.drawn:
-                self.drawn[table, name] = self.plain(table, name)
+                self.drawn[table, name] = self.draw_values(table, name)
         return self.drawn[table, name]
 
     def draw_link(self, table: str, link: Link) -> None:
-        """Give each row a parent: some have many children, some one, some none."""
+        """Draws a parent for each row, so that parents have many children, one or none."""
         rng = self.rng
         keys = list(zip(*(self.column(link.parent, target) for target in link.parent_columns)))
         keys = [key for key in zip(keys, self.focus[link.parent]) if None not in key[0]]
-        plans = [self.tables[table].columns[column] for column in link.columns]
+        columns = [self.tables[table].columns[name] for name in link.columns]
         if not keys:
             return
         rng.shuffle(keys)
-        if any(plan.unique for plan in plans):
+        if any(column.unique for column in columns):
             chosen = [keys[i % len(keys)][0] for i in range(self.sizes[table])]
         else:
-            chosen = self.parents(table, keys[: rng.randint(1, len(keys))])
-        for at, (column, plan) in enumerate(zip(link.columns, plans)):
-            if (table, column) in self.drawn:
-                continue  # taken from another parent; rows that fit with neither are dropped
+            chosen = self.draw_parents(table, keys[: rng.randint(1, len(keys))])
+        for at, (name, column) in enumerate(zip(link.columns, columns)):
+            if (table, name) in self.drawn:
+                continue  # drawn from another parent; rows that match only one are deleted later
             values = [key[at] for key in chosen]
             if not link.strict:
-                others = self.plain(table, column)
+                others = self.draw_values(table, name)
                 values = [o if rng.random() < 0.2 else v for v, o in zip(values, others)]
-            if link.nulls and plan.nullable:
+            if link.nulls and column.nullable:
                 values = [None if rng.random() < 0.15 else value for value in values]
-            self.drawn[table, column] = values
+            self.drawn[table, name] = values
 
-    def parents(self, table: str, keys: list[tuple[tuple, int | None]]) -> list[tuple]:
-        """For each row the key of its parent."""
+    def draw_parents(self, table: str, keys: list[tuple[tuple, int | None]]) -> list[tuple]:
+        """The key of the parent of each row, from pairs of a key and the query it is drawn for."""
         skew, chosen = self.rng.choice((1, 1.5, 2, 3)), []
         if self.count and self.rng.random() < 0.7:
-            chosen, keys = self.counted([key for key, _ in keys]), keys[2:] or keys
-        fitting: dict[int | None, list] = {}
+            chosen, keys = self.repeat([key for key, _ in keys]), keys[2:] or keys
+        by_query: dict[int | None, list] = {}
         for key in keys:
-            fitting.setdefault(key[1], []).append(key)
-        for focus in self.focus[table][len(chosen) :]:
-            among = fitting[focus] if focus in fitting and self.rng.random() < 0.6 else keys
-            chosen.append(among[int(len(among) * self.rng.random() ** skew)][0])
+            by_query.setdefault(key[1], []).append(key)
+        for query in self.focus[table][len(chosen) :]:
+            pool = by_query[query] if query in by_query and self.rng.random() < 0.6 else keys
+            chosen.append(pool[int(len(pool) * self.rng.random() ** skew)][0])
         return chosen[: self.sizes[table]]
 
-    def counted(self, values: list) -> list:
-        """One or two of the values, each as often as a query in focus counts, or one more or less:
-        groups on both sides of the boundary."""
+    def repeat(self, values: list) -> list:
+        """Repeats the first one or two values ``self.count`` times, plus or minus 1, so that there
+        are groups on both sides of the count that a query compares with."""
         rng = self.rng
         times = [self.count + rng.choice((-1, 0, 1)) for _ in range(rng.choice((1, 2)))]
         return [value for value, count in zip(values, times) for _ in range(count)]
 
-    def plain(self, table: str, name: str) -> list:
-        """Values that depend on no other column."""
-        rng, plan, rows = self.rng, self.tables[table].columns[name], self.focus[table]
-        spread = rng.choice(SPREADS)
-        # Ties leave a query's order open, and rows that share a primary key are refused, so that
-        # counted groups would fall short.
+    def draw_values(self, table: str, name: str) -> list:
+        """Values of a column that do not depend on other columns."""
+        rng, column, queries = self.rng, self.tables[table].columns[name], self.focus[table]
+        count = rng.choice(DISTINCT_VALUES)
+        # Ties leave the order of a query open, and rows with the same primary key are refused,
+        # which would reduce the groups that queries count.
         untied = name in self.sorts and rng.random() < 0.5
-        if plan.unique or spread is None or untied or (plan.key and self.count):
-            values = self.different(plan, len(rows))
+        if column.unique or count is None or untied or (column.key and self.count):
+            values = distinct_values(column, len(queries), rng)
         else:
-            different = self.different(plan, spread)
-            values = rng.choices(different, k=len(rows))
+            distinct = distinct_values(column, count, rng)
+            values = rng.choices(distinct, k=len(queries))
             if self.count and name in self.groups and rng.random() < 0.7:
-                others = rng.choices(different[2:] or different, k=len(rows))
-                values = [*self.counted(different), *others][: len(rows)]
-        literals = {number: self.nearby(plan, number) for number in set(rows) - {None}}
-        for row, number in enumerate(rows if any(literals.values()) else ()):
-            if literals.get(number) and rng.random() < 0.6:
-                group = rng.choice(literals[number])
+                others = rng.choices(distinct[2:] or distinct, k=len(queries))
+                values = [*self.repeat(distinct), *others][: len(queries)]
+        groups = {i: literal_groups(column, self.golds[i]) for i in set(queries) - {None}}
+        for row, query in enumerate(queries if any(groups.values()) else ()):
+            if groups.get(query) and rng.random() < 0.6:
+                group = rng.choice(groups[query])
                 value = group[0] if rng.random() < 0.5 else rng.choice(group)
-                if not (plan.unique or untied) or value not in values:
+                if not (column.unique or untied) or value not in values:
                     values[row] = value
-        if untied or plan.key or not plan.nullable:
+        if untied or column.key or not column.nullable:
             return values
         if self.null_share and rng.random() < 0.6:
             values = [None if rng.random() < self.null_share else value for value in values]
         return values
 
-    def nearby(self, plan: ColumnPlan, number: int) -> list[list]:
-        """The literals that a query compares the column with, each with its neighbours."""
-        found = self.golds[number].literals
-        groups = [group for name in plan.names for group in found.get(name, ())]
-        if plan.integer:
-            groups = [[v for v in map(as_integer, group) if v is not None] for group in groups]
-        return [group for group in groups if group]
 
-    def different(self, plan: ColumnPlan, count: int) -> list:
-        """Different values: those of the given database, then made ones."""
-        values = self.rng.sample(plan.values, min(count, len(plan.values)))
-        seen = set(plan.values)
-        made = (made_value(plan, number) for number in itertools.count(1))
-        while len(values) < count:
-            value = next(made)
-            if value not in seen:
-                seen.add(value)
-                values.append(value)
-        return values
-
-    def fill(self, connection: sqlite3.Connection) -> None:
-        """Write the rows; where one is refused, a row of the given database with its keys."""
-        made = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-        names = {name.translate(ASCII_LOWER) for (name,) in made}
-        for name in [name for name, table in self.tables.items() if table.columns]:
-            if name not in names:
-                continue
-            table = self.tables[name]
-            rows = zip(*(self.column(name, column) for column in table.columns))
-            marks = ", ".join("?" * len(table.columns))
-            listed = ", ".join(quote_name(plan.name) for plan in table.columns.values())
-            insert = f"INSERT OR IGNORE INTO {quote_name(table.name)} ({listed}) VALUES ({marks})"
-            keys = [plan.key or plan.unique for plan in table.columns.values()]
-            for number, row in enumerate(rows):
-                if not is_taken(connection, insert, row) and table.rows:
-                    given = table.rows[number % len(table.rows)]
-                    mixed = [own if key else g for own, g, key in zip(row, given, keys)]
-                    is_taken(connection, insert, mixed)
-        self.drop_orphans(connection, names)
-
-    def drop_orphans(self, connection: sqlite3.Connection, names: set[str]) -> None:
-        """Delete rows without their parent, which SQLite refused or two foreign keys disagree on,
-        then the rows that this makes orphans."""
-        deleted = 1
-        while deleted:
-            deleted = 0
-            for name, table in self.tables.items():
-                if name not in names:
-                    continue
-                for link in table.links:
-                    if link.strict and link.parent in names:
-                        sql = orphans(table, link, self.tables[link.parent])
-                        deleted += connection.execute(sql).rowcount
+def literal_groups(column: ColumnProfile, gold: GoldProfile) -> list[list]:
+    """The literals that a query compares the column with, each with its boundary values."""
+    groups = [group for name in column.names for group in gold.literals.get(name, ())]
+    if column.integer:
+        groups = [[v for v in map(as_integer, group) if v is not None] for group in groups]
+    return [group for group in groups if group]
 
 
-def is_taken(connection: sqlite3.Connection, insert: str, row: Iterable) -> bool:
-    """Insert a row; whether the schema allowed it."""
-    try:
-        return connection.execute(insert, tuple(row)).rowcount == 1
-    except sqlite3.IntegrityError:  # OR IGNORE does not cover wrong types in STRICT tables
-        return False
-
-
-def orphans(table: TablePlan, link: Link, parent: TablePlan) -> str:
-    """DELETE of the rows whose parent is not there."""
-    own = [f"c.{quote_name(table.columns[name].name)}" for name in link.columns]
-    keys = [f"p.{quote_name(parent.columns[name].name)}" for name in link.parent_columns]
-    equal = " AND ".join(f"{key} = {column}" for key, column in zip(keys, own))
-    filled = " AND ".join(f"{column} IS NOT NULL" for column in own)
-    child, to = quote_name(table.name), quote_name(parent.name)
-    return (
-        f"DELETE FROM {child} AS c WHERE {filled}"
-        f" AND NOT EXISTS (SELECT 1 FROM {to} AS p WHERE {equal})"
-    )
+def distinct_values(column: ColumnProfile, count: int, rng: random.Random) -> list:
+    """Different values for a column: those of the given database first, then synthetic ones."""
+    values = rng.sample(column.values, min(count, len(column.values)))
+    seen = set(column.values)
+    synthetic = (synthetic_value(column, number) for number in itertools.count(1))
+    while len(values) < count:
+        value = next(synthetic)
+        if value not in seen:
+            seen.add(value)
+            values.append(value)
+    return values
 
 
 def as_integer(value) -> int | None:
-    """The integer that a value is or is written as, or None; None beyond 64 bits, too."""
+    """The value as an integer; None if it is not one or exceeds 64 bits."""
     try:
         number = int(value)
     except (ValueError, OverflowError):  # a text; infinity
@@ -254,20 +210,75 @@ def as_integer(value) -> int | None:
     return number if abs(number) < 1 << 63 else None
 
 
-def made_value(plan: ColumnPlan, number: int):
-    """The n-th of endless different values for a column, like those that stand in it."""
-    example = plan.values[number % len(plan.values)] if plan.values else None
+def synthetic_value(column: ColumnProfile, number: int):
+    """The value number ``number`` of an endless sequence, similar to the column's values."""
+    example = column.values[number % len(column.values)] if column.values else None
     if example is None:
-        kind = family(plan)
-        fraction = any(word in plan.type.upper() for word in ("REA", "FLO", "DOU"))
-        example = {"number": 0.5 if fraction else 0, "time": "2000-01-01"}.get(kind, plan.name)
-    if plan.integer or isinstance(example, int):
+        fraction = any(word in column.type.upper() for word in ("REA", "FLO", "DOU"))
+        defaults = {"number": 0.5 if fraction else 0, "time": "2000-01-01"}
+        example = defaults.get(type_family(column.type), column.name)
+    if column.integer or isinstance(example, int):
         return number
     if isinstance(example, float):
         return number + 0.5
     if isinstance(example, str) and example.isascii() and example.isdigit():
         return str(int(example) + number)
     if isinstance(example, str) and ISO_DATE.match(example):
-        day = date.fromordinal(730_120 + number).isoformat()  # from 2000 on
+        day = date.fromordinal(730_120 + number).isoformat()  # from the year 2000 on
         return day + example[len(day) :]
     return f"{example} {number}"
+
+
+def insert_rows(
+    connection: sqlite3.Connection, tables: dict[str, TableProfile], values: ValueGenerator
+) -> None:
+    """Inserts the rows. A refused row is replaced by a sampled row with the keys of the refused."""
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    created = {name.translate(ASCII_LOWER) for (name,) in rows}
+    for name, table in tables.items():
+        if name not in created or not table.columns:
+            continue
+        rows = zip(*(values.column(name, column) for column in table.columns))
+        marks = ", ".join("?" * len(table.columns))
+        listed = ", ".join(quote_name(column.name) for column in table.columns.values())
+        insert = f"INSERT OR IGNORE INTO {quote_name(table.name)} ({listed}) VALUES ({marks})"
+        keys = [column.key or column.unique for column in table.columns.values()]
+        for number, row in enumerate(rows):
+            if not insert_row(connection, insert, row) and table.rows:
+                sampled = table.rows[number % len(table.rows)]
+                mixed = [drawn if key else s for drawn, s, key in zip(row, sampled, keys)]
+                insert_row(connection, insert, mixed)
+    delete_orphans(connection, {name: tables[name] for name in tables if name in created})
+
+
+def insert_row(connection: sqlite3.Connection, insert: str, row: Iterable) -> bool:
+    """Inserts a row; returns whether the schema allows it."""
+    try:
+        return connection.execute(insert, tuple(row)).rowcount == 1
+    except sqlite3.IntegrityError:  # OR IGNORE does not cover wrong types in STRICT tables
+        return False
+
+
+def delete_orphans(connection: sqlite3.Connection, tables: dict[str, TableProfile]) -> None:
+    """Deletes rows without a parent until none is left: SQLite refused the parent, or two foreign
+    keys of the row disagree."""
+    deleted = 1
+    while deleted:
+        deleted = 0
+        for table in tables.values():
+            for link in table.links:
+                if link.strict and link.parent in tables:
+                    sql = delete_orphans_sql(table, link, tables[link.parent])
+                    deleted += connection.execute(sql).rowcount
+
+
+def delete_orphans_sql(table: TableProfile, link: Link, parent: TableProfile) -> str:
+    """The DELETE of all rows of a table without a parent."""
+    columns = [f"c.{quote_name(table.columns[name].name)}" for name in link.columns]
+    keys = [f"p.{quote_name(parent.columns[name].name)}" for name in link.parent_columns]
+    equal = " AND ".join(f"{key} = {column}" for key, column in zip(keys, columns))
+    filled = " AND ".join(f"{column} IS NOT NULL" for column in columns)
+    return (
+        f"DELETE FROM {quote_name(table.name)} AS c WHERE {filled}"
+        f" AND NOT EXISTS (SELECT 1 FROM {quote_name(parent.name)} AS p WHERE {equal})"
+    )

@@ -1,9 +1,9 @@
-"""What is known of a database and of the questions asked on it, read before databases like it are
-drawn (`draw.py`): its schema with all constraints, some of its values, which columns refer to
-which, and the literals that the gold queries compare each column with.
+"""Reads the profile of a database, from which ``populate.py`` draws similar databases.
+
+The profile has the schema with its constraints, sampled values, the columns that refer to others,
+and the literals that the gold queries compare each column with.
 """
 
-import functools
 import os
 import sqlite3
 from collections import defaultdict
@@ -11,37 +11,39 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sqlenv.errors import UserError
-from sqlenv.files import read_only_uri
 from sqlenv.query import Query, parse
-from sqlenv.schema import Schema, load_schema, quote_name
+from sqlenv.schema import Schema, load_schema, open_read_only, quote_name
 from sqlenv.testsuite.literals import COUNT, columns_of, gold_literals, joined_columns
-from sqlenv.testsuite.swaps import family
+from sqlenv.testsuite.swaps import type_family
 from sqlenv.text import ASCII_LOWER
 
-SAMPLE = 40  # values of a column, and rows of a table, taken from the given database
-LONGEST = 200  # characters or bytes of a value that is taken
-COUNTED = 200  # the greatest number of rows that groups are made of because a query counts them
-SCANNED = 2000  # rows of a table that are looked at for that
+SAMPLE = 40  # values of a column, and rows of a table, sampled from the given database
+MAX_LENGTH = 200  # characters or bytes of a sampled value
+MAX_COUNT = 200  # the greatest count in a gold query for which groups of that size are drawn
+SCANNED = 2000  # rows of a table that are read for its sample
 
 
 @dataclass
-class ColumnPlan:
+class ColumnProfile:
+    """A column: its constraints and sampled values."""
+
     name: str
     type: str
     nullable: bool
-    unique: bool  # by itself
-    key: bool  # in a primary or foreign key, so that it is NULL only where it is in the given data
-    integer: bool  # the row's number: takes nothing but integers
-    values: list = field(default_factory=list)  # some that stand in the given database
-    names: tuple[str, ...] = ()  # its own and those of the columns that it is linked with
+    unique: bool  # without other columns
+    key: bool  # part of a primary or foreign key: NULL only if it is in the given database
+    integer: bool  # an alias of the rowid, which holds only integers
+    values: list = field(default_factory=list)  # sampled from the given database
+    names: tuple[str, ...] = ()  # its own name and those of the columns that it is linked to
 
 
 @dataclass(frozen=True)
 class Link:
-    """Columns whose values come from a parent's: a foreign key, or what gold queries join on.
+    """Columns that refer to a parent table: by a foreign key, or by a join in a gold query.
 
-    `strict`: every row has its parent, by declaration or as the given database shows. `nulls`: the
-    given database has rows that point nowhere.
+    Attributes:
+        strict: every row has a parent, by declaration or in the given database.
+        nulls: the columns contain NULL in the given database.
     """
 
     columns: tuple[str, ...]  # lower case, like all names here
@@ -52,33 +54,41 @@ class Link:
 
 
 @dataclass
-class TablePlan:
+class TableProfile:
+    """A table: its columns, references to other tables and sampled rows."""
+
     name: str
-    columns: dict[str, ColumnPlan]  # those that can be written
+    columns: dict[str, ColumnProfile]  # without generated columns
     links: list[Link] = field(default_factory=list)
-    rows: list[tuple] = field(default_factory=list)  # some of the given ones
+    rows: list[tuple] = field(default_factory=list)  # sampled from the given database
 
 
 @dataclass
-class GoldPlan:
-    """What a database has to hold for a gold query to part from its near misses."""
+class GoldProfile:
+    """The parts of a gold query that decide which values distinguish it from its mutants."""
 
-    literals: dict[str, list[list]]  # column -> values that it is compared with, neighbours behind
-    counts: list[int]  # numbers of rows that a group is compared with
+    literals: dict[str, list[list]]  # column -> literals, each followed by its boundary values
+    counts: list[int]  # literals that the query compares a count with
     sorts: set[str]  # columns in ORDER BY
     groups: set[str]  # columns in GROUP BY
     tables: set[str]
 
 
 @dataclass
-class Blueprint:
+class DatabaseProfile:
+    """A database: the statements of its schema, its tables and the gold queries on it."""
+
     statements: list[str]  # CREATE TABLE, CREATE INDEX, CREATE VIEW
-    tables: dict[str, TablePlan]
-    golds: list[GoldPlan]
+    tables: dict[str, TableProfile]
+    golds: list[GoldProfile]
 
 
-def read_blueprint(db_path: str | os.PathLike, golds: Sequence[str]) -> Blueprint:
-    """Read a SQLite file. Raises UserError if it is missing or is not a database."""
+def read_profile(db_path: str | os.PathLike, golds: Sequence[str]) -> DatabaseProfile:
+    """Reads the profile of a SQLite file.
+
+    Raises:
+        UserError: the file is missing or is not a SQLite database.
+    """
     schema = load_schema(db_path)
     connection = open_read_only(db_path)
     try:
@@ -93,41 +103,39 @@ def read_blueprint(db_path: str | os.PathLike, golds: Sequence[str]) -> Blueprin
         for table in tables.values():
             table.links = read_foreign_keys(connection, table, tables)
         queries = [parse(gold) for gold in golds]
-        add_joined(connection, tables, [p for q in queries for p in joined_columns(q, schema)])
+        add_join_links(connection, tables, [p for q in queries for p in joined_columns(q, schema)])
     except sqlite3.Error as error:
         raise UserError(f"{db_path}: cannot be read as a SQLite database ({error})") from error
     finally:
         connection.close()
-    share_values(tables)
-    share_names(tables)
-    return Blueprint(statements, tables, [plan_gold(query, schema, tables) for query in queries])
+    exchange_values(tables)
+    propagate_names(tables)
+    return DatabaseProfile(
+        statements, tables, [profile_gold(query, schema, tables) for query in queries]
+    )
 
 
-def plan_gold(query: Query, schema: Schema, tables: dict[str, TablePlan]) -> GoldPlan:
+def profile_gold(query: Query, schema: Schema, tables: dict[str, TableProfile]) -> GoldProfile:
+    """Extracts the profile of a gold query."""
     literals = gold_literals(query, schema)
     counts = [group[0] for group in literals.pop(COUNT, ())]
-    counts = [number for number in counts if isinstance(number, int) and 0 < number <= COUNTED]
+    counts = [number for number in counts if isinstance(number, int) and 0 < number <= MAX_COUNT]
     read = {source.table for select in query.selects for source in select.sources if source.table}
-    if not read <= tables.keys():  # views, or table expressions: any table may be behind them
+    if not read <= tables.keys():  # views or table expressions, which may read any table
         read = set(tables)
     sorts, groups = columns_of(query, "order"), columns_of(query, "group")
-    return GoldPlan(literals, counts, sorts, groups, read)
-
-
-def open_read_only(db_path: str | os.PathLike) -> sqlite3.Connection:
-    connection = sqlite3.connect(read_only_uri(db_path), uri=True)
-    connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
-    return connection
+    return GoldProfile(literals, counts, sorts, groups, read)
 
 
 def lower(name: str) -> str:
+    """The name in lower case, A to Z only, as SQLite compares names."""
     return name.translate(ASCII_LOWER)
 
 
 def read_statements(connection: sqlite3.Connection) -> tuple[list[str], list[str]]:
-    """The statements that make the schema, and the names of virtual tables, which are left out.
+    """The CREATE statements of the schema, and the names of virtual tables.
 
-    Triggers are left out, too: they would only get in the way of filling the tables.
+    Virtual tables are omitted, and triggers too, since they would change inserted rows.
     """
     rows = connection.execute(
         "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"
@@ -143,7 +151,8 @@ def read_statements(connection: sqlite3.Connection) -> tuple[list[str], list[str
     return statements, virtual
 
 
-def read_table(connection: sqlite3.Connection, name: str) -> TablePlan:
+def read_table(connection: sqlite3.Connection, name: str) -> TableProfile:
+    """Reads the columns and a sample of a table."""
     columns = {}
     described = connection.execute(
         'SELECT name, type, "notnull", pk, hidden FROM pragma_table_xinfo(?)', [name]
@@ -151,25 +160,24 @@ def read_table(connection: sqlite3.Connection, name: str) -> TablePlan:
     unique = set(unique_columns(connection, name))
     primary = [lower(column) for column, _, _, pk, _ in described if pk]
     for column, type_, notnull, pk, hidden in described:
-        if hidden == 0:  # the others are computed
-            alone = bool(pk) and len(primary) == 1
-            plan = ColumnPlan(
+        if hidden == 0:  # the others are generated columns
+            is_primary_key = bool(pk) and len(primary) == 1
+            columns[lower(column)] = ColumnProfile(
                 column,
                 type_,
-                not notnull and not pk,
-                alone or lower(column) in unique,
-                bool(pk),
-                alone and type_.upper() == "INTEGER",
+                nullable=not notnull and not pk,
+                unique=is_primary_key or lower(column) in unique,
+                key=bool(pk),
+                integer=is_primary_key and type_.upper() == "INTEGER",
+                values=sampled_values(connection, name, column),
             )
-            plan.values = sampled_values(connection, name, column)
-            columns[lower(column)] = plan
-    listed = ", ".join(quote_name(plan.name) for plan in columns.values())
+    listed = ", ".join(quote_name(column.name) for column in columns.values())
     rows = connection.execute(f"SELECT {listed} FROM {quote_name(name)} LIMIT {SAMPLE}").fetchall()
-    return TablePlan(name, columns, [], rows)
+    return TableProfile(name, columns, [], rows)
 
 
 def unique_columns(connection: sqlite3.Connection, table: str) -> Iterator[str]:
-    """Columns that a UNIQUE constraint or index covers alone."""
+    """Yields the columns that have a UNIQUE constraint or index without other columns."""
     indexes = connection.execute(
         'SELECT name FROM pragma_index_list(?) WHERE "unique" AND NOT partial', [table]
     ).fetchall()
@@ -180,22 +188,22 @@ def unique_columns(connection: sqlite3.Connection, table: str) -> Iterator[str]:
 
 
 def sampled_values(connection: sqlite3.Connection, table: str, column: str) -> list:
-    """Some values of a column, without NULL.
+    """A sample of the values of a column, without NULL.
 
-    Fractions are rounded to eighths, which floating point adds up exactly, in any order: whether
-    a value is above the average must not depend on the order of rows.
+    Floats are rounded to eighths, whose sums are exact in any order: whether a value is above the
+    average must not depend on the order of rows.
     """
     source = f"SELECT {quote_name(column)} COLLATE BINARY AS v FROM {quote_name(table)}"
     rows = connection.execute(
         f"SELECT DISTINCT v FROM ({source} LIMIT {SCANNED})"
-        f" WHERE v IS NOT NULL AND length(v) <= {LONGEST} LIMIT {SAMPLE}"
+        f" WHERE v IS NOT NULL AND length(v) <= {MAX_LENGTH} LIMIT {SAMPLE}"
     )
     values = [round(v * 8) / 8 if isinstance(v, float) and abs(v) < 1e9 else v for (v,) in rows]
     return list(dict.fromkeys(values))
 
 
 def read_foreign_keys(
-    connection: sqlite3.Connection, table: TablePlan, tables: dict[str, TablePlan]
+    connection: sqlite3.Connection, table: TableProfile, tables: dict[str, TableProfile]
 ) -> list[Link]:
     """The declared foreign keys whose table and columns exist."""
     keys = defaultdict(list)
@@ -210,7 +218,7 @@ def read_foreign_keys(
         columns = tuple(column for column, _ in pairs)
         if parent not in tables or not set(columns) <= table.columns.keys():
             continue
-        primary = [name for name, plan in tables[parent].columns.items() if plan.key]
+        primary = [name for name, profile in tables[parent].columns.items() if profile.key]
         targets = [lower(to) if to else "" for _, to in pairs]
         targets = tuple(targets if all(targets) else primary)
         if len(targets) == len(columns) and set(targets) <= tables[parent].columns.keys():
@@ -222,17 +230,18 @@ def read_foreign_keys(
     return list(dict.fromkeys(links))
 
 
-def has_nulls(connection: sqlite3.Connection, table: TablePlan, column: str) -> bool:
+def has_nulls(connection: sqlite3.Connection, table: TableProfile, column: str) -> bool:
+    """Whether a column of the given database contains NULL."""
     name = quote_name(table.columns[column].name)
     sql = f"SELECT 1 FROM {quote_name(table.name)} WHERE {name} IS NULL LIMIT 1"
     return connection.execute(sql).fetchone() is not None
 
 
-def add_joined(connection: sqlite3.Connection, tables: dict, pairs: list) -> None:
-    """Link columns that gold queries join although no foreign key says so.
+def add_join_links(connection: sqlite3.Connection, tables: dict, pairs: list) -> None:
+    """Links columns that gold queries join without a declared foreign key.
 
-    The parent is the side with unique values; every row has a parent if that is so in the given
-    database, so that a join that only looks something up stays one.
+    The parent is the side with unique values. Every row has a parent if this holds in the given
+    database, so that a lookup join finds a row in the drawn databases, too.
     """
     linked = {
         frozenset(((lower(table.name), column), (link.parent, target)))
@@ -241,16 +250,16 @@ def add_joined(connection: sqlite3.Connection, tables: dict, pairs: list) -> Non
         for column, target in zip(link.columns, link.parent_columns)
     }
     for pair in pairs:
-        known = all(table in tables and column in tables[table].columns for table, column in pair)
-        if not known or frozenset(pair) in linked:
+        exist = all(table in tables and column in tables[table].columns for table, column in pair)
+        if not exist or frozenset(pair) in linked:
             continue
         linked.add(frozenset(pair))
-        second_first = tables[pair[0][0]].columns[pair[0][1]].unique
-        (child, column), (parent, target) = pair[::-1] if second_first else pair
+        first_is_parent = tables[pair[0][0]].columns[pair[0][1]].unique
+        (child, column), (parent, target) = pair[::-1] if first_is_parent else pair
         strict = tables[parent].columns[target].unique and not has_dangling(
             connection, tables[child], column, tables[parent], target
         )
-        # A second link of a column could contradict the first.
+        # Two links of a column could contradict each other.
         if not any(column in link.columns for link in tables[child].links):
             nulls = has_nulls(connection, tables[child], column)
             tables[child].links.append(Link((column,), parent, (target,), strict, nulls))
@@ -258,8 +267,13 @@ def add_joined(connection: sqlite3.Connection, tables: dict, pairs: list) -> Non
 
 
 def has_dangling(
-    connection: sqlite3.Connection, child: TablePlan, column: str, parent: TablePlan, target: str
+    connection: sqlite3.Connection,
+    child: TableProfile,
+    column: str,
+    parent: TableProfile,
+    target: str,
 ) -> bool:
+    """Whether a row of the given database has a value that the parent lacks."""
     name, to = (quote_name(t.columns[c].name) for t, c in ((child, column), (parent, target)))
     sql = (
         f"SELECT 1 FROM {quote_name(child.name)} WHERE {name} IS NOT NULL AND {name} NOT IN"
@@ -268,22 +282,22 @@ def has_dangling(
     return connection.execute(sql).fetchone() is not None
 
 
-def share_values(tables: dict[str, TablePlan]) -> None:
-    """Let columns of one name hold values of each other: "state" of owners and of professionals
-    meet in INTERSECT and EXCEPT."""
-    named = defaultdict(list)
+def exchange_values(tables: dict[str, TableProfile]) -> None:
+    """Adds values of columns with the same name to each other, for INTERSECT and EXCEPT: "state" of
+    owners and "state" of professionals."""
+    same_name = defaultdict(list)
     for table in tables.values():
-        for name, plan in table.columns.items():
-            if not plan.key:
-                named[name, family(plan)].append(plan)
-    for plans in named.values():
-        together = [value for plan in plans for value in plan.values[: SAMPLE // len(plans)]]
-        for plan in plans if len(plans) > 1 else ():
-            plan.values = list(dict.fromkeys([*plan.values, *together]))
+        for name, column in table.columns.items():
+            if not column.key:
+                same_name[name, type_family(column.type)].append(column)
+    for columns in same_name.values():
+        shared = [v for column in columns for v in column.values[: SAMPLE // len(columns)]]
+        for column in columns if len(columns) > 1 else ():
+            column.values = list(dict.fromkeys([*column.values, *shared]))
 
 
-def share_names(tables: dict[str, TablePlan]) -> None:
-    """Let literals that a query compares a column with reach the columns that it is linked with."""
+def propagate_names(tables: dict[str, TableProfile]) -> None:
+    """Applies the literals that a query compares a column with to the columns linked to it."""
     groups = {(t, c): {(t, c)} for t, table in tables.items() for c in table.columns}
     for name, table in tables.items():
         for link in table.links:

@@ -1,19 +1,17 @@
-"""Test-suite accuracy (TS): gold's result on the given database and on variants of it.
+"""Test-suite accuracy (TS): execution match on the given database and on variants of it.
 
-On one database a wrong query often gives the right rows by chance. So `load_suite` draws small
-databases with the same schema and keeps a few that together tell the gold queries from their near
-misses (Zhong et al. 2020 call this distilling a test suite), and `suite_matches` asks that a
-prediction agrees with gold on the given database and on all of them. TS is never above EX.
+On a single database a wrong query often gives the right rows by chance. So ``load_suite`` draws
+small databases with the same schema and keeps a few that together distinguish the gold queries from
+their mutants (a distilled test suite, Zhong et al. 2020). ``suite_matches`` requires that a
+prediction matches gold on the given database and on all of its variants. TS is never above EX.
 
-Where gold's own answer is arbitrary on a variant (ORDER BY … LIMIT through a tie, a bare column of
-a group), or gold fails there, the variant says nothing about that gold and is not used for it.
+If the result of gold is not deterministic on a variant (a LIMIT through a tie, a bare column of a
+group), or gold fails on it, predictions for this gold query are not verified on this variant.
 
     suite = load_suite("concert_singer.sqlite", gold_queries, sandbox)
     suite_matches(sandbox, [(suite, gold, predicted), …])   # [True, …]
 """
 
-import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -21,21 +19,21 @@ import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlenv.errors import UserError
-from sqlenv.files import cache_folder
+from sqlenv.files import cache_folder, locked
 from sqlenv.metrics.execution_match import results_match
 from sqlenv.sandbox.sandbox import Execution, Sandbox
 from sqlenv.schema import load_schema
-from sqlenv.testsuite.distill import Gold, choose_variants
+from sqlenv.testsuite.distill import GoldQuery, choose_variants
 from sqlenv.testsuite.mutants import make_mutants
-from sqlenv.testsuite.profile import read_blueprint
+from sqlenv.testsuite.profile import read_profile
 from sqlenv.text import is_ordered
 
-# The modules that decide what a suite holds: with other code, another key in the cache.
+# The modules that determine the content of a suite: a change to one gives another cache key.
 CODE = """query schema text metrics/execution_match testsuite/determinism testsuite/distill
     testsuite/literals testsuite/mutants testsuite/populate testsuite/profile testsuite/suite
     testsuite/swaps""".split()
@@ -46,36 +44,56 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Suite:
-    """A database, variants of it, and for each gold query the variants that it is judged on."""
+    """The test suite of a database.
+
+    Attributes:
+        db_path: the given database.
+        variants: the databases that were drawn.
+        variants_by_gold: for each gold query the variants on which predictions for it are verified;
+            none if gold fails on the given database.
+    """
 
     db_path: Path
     variants: tuple[Path, ...]
-    judged: dict[str, tuple[Path, ...]]  # none for a gold that fails on the given database
+    variants_by_gold: dict[str, tuple[Path, ...]]
 
     def databases(self, gold: str) -> tuple[Path, ...]:
-        """The given database first. Raises ValueError if the suite was not built for this gold."""
-        if gold not in self.judged:
+        """The databases on which predictions for a gold query are verified, the given one first.
+
+        Raises:
+            ValueError: the suite was built without this gold query.
+        """
+        if gold not in self.variants_by_gold:
             raise ValueError(
                 f"the test suite of {self.db_path} was built without this gold: {gold}"
             )
-        return self.db_path, *self.judged[gold]
+        return self.db_path, *self.variants_by_gold[gold]
 
 
 def load_suite(
     db_path: str | os.PathLike,
     golds: Iterable[str],
     sandbox: Sandbox,
+    *,
     seed: int = 0,
     cache: str | os.PathLike | None = None,
 ) -> Suite:
-    """Return the test suite of a database for these gold queries; built if not in the cache.
+    """Returns the test suite of a database for its gold queries; builds it on first use.
 
-    golds   all that are ever to be judged on it: the variants depend on them (not on their order),
-            so build for a whole split rather than for a part of it
-    cache   folder to keep suites in; $XDG_CACHE_HOME/grpo-text2sql/suites (~/.cache/…) if None
+    A damaged entry of the cache is built again. If several processes need the same suite, one
+    builds it and the others wait.
 
-    An entry that is damaged is built anew; processes that ask for the same one at the same time
-    wait for the first. Raises UserError if the database cannot be read or the cache not written.
+    Args:
+        db_path: the database.
+        golds: all its gold queries. The variants depend on them, but not on their order, so pass
+            those of a whole split.
+        sandbox: runs the gold queries on the given database.
+        seed: of the drawn variants.
+        cache: the folder for suites; None for ``$XDG_CACHE_HOME/grpo-text2sql/suites`` (or
+            ``~/.cache/…``).
+
+    Raises:
+        UserError: the database cannot be read or the cache cannot be written.
     """
     db_path, golds = Path(db_path), sorted(set(golds))
     folder = Path(cache) if cache is not None else cache_folder("suites")
@@ -98,15 +116,18 @@ def load_suite(
 
 
 def suite_matches(sandbox: Sandbox, cases: Sequence[tuple[Suite, str, str]]) -> list[bool]:
-    """Return for each (suite, gold, predicted) whether the prediction is right by TS.
+    """Returns for each (suite, gold, predicted) whether the prediction is correct by TS.
 
-    That is, whether `results_match` on the given database and on every variant that the gold is
-    judged on. Predictions may be hostile. Raises ValueError for a gold that a suite does not know.
+    It is correct if ``results_match`` on the given database and on every variant for this gold
+    query. Predictions may be hostile.
+
+    Raises:
+        ValueError: a suite was built without the gold query.
     """
     databases = [suite.databases(gold) for suite, gold, _ in cases]
     results: dict[tuple[Path, str], Execution] = {}
     matches = [True] * len(cases)
-    # The given database comes first: most that is wrong is found there, by one query.
+    # The given database first: most wrong predictions fail on it, after one query.
     for part in (slice(0, 1), slice(1, None)):
         open_cases = [number for number, match in enumerate(matches) if match]
         queries = dict.fromkeys(
@@ -127,7 +148,7 @@ def suite_matches(sandbox: Sandbox, cases: Sequence[tuple[Suite, str, str]]) -> 
 
 
 def cache_key(db_path: Path, golds: Sequence[str], seed: int) -> str:
-    """The name of a suite: a hash of all that it depends on."""
+    """The folder name of a suite in the cache: a hash of everything that it depends on."""
     try:
         content = file_hash(db_path)
     except OSError as error:
@@ -137,41 +158,43 @@ def cache_key(db_path: Path, golds: Sequence[str], seed: int) -> str:
 
 
 def file_hash(path: Path) -> str:
+    """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache
 def code_hash() -> str:
+    """The hashes of the modules in CODE."""
     folder = Path(__file__).parents[1]
     return "".join(file_hash(folder / f"{name}.py") for name in CODE)
 
 
 def read_entry(entry: Path, db_path: Path) -> Suite | None:
-    """The suite in a folder of the cache; None if there is none or it is not as it was written."""
+    """Reads a suite from the cache; None if it does not exist or a file has changed."""
     try:
         manifest = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
         paths = [entry / name for name in manifest["files"]]
         if [file_hash(path) for path in paths] != list(manifest["files"].values()):
             raise ValueError("a file has changed")
-        judged = {
+        variants_by_gold = {
             gold: tuple(paths[number] for number in numbers)
-            for gold, numbers in manifest["judged"].items()
+            for gold, numbers in manifest["variants_by_gold"].items()
         }
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        logger.warning("%s: damaged, so the test suite is built anew (%s)", entry, error)
+        logger.warning("%s: damaged; the test suite is built again (%s)", entry, error)
         return None
-    return Suite(db_path, tuple(paths), judged)
+    return Suite(db_path, tuple(paths), variants_by_gold)
 
 
 def write_entry(
     entry: Path, db_path: Path, golds: Sequence[str], sandbox: Sandbox, seed: int
 ) -> None:
-    """Build a suite under the lock; the folder gets its name when it is complete."""
+    """Builds a suite in a temporary folder, which is renamed when it is complete."""
     temporary = entry.with_suffix(".building")
-    for folder in (temporary, entry):  # left by a build that was killed; damaged
+    for folder in (temporary, entry):  # left by a killed build, or damaged
         if folder.exists():
             shutil.rmtree(folder)
     temporary.mkdir()
@@ -183,40 +206,32 @@ def write_entry(
 def build(
     db_path: Path, golds: Sequence[str], sandbox: Sandbox, seed: int, folder: Path
 ) -> dict[str, dict]:
-    """Write the variants into a folder; return what the manifest says of them."""
+    """Writes the variants into a folder; returns the manifest."""
     results = sandbox.run_many((db_path, gold) for gold in golds)
     running = [gold for gold, result in zip(golds, results) if result.status == "ok"]
     widths = {gold: len(result.columns) for gold, result in zip(golds, results)}
     schema = load_schema(db_path)
-    known = [
-        Gold(gold, widths[gold], schema, [miss.sql for miss in make_mutants(gold, schema)])
+    queries = [
+        GoldQuery(gold, widths[gold], schema, [m.sql for m in make_mutants(gold, schema)])
         for gold in running
     ]
-    choice = choose_variants(read_blueprint(db_path, running), known, seed)
+    variants = choose_variants(read_profile(db_path, running), queries, seed=seed).variants
     files = {}
-    for number, drawn in enumerate(choice.variants):
+    for number, drawn in enumerate(variants):
         path = folder / f"{number}.sqlite"
         drawn.connection.execute("VACUUM INTO ?", [str(path)])
         files[path.name] = file_hash(path)
-    judged: dict[str, list[int]] = {gold: [] for gold in golds}
-    for gold in known:
-        answers = [drawn.answer(gold) for drawn in choice.variants]
-        judged[gold.sql] = [number for number, answer in enumerate(answers) if answer is not None]
-    unjudged = sum(not judged[gold] for gold in running)
-    if unjudged:
+    variants_by_gold: dict[str, list[int]] = {gold: [] for gold in golds}
+    for gold in queries:
+        results = [drawn.gold_result(gold) for drawn in variants]
+        variants_by_gold[gold.sql] = [i for i, result in enumerate(results) if result is not None]
+    without_variant = sum(not variants_by_gold[gold] for gold in running)
+    if without_variant:
         logger.warning(
-            "%s: %d of %d gold queries have no variant that could judge them, so that test-suite "
-            "accuracy is execution accuracy for them",
+            "%s: %d of %d gold queries have no variant on which predictions can be verified; for "
+            "them test-suite accuracy equals execution accuracy",
             db_path,
-            unjudged,
+            without_variant,
             len(running),
         )
-    return {"files": files, "judged": judged}
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file; another process waits. It ends with the process at the latest."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return {"files": files, "variants_by_gold": variants_by_gold}

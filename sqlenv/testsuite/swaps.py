@@ -1,6 +1,6 @@
-"""Near misses that swap or drop what a query reads: other columns, other tables, other joins.
+"""Mutants with other columns, other tables or other joins than the query.
 
-Most of them need a schema that says which columns there are. `mutants.py` has the other kinds.
+Most of them need the schema. ``mutants.py`` has the other kinds.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,9 +17,9 @@ from sqlenv.query import (
 from sqlenv.schema import Column, Schema, Table, quote_name
 from sqlenv.text import ASCII_LOWER
 
-ALTERNATIVES = 2  # other columns or tables tried for each one named
+ALTERNATIVES = 2  # columns or tables by which each name is replaced in turn
 OUTER = ("left", "right", "full", "natural")
-INSTEAD = {
+OTHER_COMPARISONS = {
     ">": (">=", "<"),
     ">=": (">", "<="),
     "<": ("<=", ">"),
@@ -30,31 +30,32 @@ INSTEAD = {
     "<>": ("=",),
 }
 
-Mutants = Iterator[Iterable[Edit]]
+MutantEdits = Iterator[Iterable[Edit]]  # the edits of each mutant
 
 
-def family(column: Column) -> str:
-    """number, time or text, by the declared type; SQLite's rules, and what people mean by them."""
-    declared = column.type.upper()
+def type_family(declared: str) -> str:
+    """Classifies a column by its declared type: "number", "time" or "text"."""
+    declared = declared.upper()
     if any(word in declared for word in ("DATE", "TIME")):
         return "time"
     numbers = ("INT", "REAL", "FLOA", "DOUB", "NUM", "DEC", "BOOL")
     return "number" if any(word in declared for word in numbers) else "text"
 
 
-def other_columns(query: Query, schema: Schema | None) -> Mutants:
-    """Another column of the same table and family of types, once and wherever it is named."""
+def other_columns(query: Query, schema: Schema | None) -> MutantEdits:
+    """Another column of the same table and type family, at each place alone and at all places."""
     yield from column_edits(query, schema, in_join=False)
 
 
-def column_edits(query: Query, schema: Schema | None, in_join: bool) -> Mutants:
+def column_edits(query: Query, schema: Schema | None, *, in_join: bool) -> MutantEdits:
+    """Replaced columns, either those in ON or all others."""
     counted = {i + 2 for i, name in query.aggregates() if name == "count"}
     for select in query.selects if schema else ():
         on = {i for source in select.sources for i in source.on}
         places: dict[tuple, list[Reference]] = {}
         for reference in query.references(select):
             resolved = query.resolve(reference, schema)
-            # count(a) and count(b) differ in NULLs only, which is not what anyone confuses.
+            # count(a) and count(b) differ only in NULLs, which is not a typical mistake.
             if not resolved or reference.first in counted or (reference.first in on) != in_join:
                 continue
             others = alternatives(*resolved)
@@ -68,25 +69,27 @@ def column_edits(query: Query, schema: Schema | None, in_join: bool) -> Mutants:
 
 
 def rename(reference: Reference, column: Column) -> Edit:
+    """Replaces the name of a column."""
     return Edit(reference.last - 1, reference.last, quote_name(column.name))
 
 
-def is_unambiguous(column: Column, own: Source, select: Select, schema: Schema) -> bool:
-    """Whether a column may stand without its table's name."""
+def is_unambiguous(column: Column, source: Source, select: Select, schema: Schema) -> bool:
+    """Whether a column can be used without its table's name."""
     name = column.name.translate(ASCII_LOWER)
-    others = [source.table for source in select.sources if source is not own]
+    others = [other.table for other in select.sources if other is not source]
     return not any(find_column(schema, table, name) for table in others)
 
 
 def alternatives(source: Source, table: Table, column: Column) -> list[Column]:
-    """The next columns of the same family, going round."""
+    """The next columns of the same type family, cyclically."""
     at = table.columns.index(column)
     others = table.columns[at + 1 :] + table.columns[:at]
-    return [other for other in others if family(other) == family(column)][:ALTERNATIVES]
+    family = type_family(column.type)
+    return [other for other in others if type_family(other.type) == family][:ALTERNATIVES]
 
 
-def other_tables(query: Query, schema: Schema | None) -> Mutants:
-    """Another table that has the columns in use."""
+def other_tables(query: Query, schema: Schema | None) -> MutantEdits:
+    """Another table that has the columns used of this one."""
     used = used_columns(query, schema) if schema else []
     for select in query.selects if schema else ():
         names = [source.table for source in select.sources]
@@ -95,7 +98,7 @@ def other_tables(query: Query, schema: Schema | None) -> Mutants:
             if not table:
                 continue
             at = schema.tables.index(table)
-            references = [reference for reference, found in used if found is source]
+            references = [reference for reference, used_source in used if used_source is source]
             others = [
                 other
                 for other in schema.tables[at + 1 :] + schema.tables[:at]
@@ -107,28 +110,31 @@ def other_tables(query: Query, schema: Schema | None) -> Mutants:
             ]
             for other in others[:ALTERNATIVES]:
                 name = quote_name(other.name)
-                # The table's own name may stand before its columns, too.
-                named = [r.first for r in references if r.qualifier == source.table]
-                places = [source.item, *named] if source.alias == source.table else [source.item]
+                # Without an alias its columns may be qualified by the table's name.
+                qualifiers = [r.first for r in references if r.qualifier == source.table]
+                has_alias = source.alias != source.table
+                places = [source.item] if has_alias else [source.item, *qualifiers]
                 yield [Edit(place, place + 1, name) for place in places]
 
 
 def name_of_table(table: Table) -> str:
+    """The table's name in lower case."""
     return table.name.translate(ASCII_LOWER)
 
 
 def used_columns(query: Query, schema: Schema) -> list[tuple[Reference, Source]]:
-    found = []
+    """The column references of a query, with the table or subquery that each belongs to."""
+    used = []
     for select in query.selects:
         for reference in query.references(select):
             resolved = query.resolve(reference, schema)
             if resolved:
-                found.append((reference, resolved[0]))
-    return found
+                used.append((reference, resolved[0]))
+    return used
 
 
-def joins(query: Query, schema: Schema | None) -> Mutants:
-    """A join dropped, made an outer or inner one, or its ON changed or dropped."""
+def joins(query: Query, schema: Schema | None) -> MutantEdits:
+    """A join dropped, changed to an outer or inner join, or its ON changed or dropped."""
     for select in query.selects:
         for at, source in enumerate(select.sources):
             if is_droppable(query, select, at, schema):
@@ -141,7 +147,7 @@ def joins(query: Query, schema: Schema | None) -> Mutants:
             elif words in (["left", "join"], ["left", "outer", "join"]):
                 yield [Edit(source.first, source.item, "JOIN ")]
             for i in source.on:
-                others = INSTEAD.get(query.tokens[i].text, ())
+                others = OTHER_COMPARISONS.get(query.tokens[i].text, ())
                 yield from ([Edit(i, i + 1, other)] for other in others)
             if source.on:
                 yield [Edit(source.on.start - 1, source.on.stop, "")]
@@ -149,6 +155,7 @@ def joins(query: Query, schema: Schema | None) -> Mutants:
 
 
 def drop_source(select: Select, at: int) -> list[Edit]:
+    """Drops a table from FROM, with the ON of its join."""
     if at:
         return [Edit(select.sources[at].first, select.sources[at].last, "")]
     first, second = select.sources
@@ -157,7 +164,7 @@ def drop_source(select: Select, at: int) -> list[Edit]:
 
 
 def is_droppable(query: Query, select: Select, at: int, schema: Schema | None) -> bool:
-    """Whether nothing outside the join's ON names a source, and leaving it out may matter."""
+    """Whether only the ON of its join uses a table, and its removal may change the result."""
     sources = select.sources
     joined = sources[at or 1] if len(sources) > 1 else None
     if joined is None or (at == 0 and len(sources) > 2) or is_starred(query, select):
@@ -181,7 +188,7 @@ def is_droppable(query: Query, select: Select, at: int, schema: Schema | None) -
 
 
 def is_starred(query: Query, select: Select) -> bool:
-    """Whether a SELECT asks for all columns, of one table or of all."""
+    """Whether a SELECT has ``*`` or ``table.*`` among its columns."""
     span = select.clause("select")
     return any(item and query.tokens[item.stop - 1].text == "*" for item in query.items(span))
 
@@ -189,28 +196,28 @@ def is_starred(query: Query, select: Select) -> bool:
 def is_lookup(
     query: Query, select: Select, source: Source, on: range, schema: Schema | None
 ) -> bool:
-    """Whether a join finds for each row the one row that its foreign key points to."""
-    found = []
+    """Whether a join only looks up, for each row, the row that its foreign key refers to."""
+    columns = []
     for reference in query.references(select) if schema else ():
         if reference.first in on:
-            found.append(query.resolve(reference, schema))
-    if len(found) != 2 or None in found:
+            columns.append(query.resolve(reference, schema))
+    if len(columns) != 2 or None in columns:
         return False
-    found.sort(key=lambda resolved: resolved[0] is source)
-    (_, child, column), (to, parent, key) = found
-    return to is source and any(
+    columns.sort(key=lambda resolved: resolved[0] is source)
+    (_, child, column), (parent_source, parent, key) = columns
+    return parent_source is source and any(
         (k.column, k.table, k.to_column) == (column.name, parent.name, key.name)
         for k in child.foreign_keys
     )
 
 
 def keeps_unmatched(query: Query, select: Select, source: Source, schema: Schema | None) -> bool:
-    """Whether rows that a LEFT JOIN adds can exist, and pass WHERE and the other joins."""
+    """Whether a LEFT JOIN can add rows that pass WHERE and the other joins."""
     if is_lookup(query, select, source, source.on, schema):
         return False
-    elsewhere = {i for other in select.sources if other is not source for i in other.on}
+    other_joins = {i for other in select.sources if other is not source for i in other.on}
     for reference in query.references(select) if schema else ():
-        if reference.first in elsewhere or reference.first in select.clause("where"):
+        if reference.first in other_joins or reference.first in select.clause("where"):
             resolved = query.resolve(reference, schema)
             if resolved and resolved[0] is source:
                 return False
