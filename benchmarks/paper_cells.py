@@ -20,8 +20,7 @@ import numpy as np
 
 from grpo.evaluation.report import read_metrics
 from sqlenv import LANGUAGES, UserError, canonical_sql
-from sqlenv.files import write_file
-from sqlenv.testsuite.suite import locked
+from sqlenv.files import locked, write_file
 
 FILE = "cells.jsonl"
 METRICS = {"valid": "valid", "execution": "EX", "test_suite": "TS", "semantic": "semantic"}
