@@ -228,9 +228,9 @@ def _local_folder(path: str | os.PathLike) -> Path:
 def _load_backbone(folder: Path) -> PreTrainedModel:
     """The encoder in float32, without BERT's pooler, which mean pooling does not use."""
     model_class = MODEL_MAPPING[type(AutoConfig.from_pretrained(folder))]
-    if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
-        return model_class.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
-    return model_class.from_pretrained(folder, dtype=torch.float32)
+    has_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    options = {"add_pooling_layer": False} if has_pooler else {}
+    return model_class.from_pretrained(folder, dtype=torch.float32, **options)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _load_contrastive(encoder: ContrastiveEncoder, folder: Path) -> None:

@@ -132,8 +132,8 @@ def as_between(query: Query) -> Iterator[Edit]:
             parts, places = query.split(span)
             if len(parts) != 2 or query.tokens[places[0]].text != "and":
                 continue
-            ats = [comparison(query, part) for part in parts]
-            if None in ats or [query.tokens[i].text for i in ats] != [">=", "<="]:
+            ats = [at for part in parts if (at := comparison(query, part)) is not None]
+            if [query.tokens[at].text for at in ats] != [">=", "<="]:
                 continue
             tested, other = (query.text(p.start, at) for p, at in zip(parts, ats))
             if canonical_sql(tested) == canonical_sql(other):
@@ -147,8 +147,8 @@ def as_in(query: Query) -> Iterator[Edit]:
         where = select.clause("where")
         values = set(query.literals(where, select))
         parts, places = query.split(where)
-        ats = [comparison(query, part) for part in parts] if where else [None]
-        if None in ats or any(query.tokens[i].text != "or" for i in places):
+        ats = [at for part in parts if (at := comparison(query, part)) is not None]
+        if not where or len(ats) < len(parts) or any(query.tokens[i].text != "or" for i in places):
             continue
         plain = all(
             query.tokens[at].text == "=" and at + 1 in values and part.stop == at + 2

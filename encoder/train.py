@@ -55,7 +55,7 @@ def fastest_dtype(device: str, hidden: int) -> str:
         tokens = torch.ones(MAX_TOKENS, hidden, **options)
         weight = torch.ones(4 * hidden, hidden, **options)
         times = []
-        for _ in range(4):  # the first warms up
+        for _ in range(3):  # the first warms up
             start = time.perf_counter()
             F.linear(tokens, weight)[0, 0].item()  # item() waits for the GPU
             times.append(time.perf_counter() - start)

@@ -180,7 +180,7 @@ def retrieval_metrics(question: Question, embeddings: Embeddings) -> dict[str, f
 
 def english_questions(entries: list[Entry]) -> dict[str, dict[str, set[str]]]:
     """{database: {English question: its golds}}"""
-    golds: dict = defaultdict(lambda: defaultdict(set))
+    golds: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for entry in entries:
         for lang, question in entry.questions:
             if lang == "en":

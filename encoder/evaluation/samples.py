@@ -135,7 +135,7 @@ def auc_report(samples: list[Sample], embeddings: Embeddings, seed: int) -> dict
             lang: np.stack(auc_counts(cosines[mask], right[mask], weights[:, mask]))
             for lang, mask in rows.items()
         }
-        return {**by_lang, "all": sum(by_lang.values())}
+        return {**by_lang, "all": functools.reduce(np.add, by_lang.values())}
 
     generator, even = np.random.default_rng(seed), np.full(len(numbers), 1 / len(numbers))
     parts = [
