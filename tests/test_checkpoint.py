@@ -1,4 +1,4 @@
-"""Files that survive a full disk, adapters in PEFT's format, and metrics that survive a kill."""
+"""Files when the disk is full, adapters in PEFT's format, and metrics after a kill."""
 
 import errno
 import json
@@ -44,8 +44,8 @@ def make(**changes) -> LlamaForCausalLM:
 
 
 def trained(rank: int = 3, alpha: float = 5) -> LlamaForCausalLM:
-    """The same with LoRA that does something."""
-    model = add_lora(make(), rank, alpha)
+    """The same with LoRA weights that are not 0."""
+    model = add_lora(make(), rank=rank, alpha=alpha)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for tensor in lora_parameters(model).values():
@@ -60,7 +60,7 @@ def logits(model) -> torch.Tensor:
 
 @contextmanager
 def full_disk(size: int = 1000):
-    """Within it no file can grow beyond ``size`` bytes: a write fails as on a full disk."""
+    """Within it no file can exceed ``size`` bytes: a write fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -79,7 +79,7 @@ def write_half(path):
 
 
 def test_write_file(tmp_path):
-    """Into a folder that it makes, and over what was there."""
+    """Into a folder that it creates, and over an existing file."""
     path = tmp_path / "a" / "b" / "file.txt"
     for text in ("first", "second"):
         write_file(path, lambda temporary, text=text: temporary.write_text(text))
@@ -87,7 +87,7 @@ def test_write_file(tmp_path):
         assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_previous_file_stays_until_the_new_one_is_whole(tmp_path):
+def test_the_previous_file_stays_until_the_new_file_is_complete(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("before")
     seen = []
@@ -97,7 +97,7 @@ def test_the_previous_file_stays_until_the_new_one_is_whole(tmp_path):
         seen.append((temporary.parent, temporary == path, path.read_text()))
 
     write_file(path, write)
-    assert seen == [(tmp_path, False, "before")]  # beside it, so that renaming is one step
+    assert seen == [(tmp_path, False, "before")]  # in the same folder, so that renaming is atomic
     assert path.read_text() == "after"
 
 
@@ -125,12 +125,12 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
         write_file(tmp_path / "folder" / "state.pt", lambda temporary: temporary.touch())
 
 
-def test_a_bug_in_the_writer_is_no_user_error(tmp_path):
+def test_a_bug_in_the_writer_is_not_a_user_error(tmp_path):
     with pytest.raises(KeyError):
         write_file(tmp_path / "file", lambda temporary: {}["no such key"])
 
 
-def test_json_that_cannot_be_written_leaves_the_file_before(tmp_path):
+def test_json_that_cannot_be_written_leaves_the_previous_file(tmp_path):
     path = tmp_path / "report.json"
     write_json(path, {"old": 1})
     with pytest.raises(ValueError):
@@ -151,7 +151,7 @@ def test_write_directory(tmp_path):
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_a_directory_is_whole_or_not_there(tmp_path):
+def test_a_directory_is_complete_or_absent(tmp_path):
     def write(temporary):
         (temporary / "a.txt").write_text("a")
         write_half(temporary / "b.txt")
@@ -182,13 +182,13 @@ def test_state_round_trip(tmp_path):
         "config": {"lang": "vi", "reward": {"execution": 1.0}},
     }
     save_state(path, state)
-    found = load_state(path)
-    assert found["step"] == 3 and found["config"] == state["config"]
+    loaded = load_state(path)
+    assert loaded["step"] == 3 and loaded["config"] == state["config"]
     for name, tensor in state["lora"].items():
-        assert torch.equal(found["lora"][name], tensor)
-        assert found["lora"][name].dtype == tensor.dtype
-    assert torch.equal(found["generator"], state["generator"])
-    assert found["optimizer"] == state["optimizer"]
+        assert torch.equal(loaded["lora"][name], tensor)
+        assert loaded["lora"][name].dtype == tensor.dtype
+    assert torch.equal(loaded["generator"], state["generator"])
+    assert loaded["optimizer"] == state["optimizer"]
 
 
 def test_a_missing_state_is_a_user_error(tmp_path):
@@ -197,7 +197,7 @@ def test_a_missing_state_is_a_user_error(tmp_path):
 
 
 def test_a_damaged_state_is_a_user_error(tmp_path):
-    """Cut in half, as by a copy that broke off."""
+    """Cut in half, as by an interrupted copy."""
     path = tmp_path / "state.pt"
     save_state(path, {"step": 2, "lora": torch.zeros(500)})
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -206,7 +206,7 @@ def test_a_damaged_state_is_a_user_error(tmp_path):
 
 
 class Trap:
-    """Pickled, it makes a file when it is loaded."""
+    """Its pickle creates a file when it is loaded."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -223,7 +223,7 @@ def test_code_in_a_state_is_not_run(tmp_path):
 
 
 def test_a_full_disk_while_a_state_is_written(tmp_path):
-    """torch reports it in its own way."""
+    """torch raises a RuntimeError."""
     path = tmp_path / "state.pt"
     save_state(path, {"step": 1})
     with full_disk(), pytest.raises(UserError, match="state.pt"):
@@ -232,7 +232,7 @@ def test_a_full_disk_while_a_state_is_written(tmp_path):
 
 
 def test_a_full_disk_while_an_adapter_is_written(tmp_path):
-    """safetensors reports it in its own way, too: a SafetensorError is no OSError."""
+    """safetensors raises a SafetensorError, which is not an OSError."""
     save_adapter(trained(), tmp_path, "base")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with full_disk(), pytest.raises(UserError, match="adapter_model.safetensors"):
@@ -264,15 +264,15 @@ def test_adapter_round_trip(tmp_path):
 
 
 def test_an_adapter_of_a_bfloat16_model_stays_float32(tmp_path):
-    model = add_lora(make().to(torch.bfloat16), 3, 5)
+    model = add_lora(make().to(torch.bfloat16), rank=3, alpha=5)
     save_adapter(model, tmp_path, "base")
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
 def test_the_adapter_is_in_pefts_format(tmp_path):
-    """Key names with the prefix of PeftModel and without an adapter's name, and A (r, in) and
-    B (out, r) of the weight; alpha / r is the scale.
+    """Keys have PeftModel's prefix and no adapter name; A is (r, in), B is (out, r), and the scale
+    is alpha / r.
     """
     model = trained(rank=3, alpha=5)
     save_adapter(model, tmp_path, "some/base")
@@ -312,7 +312,7 @@ def test_peft_reads_the_adapter(tmp_path):
 
 
 def peft_adapter(folder, **settings):
-    """A model with an adapter of PEFT that does something, and the adapter in ``folder``."""
+    """A model with an adapter of PEFT whose weights are not 0, also saved in ``folder``."""
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(make(), peft.LoraConfig(r=3, lora_alpha=5, **settings)).eval()
     generator = torch.Generator().manual_seed(1)
@@ -329,7 +329,7 @@ def peft_adapter(folder, **settings):
     [(["q_proj", "v_proj"], 4), (r".*layers\.1\..*(up|down)_proj", 2), ("all-linear", 14)],
 )
 def test_an_adapter_of_peft_is_read(tmp_path, targets, count):
-    """Suffixes, a regular expression (of 2 layers one) and PEFT's own list of all."""
+    """Suffixes, a regular expression (for 1 of the 2 layers) and PEFT's list of all layers."""
     theirs, ours = peft_adapter(tmp_path, target_modules=targets), make()
     assert not torch.allclose(logits(ours), logits(theirs), atol=1e-2)
     load_adapter(ours, tmp_path)
@@ -365,7 +365,7 @@ def test_an_adapter_of_another_method_is_refused(tmp_path):
 
 
 def test_an_adapter_of_some_layers_reads_back(tmp_path):
-    model = add_lora(make(), 3, 5, targets=["q_proj", "mlp.down_proj"])
+    model = add_lora(make(), rank=3, alpha=5, targets=["q_proj", "mlp.down_proj"])
     assert len(lora_parameters(model)) == 2 * 4
     with torch.no_grad():
         for tensor in lora_parameters(model).values():
@@ -376,8 +376,8 @@ def test_an_adapter_of_some_layers_reads_back(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
-def test_the_format_is_what_a_model_with_its_own_arithmetic_expects(tmp_path):
-    """W + alpha / r B A, from the files alone: what any reader of the format computes."""
+def test_the_files_alone_give_the_merged_weights(tmp_path):
+    """W + alpha / r B A, as any reader of the format computes it."""
     model = trained()
     save_adapter(model, tmp_path, "base")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -396,8 +396,8 @@ def test_the_format_is_what_a_model_with_its_own_arithmetic_expects(tmp_path):
     "changes",
     [
         {"hidden_size": 64},
-        {"num_hidden_layers": 1},  # the adapter has more than the model
-        {"num_hidden_layers": 3},  # and less
+        {"num_hidden_layers": 1},  # the adapter has more layers
+        {"num_hidden_layers": 3},  # and fewer
         {"intermediate_size": 64},
     ],
 )
@@ -417,7 +417,7 @@ def test_a_missing_adapter_file_is_a_user_error(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_damaged_adapter_file_is_a_user_error(tmp_path, name):
-    """Cut in half, as by a copy that broke off."""
+    """Cut in half, as by an interrupted copy."""
     save_adapter(trained(), tmp_path, "base")
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -443,7 +443,7 @@ def test_metrics_are_read_as_they_were_written(tmp_path):
 
 @pytest.mark.parametrize("half", ['{"step": 3, "rew', "{", '{"step": 3, "reward": 0.375}'])
 def test_an_unfinished_last_line_does_not_count(tmp_path, half):
-    """Not even if it happens to be JSON: without its newline it may be cut in a number."""
+    """Not even if it is valid JSON: without its newline, it may be cut within a number."""
     path = tmp_path / "metrics.jsonl"
     for row in rows(1, 2):
         append_metrics(path, row)
@@ -453,7 +453,7 @@ def test_an_unfinished_last_line_does_not_count(tmp_path, half):
 
 
 def test_keep_metrics_drops_later_steps_and_unfinished_lines(tmp_path):
-    """So that a resumed run goes on with whole lines, each step once."""
+    """So that a resumed run writes complete lines, one for each step."""
     path = tmp_path / "metrics.jsonl"
     for row in rows(1, 2, 3, 4):
         append_metrics(path, row)

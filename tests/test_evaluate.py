@@ -1,5 +1,5 @@
-"""evaluate.py and what it sums up: shares, averages, gaps, hardness, errors and comparisons against
-numbers counted by hand, and bad input of every kind.
+"""evaluate.py: shares, averages, gaps, hardness, errors and comparisons against numbers counted by
+hand, and bad input.
 """
 
 import csv
@@ -16,8 +16,7 @@ from grpo.evaluation.analysis import compare, error_class, full_report
 from grpo.evaluation.measure import Prediction, score
 from grpo.lora import add_lora
 from grpo.models import load_policy
-from sqlenv import ExecutionVerifier
-from sqlenv import Sandbox, UserError, load_dataset
+from sqlenv import ExecutionVerifier, Sandbox, UserError, load_dataset
 from sqlenv.metrics.predictions import read_predictions
 from tests.test_dataset import multispider
 
@@ -69,7 +68,7 @@ def prediction(right, lang="en", question="?", gold=GOLD, **changed):
     return Prediction("pop", question, lang, gold, **fields)
 
 
-ANSWERS = [  # predicted, class of error
+PREDICTED = [  # SQL, class of error
     (GOLD, None),
     ("SELECT name FROM singer WHERE age >= 40\n\n -- in paragraphs", None),
     (None, "no SQL"),
@@ -93,10 +92,20 @@ ANSWERS = [  # predicted, class of error
     ("SELECT 1", "wrong result"),
 ]
 
+MISSING_COLUMN = """
+    missing column: Who is over 30? (en, pop)
+        gold       SELECT name
+                   FROM singer
+                   WHERE age > 30
+        predicted  SELECT nome
+                   FROM singer
+        error      no such column: nome
+"""
+
 
 def test_every_class_of_errors_in_every_output(root, tmp_path, capsys):
-    """2 of 18 are right; 6 run: 2 right and 4 wrong ones. Each level of hardness has its n."""
-    path = write(tmp_path / "p.jsonl", [line(sql) for sql, _ in ANSWERS])
+    """2 of 18 are right; 6 run: 2 right and 4 wrong. Each level of hardness has its n."""
+    path = write(tmp_path / "p.jsonl", [line(sql) for sql, _ in PREDICTED])
     outputs = {name: tmp_path / f"out.{name}" for name in ("json", "csv", "markdown")}
     saved = tmp_path / "saved.jsonl"
     options = [word for name, file in outputs.items() for word in (f"--{name}", file)]
@@ -105,14 +114,10 @@ def test_every_class_of_errors_in_every_output(root, tmp_path, capsys):
     assert report["en"]["execution"]["value"] == pytest.approx(2 / 18)
     assert report["en"]["valid"]["value"] == pytest.approx(6 / 18)
     assert report["average"] == report["en"] and report["gap"] == {}
-    assert {level: one["valid"]["n"] for level, one in report["hardness"].items()} == {
-        "easy": 18,
-        "medium": 0,
-        "hard": 0,
-        "extra": 0,
-    }
-    wanted = Counter(name for _, name in ANSWERS if name)
-    assert {name: found["n"] for name, found in report["errors"].items()} == wanted
+    counts = {level: metrics["valid"]["n"] for level, metrics in report["hardness"].items()}
+    assert counts == {"easy": 18, "medium": 0, "hard": 0, "extra": 0}
+    expected = Counter(name for _, name in PREDICTED if name)
+    assert {name: error["n"] for name, error in report["errors"].items()} == expected
     wrong = report["errors"]["wrong result"]
     assert wrong["lang"] == {"en": 4} and len(wrong["examples"]) == 3
     assert wrong["examples"][0]["predicted"] == "SELECT name FROM singer"
@@ -121,9 +126,9 @@ def test_every_class_of_errors_in_every_output(root, tmp_path, capsys):
     rows = list(csv.DictReader(outputs["csv"].open(newline="")))
     (share,) = [r for r in rows if (r["section"], r["metric"]) == ("language", "execution")][:1]
     assert (share["name"], float(share["value"]), share["n"]) == ("en", 2 / 18, "18")
-    assert {r["metric"]: int(r["value"]) for r in rows if r["section"] == "error"} == wanted
+    assert {r["metric"]: int(r["value"]) for r in rows if r["section"] == "error"} == expected
     text = outputs["markdown"].read_text()
-    assert "| en | 18 | 33.3 (" in text and "    missing column: Who is over 30? (en, pop)" in text
+    assert "| en | 18 | 33.3 (" in text and MISSING_COLUMN in text
     shown = capsys.readouterr().out
     assert "11.1 (" in shown and "wrong result" in shown
 
@@ -150,9 +155,9 @@ def test_average_and_gap_by_hand():
     right = {"en": [1, 1, 1, 0], "vi": [1, 0], "de": [1]}
     report = full_report(
         [
-            prediction(bool(one), lang, gold=f"SELECT {i}")
-            for lang, ones in right.items()
-            for i, one in enumerate(ones)
+            prediction(bool(value), lang, gold=f"SELECT {i}")
+            for lang, values in right.items()
+            for i, value in enumerate(values)
         ]
     )
     assert report["average"]["execution"]["value"] == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
@@ -163,9 +168,9 @@ def test_average_and_gap_by_hand():
 
 
 def test_translations_are_drawn_together():
-    """Two languages that are right on the same 30 of 60 questions: their average is as uncertain as
-    one of them, 1.96 * sqrt(1/4 / 60) = 0.127 to either side, and their gap is certainly 0. Drawn
-    apart, it would be 0.089 to either side, and the gap anything from -0.18 to 0.18.
+    """Two languages, right on the same 30 of 60 questions. The interval of their average is as wide
+    as that of each, 1.96 * sqrt(1/4 / 60) = 0.127 to either side, and that of their gap has width
+    0. Drawn independently, the average would have 0.089 to either side, and the gap 0.18.
     """
     same = [
         prediction(i % 2 == 0, lang, gold=f"SELECT {i}") for lang in ("en", "vi") for i in range(60)
@@ -176,14 +181,14 @@ def test_translations_are_drawn_together():
     assert report["gap"]["vi"]["execution"] == {"value": 0, "low": 0, "high": 0, "n": 60}
 
 
-def test_hardness_breakdown_puts_languages_together():
+def test_the_hardness_breakdown_pools_the_languages():
     golds = [GOLD, ORDERED, "SELECT 1 UNION SELECT 2"]
     report = full_report(
         [prediction(gold != ORDERED, lang, gold=gold) for lang in ("en", "vi") for gold in golds]
     )
     levels = {
-        level: (one["execution"]["value"], one["execution"]["n"])
-        for level, one in report["hardness"].items()
+        level: (metrics["execution"]["value"], metrics["execution"]["n"])
+        for level, metrics in report["hardness"].items()
     }
     assert levels == {"easy": (1, 2), "medium": (0, 2), "hard": (1, 2), "extra": (None, 0)}
 
@@ -204,14 +209,16 @@ def test_error_classes_of_messages(message, name):
     assert error_class(prediction(False, valid=False, status="error", error=message)) == name
 
 
-def test_right_on_the_given_database_alone():
+def test_the_error_class_of_sql_that_is_right_on_the_given_database_only():
     assert error_class(prediction(True, test_suite=True)) is None
     assert error_class(prediction(True, test_suite=False)) == "wrong on a variant"
     assert error_class(prediction(False, test_suite=False)) == "wrong result"
 
 
-def test_test_suite_accuracy_of_a_near_miss(root, tmp_path, monkeypatch):
-    """Nobody is 30 in the given database, so `>=` for `>` is right by EX; a variant tells."""
+def test_test_suite_accuracy_of_a_mutant(root, tmp_path, monkeypatch):
+    """Nobody is 30 in the given database, so `>=` for `>` is right by EX; a variant tells the two
+    apart.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     lines = [line(GOLD), line(GOLD.replace(">", ">=")), line("SELECT 1"), line(None)]
     path = write(tmp_path / "p.jsonl", lines)
@@ -222,37 +229,38 @@ def test_test_suite_accuracy_of_a_near_miss(root, tmp_path, monkeypatch):
     assert report["errors"]["wrong on a variant"]["n"] == 1
 
 
-# Two systems
+# ---------------------------------------------------------------------------------- two systems
 
 
 def test_compare_by_hand(root, tmp_path, capsys):
-    """Of four questions A gets 0 and 1 right, B 1, 2 and 3, in another order: 2 gained, 1 lost."""
+    """Of questions 0 to 3, A has 0 and 1 right, and B, in reverse order, 1, 2 and 3: 2 gained, 1
+    lost.
+    """
     asked = [line(GOLD, question=f"Who is {i}?", lang="en" if i < 2 else "vi") for i in range(4)]
     files = []
     for name, right in (("a", {0, 1}), ("b", {1, 2, 3})):
         lines = [
-            row | {} if i in right else row | {"predicted": "SELECT 1"}
-            for i, row in enumerate(asked)
+            row if i in right else row | {"predicted": "SELECT 1"} for i, row in enumerate(asked)
         ]
         files.append(write(tmp_path / f"{name}.jsonl", lines[:: 1 if name == "a" else -1]))
     out = [f"--{name}={tmp_path / name}" for name in ("json", "csv", "markdown")]
     command = ["--compare", *map(str, files), "--data", str(root), *out]
     assert evaluate.main(command) == 0
     report = json.loads((tmp_path / "json").read_text())
-    values = {lang: one["execution"]["value"] for lang, one in report["difference"].items()}
+    difference = report["difference"]
+    values = {lang: metrics["execution"]["value"] for lang, metrics in difference.items()}
     assert values == {"en": -0.5, "vi": 1.0, "average": 0.25}
     assert report["first"]["average"]["execution"]["value"] == 0.5
     assert report["second"]["average"]["execution"]["value"] == 0.75
-    assert report["difference"]["average"]["execution"]["n"] == 4
+    assert difference["average"]["execution"]["n"] == 4
     assert "difference,language,average,execution,0.25," in (tmp_path / "csv").read_text()
     assert "| average | EX | 4 |" in (tmp_path / "markdown").read_text()
     assert "+100.0 (+100.0 to +100.0)" in capsys.readouterr().out
 
 
 def test_compare_is_paired():
-    """Both right on the same half of 100 questions, B on 10 more: only these are uncertain.
-
-    1.96 * sqrt((0.1 - 0.1 ** 2) / 100) = 0.059 to either side; unpaired it would be 0.138.
+    """Both are right on the same half of 100 questions, and B on 10 more: only these make the
+    interval, 1.96 * sqrt((0.1 - 0.1 ** 2) / 100) = 0.059 to either side; unpaired, 0.138.
     """
     a = [prediction(i < 50, question=str(i), gold=f"SELECT {i}") for i in range(100)]
     b = [prediction(i < 60, question=str(i), gold=f"SELECT {i}") for i in range(100)]
@@ -293,7 +301,7 @@ def test_compare_refuses_other_questions(root, tmp_path, capsys, changed, words)
 def test_a_run_against_its_own_predictions(tmp_path, capsys):
     run = tmp_path / "run"
     policy = load_policy(str(ASSETS / "policy"), "cpu", "float32")
-    add_lora(policy.model, 2, 4)
+    add_lora(policy.model, rank=2, alpha=4)
     save_adapter(policy.model, run / "adapter", str(ASSETS / "policy"))
     settings = {"model": str(ASSETS / "policy"), "lang": "vi", "dtype": "float32"}
     (run / "config.json").write_text(json.dumps(settings))
@@ -314,7 +322,7 @@ def test_compare_raises_what_the_command_line_says():
         compare([prediction(True)], [prediction(True, question="other")], "AB")
 
 
-# Bad input
+# ------------------------------------------------------------------------------------ bad input
 
 
 @pytest.mark.parametrize(
@@ -333,7 +341,7 @@ def test_compare_raises_what_the_command_line_says():
         (json.dumps(line(GOLD, db_id="../pop")).encode(), ["line 1", "not a plain name"]),
         (b'{"db_id": "pop"\xff}\n', ["line 1", "not UTF-8"]),
         (b"\n\n" + json.dumps(line(GOLD)).encode() + b"\n\xc3\x28", ["line 4", "not UTF-8"]),
-        (b"\n", ["there is no prediction"]),
+        (b"\n", ["p.jsonl: no prediction"]),
     ],
 )
 def test_bad_predictions_are_named_by_line(root, tmp_path, capsys, text, words):
@@ -363,7 +371,7 @@ def test_languages_and_limit_of_a_predictions_file(root, tmp_path, capsys):
     report = json.loads((tmp_path / "out.json").read_text())
     assert "en" not in report and report["vi"]["execution"]["value"] == 1
     assert run(root, path, "--lang", "de") == 2
-    assert "there is no prediction in ['de']" in capsys.readouterr().err
+    assert "no prediction in ['de']" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 100])
@@ -374,7 +382,7 @@ def test_corrupt_database(root, tmp_path, capsys, content):
     captured = capsys.readouterr()
     if content:
         assert code == 2 and f"{database}: cannot be read as a SQLite database" in captured.err
-    else:  # an empty file is a database without tables: gold fails, and that is said
+    else:  # an empty file is a database without tables, on which gold fails
         assert code == 0 and "left out 1 questions" in captured.out
 
 
@@ -420,7 +428,7 @@ def test_options_that_do_not_go_together(arguments, capsys):
     assert caught.value.code == 2
 
 
-# Real data
+# ------------------------------------------------------------------------------------ real data
 
 
 @pytest.mark.parametrize(("folder", "lang", "n"), [("dev3", "vi", 972), ("sample7", "ja", None)])
