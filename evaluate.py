@@ -250,7 +250,8 @@ def run(arguments: argparse.Namespace) -> int:
         keys = [
             [(e.lang, e.db_id, e.question, e.gold_sql) for e in examples] for examples, *_ in loaded
         ]
-        check_same_questions(*keys, arguments.compare)  # before a model has answered them
+        # Before a model answers them.
+        check_same_questions(keys[0], keys[1], arguments.compare)
     with Sandbox() as sandbox:
         verifier = ExecutionVerifier(sandbox)
         measured = [
@@ -261,7 +262,7 @@ def run(arguments: argparse.Namespace) -> int:
         rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in prediction_rows(measured[0]))
         write_text(Path(arguments.save_predictions), "".join(rows))
     if arguments.compare:
-        report = compare(*measured, arguments.compare)
+        report = compare(measured[0], measured[1], arguments.compare)
         reports = dict(zip(arguments.compare, (report["first"], report["second"])))
     else:
         report = full_report(measured[0])

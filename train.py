@@ -117,7 +117,8 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
     if config.device == "auto":
         config.device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.plan is not None:
-        return print_plan(config, arguments.plan)
+        print_plan(config, arguments.plan)
+        return 0
     with open_distributed(config.device) as (distributed, device):
         with memory_errors(config.micro_batch):
             folder = RunFolder(config, distributed, arguments.output, arguments.resume)

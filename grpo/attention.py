@@ -176,9 +176,10 @@ class Groups:
         if self.completions is None:
             self.kv_cache[layer] = k, v  # (P, K, L, D)
         else:
-            q, *kv = (take(x, self.completions) for x in (query, key, value))  # (C, T, heads, D)
-            kv = [x.transpose(1, 2) for x in kv]
-            out = torch.cat([out, self._completions(q, *kv, k, v, scale, window).flatten(0, 1)])
+            q = take(query, self.completions)  # (C, T, H, D)
+            new_k, new_v = (take(x, self.completions).transpose(1, 2) for x in (key, value))
+            completed = self._completions(q, new_k, new_v, k, v, scale, window)  # (C, T, H, D)
+            out = torch.cat([out, completed.flatten(0, 1)])
         return out.index_select(0, self.places)
 
     def _prompts(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:

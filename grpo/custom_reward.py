@@ -121,7 +121,7 @@ class CustomReward:
             self.close()
             raise
 
-    def _send_and_receive(self, request: bytes, deadline: float) -> bytes:
+    def _send_and_receive(self, request: bytes | memoryview, deadline: float) -> bytes:
         """Writes no more than the pipe takes: a worker that hangs does not read."""
         request, answer = memoryview(request), bytearray()
         with selectors.DefaultSelector() as selector:

@@ -40,7 +40,7 @@ def completion_logprobs(
         for states, targets in zip(predictors.split(CHUNK), packed.targets.split(CHUNK))
     ]
     logprobs, *entropy = (_unpack(torch.cat(parts), packed.mask) for parts in zip(*chunks))
-    return (logprobs, *entropy) if with_entropy else logprobs
+    return (logprobs, entropy[0]) if with_entropy else logprobs
 
 
 def _unpack(values: Tensor, mask: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from sqlenv.errors import UserError
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class LoRALinear(nn.Module):
@@ -92,13 +95,13 @@ def is_target(name: str, targets: Sequence[str] | str) -> bool:
 
 
 def add_lora(
-    model: nn.Module,
+    model: Model,
     *,
     rank: int = 32,
     alpha: float = 64.0,
     targets: Sequence[str] | str = (),
     seed: int = 0,
-) -> nn.Module:
+) -> Model:
     """Freezes ``model`` and wraps linear layers of its decoder blocks in LoRA, in place.
 
     Args:
@@ -116,7 +119,7 @@ def add_lora(
         UserError: a target matches no linear layer.
     """
     model.requires_grad_(False)
-    blocks = model.get_decoder().layers
+    blocks = model.get_decoder().layers  # pyright: ignore[reportCallIssue]
     path = next(name for name, module in model.named_modules() if module is blocks)
     linear = [name for name, layer in blocks.named_modules() if isinstance(layer, nn.Linear)]
     linear = [f"{path}.{name}" for name in linear]
@@ -168,7 +171,7 @@ def lora_merged(model: nn.Module):
             layer.merged = None
 
 
-def merge_lora(model: nn.Module) -> nn.Module:
+def merge_lora(model: Model) -> Model:
     """Replaces every LoRA layer by its base layer with the update added to the weight, in place and
     for good. Returns ``model``.
     """

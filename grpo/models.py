@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +21,9 @@ from grpo.distributed.shard import open_mesh, shard, with_lockstep
 from grpo.lora import add_lora
 from sqlenv.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 # transformers' own; ImportError where its version needs the package gguf
 LOAD_ERRORS = (OSError, ValueError, SafetensorError, ImportError, struct.error, LookupError)
 
@@ -28,8 +32,8 @@ LOAD_ERRORS = (OSError, ValueError, SafetensorError, ImportError, struct.error, 
 class Policy:
     """A model in eval mode, its tokenizer, and the ids of all tokens that end an answer."""
 
-    model: torch.nn.Module
-    tokenizer: object
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     eos_ids: set[int]
 
 

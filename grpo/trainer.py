@@ -139,7 +139,7 @@ class Trainer:
     def reference_logprobs(self, rollout: Rollout, part: slice) -> Tensor:
         """(p, G, T) under the frozen base, which is the policy with LoRA off."""
         with lora_disabled(self.model):
-            return self.logprobs(rollout, part)
+            return self.logprobs(rollout, part)  # pyright: ignore[reportReturnType]
 
     def optimizer_step(self, update: metrics.UpdateMetrics) -> dict[str, float]:
         """Clips the gradient and updates the weights, unless it is not finite. Returns metrics."""

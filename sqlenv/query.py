@@ -357,5 +357,8 @@ def find_table(schema: Schema, name: str | None) -> Table | None:
 def find_column(schema: Schema, table: str | None, column: str) -> tuple[Table, Column] | None:
     """The table and column with these names, given in lower case."""
     owner = find_table(schema, table)
-    columns = owner.columns if owner else ()
-    return next(((owner, c) for c in columns if c.name.translate(ASCII_LOWER) == column), None)
+    if owner is None:
+        return None
+    return next(
+        ((owner, c) for c in owner.columns if c.name.translate(ASCII_LOWER) == column), None
+    )

@@ -10,6 +10,7 @@ import string
 from collections.abc import Iterator
 
 import sqlparse
+from sqlparse.exceptions import SQLParseError
 
 # Words that cannot name a table or column without quotes.
 _RESERVED = """
@@ -214,7 +215,7 @@ def format_sql(sql: str) -> str:
     try:
         # sqlparse's own option `keyword_case` also changes columns such as "type" and "language".
         text = sqlparse.format(upper_keywords(sql), reindent=True, wrap_after=LINE_WIDTH)
-    except (sqlparse.exceptions.SQLParseError, RecursionError):
+    except (SQLParseError, RecursionError):
         return sql
     return text if canonical_sql(text) == canonical_sql(sql) else sql
 

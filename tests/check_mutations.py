@@ -82,7 +82,7 @@ MUTATIONS = [
         "grpo",
         "-of_sql / counts[0]",
         "-of_sql / sql.sum()",
-        ["test_warmup"],
+        ["test_sft"],
     ),
     Mutation(
         "prompts ordered AABB, completions ABAB",
@@ -129,15 +129,15 @@ MUTATIONS = [
     Mutation(
         "a completion sees the end of a longer prompt than its own",
         "grpo",
-        "shared = (place < start).expand(-1, length, -1)",
-        "shared = (place < start.max()).expand(-1, length, -1)",
+        "prompt = (place < start).expand(-1, length, -1)",
+        "prompt = (place < start.max()).expand(-1, length, -1)",
         ["test_packing", "test_attention"],
     ),
     Mutation(
         "a completion sees the prompt of another group",
         "grpo",
-        "torch.cat([shared.repeat_interleave(size, 0), own], 2)",
-        "torch.cat([shared.repeat(size, 1, 1, 1), own], 2)",
+        "torch.cat([prompt.repeat_interleave(size, 0), completion], 2)",
+        "torch.cat([prompt.repeat(size, 1, 1, 1), completion], 2)",
         ["test_packing", "test_attention"],
     ),
     Mutation(

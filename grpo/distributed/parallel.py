@@ -10,12 +10,16 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sqlenv.errors import UserError
+
+if TYPE_CHECKING:
+    from grpo.distributed.shard import Lockstep
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Distributed:
 
     rank: int = 0
     size: int = 1
-    lockstep: object = None
+    lockstep: "Lockstep | None" = None
 
     @property
     def is_main(self) -> bool:

@@ -41,9 +41,9 @@ class Lockstep:
 
     def announce(self, action: int) -> int:
         """Tells the other processes; returns what those with work do, the same for all of them."""
-        action = torch.tensor(action, device=self.model.device)
-        dist.all_reduce(action, dist.ReduceOp.MAX)
-        return int(action)
+        largest = torch.tensor(action, device=self.model.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def participate_until_idle(self) -> None:
         """Joins in the passes of the other processes until none has work."""

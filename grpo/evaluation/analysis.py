@@ -91,11 +91,11 @@ def grouped(values: list[list], groups: list[str], counted: list[Prediction]) ->
     """The means of each group of questions, of (n, M) values; resampled by gold query."""
     if not counted:
         return {}
-    values = np.array(values, float)
+    array = np.array(values, float)  # (n, M)
     clusters = [(prediction.db_id, canonical_sql(prediction.gold)) for prediction in counted]
     return {
-        group: Means(values[rows].mean(axis=0), resampled, int(rows.sum()))
-        for group, resampled in resampled_means(values, groups, clusters).items()
+        group: Means(array[rows].mean(axis=0), resampled, int(rows.sum()))
+        for group, resampled in resampled_means(array, groups, clusters).items()
         for rows in [np.array(groups) == group]
     }
 
@@ -107,8 +107,8 @@ def average(report: dict, by_lang: dict[str, Means]) -> dict:
     metrics, means = list(next(iter(report.values()))), list(by_lang.values())
     if not means:
         return NO_QUESTIONS.intervals(metrics)
-    value = np.mean([mean.value for mean in means], axis=0)
-    resampled = np.mean([mean.resampled for mean in means], axis=0)
+    value = np.mean([mean.value for mean in means], axis=0)  # pyright: ignore[reportCallIssue]
+    resampled = np.mean([mean.resampled for mean in means], axis=0)  # pyright: ignore[reportCallIssue]
     return Means(value, resampled, sum(mean.n for mean in means)).intervals(metrics)
 
 
@@ -176,7 +176,8 @@ def paired(
     for side, predictions in zip(sides, (first, second)):
         for p in predictions:
             side.setdefault((p.lang, p.db_id, p.question, p.gold), []).append(p)
-    check_same_questions(*([k for k, v in side.items() for _ in v] for side in sides), names)
+    keys = [[key for key, asked in side.items() for _ in asked] for side in sides]
+    check_same_questions(keys[0], keys[1], names)
     return [pair for key, ours in sides[0].items() for pair in zip(ours, sides[1][key])]
 
 

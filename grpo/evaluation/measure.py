@@ -80,7 +80,7 @@ def generate(
     """
     prompt_ids = [prompts(example) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: len(prompt_ids[i]))
-    texts = [""] * len(examples)
+    texts: list = [""] * len(examples)
     for start in tqdm(
         range(0, len(order), batch_size), desc=progress, disable=not progress, unit="batch"
     ):

@@ -158,8 +158,8 @@ def difference_table(first: dict, second: dict, difference: dict, names: tuple[s
 
 def before_after_table(summary: dict) -> str:
     """Before, after and the paired difference of each language and metric."""
-    parts = (summary[key] for key in ("before", "after", "difference"))
-    return table(difference_table(*parts, ("before", "after")))
+    before, after, difference = (summary[key] for key in ("before", "after", "difference"))
+    return table(difference_table(before, after, difference, ("before", "after")))
 
 
 def notes(reports: dict[str, dict]) -> Iterator[str]:

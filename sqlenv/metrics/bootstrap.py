@@ -5,12 +5,15 @@ of binary outcomes is binomially distributed, so it is drawn directly. A questio
 translations are not independent, so ``resampled_means`` resamples them together, as clusters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 RESAMPLES = 10_000
 INTERVAL = (2.5, 97.5)  # percentiles
+
+Group = TypeVar("Group", bound=Hashable)
 
 
 def share(outcomes: Sequence[bool], *, seed: int = 0) -> dict:
@@ -50,8 +53,8 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool], *, seed: in
 
 
 def resampled_means(
-    values: np.ndarray, groups: Sequence, clusters: Sequence, *, seed: int = 0
-) -> dict[object, np.ndarray]:
+    values: np.ndarray, groups: Sequence[Group], clusters: Sequence, *, seed: int = 0
+) -> dict[Group, np.ndarray]:
     """Returns {group: (RESAMPLES, M)}: the means of each group, resampling whole clusters.
 
     All groups share the resamples, so their means can be averaged or subtracted resample by

@@ -48,8 +48,10 @@ def read_predictions(
     ]
     if not rows:
         raise UserError(f"{path}: no prediction{f' in {langs}' if langs else ''}")
-    fields = ("question", "lang", "db_id", "gold")
-    examples = [Example(*(row[f] for f in fields), databases[row["db_id"]]) for row in rows]
+    examples = [
+        Example(row["question"], row["lang"], row["db_id"], row["gold"], databases[row["db_id"]])
+        for row in rows
+    ]
     return examples, [row["predicted"] or None for row in rows]
 
 
