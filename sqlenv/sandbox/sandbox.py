@@ -122,31 +122,21 @@ class Sandbox:
                 readable SQLite database.
         """
         queries = [(os.fspath(path), sql) for path, sql in queries]
-        databases = {
-            path: (read_only_uri(path), _file_version(path))
-            for path in {path for path, _ in queries}
-        }
         results = [_reject(sql) for _, sql in queries]
-        jobs = [
-            Job(index, path, databases[path], sql)
-            for index, (path, sql) in enumerate(queries)
-            if results[index] is None
-        ]
-        # Sorted by database, since opening a database takes longer than most queries.
-        jobs = deque(sorted(jobs, key=lambda job: job.path))
+        jobs = _make_jobs(queries, results)
         with self._lock:
             try:
                 self._run_jobs(jobs, results)
             except BaseException:
                 # The late answer of a busy worker would be taken for the result of the next query.
-                self._stop(slot for slot, worker in enumerate(self._workers) if worker)
+                self._stop_all()
                 raise
-        return results
+        return results  # pyright: ignore[reportReturnType]
 
     def close(self) -> None:
         """Ends the worker processes. A later ``run`` starts new ones."""
         with self._lock:
-            self._stop(slot for slot, worker in enumerate(self._workers) if worker)
+            self._stop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -159,7 +149,7 @@ class Sandbox:
         while True:
             for slot in range(len(self._workers)):
                 if jobs and slot not in self._busy():
-                    self._worker(slot).submit(self._next_chunk(jobs))
+                    self._worker(slot).submit(_take_chunk(jobs, len(self._workers)))
             busy = self._busy()
             if not busy:
                 return
@@ -168,14 +158,6 @@ class Sandbox:
             for key, _ in self._selector.select(max(wait, 0)):
                 self._collect(key.data, jobs, results)
             self._kill_expired(jobs, results)
-
-    def _next_chunk(self, jobs: deque[Job]) -> list[Job]:
-        """Takes jobs for one worker. Chunks shrink, so that all workers end at the same time."""
-        size = 1 + len(jobs) // (2 * len(self._workers))
-        chunk = [jobs.popleft()]
-        while len(chunk) < min(size, CHUNK_SIZE) and not (chunk[0].alone or jobs[0].alone):
-            chunk.append(jobs.popleft())
-        return chunk
 
     def _busy(self) -> list[int]:
         """The slots of the workers that have jobs."""
@@ -235,6 +217,9 @@ class Sandbox:
             code = self._workers[slot].kill()
             self._workers[slot] = None
         return code
+
+    def _stop_all(self) -> None:
+        self._stop(slot for slot, worker in enumerate(self._workers) if worker)
 
 
 class Worker:
@@ -312,6 +297,29 @@ def _warn_once(missing_limits: tuple[str, ...]) -> None:
     """Logs which limits this system lacks, once per process."""
     if missing_limits:
         logger.warning("sandbox: this system does not limit %s", "; ".join(missing_limits))
+
+
+def _make_jobs(queries: list[tuple[str, str]], results: list) -> deque[Job]:
+    """The jobs of all queries that have no result yet."""
+    databases = {
+        path: (read_only_uri(path), _file_version(path)) for path in {path for path, _ in queries}
+    }
+    jobs = [
+        Job(index, path, databases[path], sql)
+        for index, (path, sql) in enumerate(queries)
+        if results[index] is None
+    ]
+    # Sorted by database, since opening a database takes longer than most queries.
+    return deque(sorted(jobs, key=lambda job: job.path))
+
+
+def _take_chunk(jobs: deque[Job], workers: int) -> list[Job]:
+    """Takes jobs for one worker. Chunks shrink, so that all workers end at the same time."""
+    size = 1 + len(jobs) // (2 * workers)
+    chunk = [jobs.popleft()]
+    while len(chunk) < min(size, CHUNK_SIZE) and not (chunk[0].alone or jobs[0].alone):
+        chunk.append(jobs.popleft())
+    return chunk
 
 
 def _reject(sql: str) -> Execution | None:

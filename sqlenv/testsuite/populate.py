@@ -166,9 +166,13 @@ class ValueGenerator:
             if self.count and name in self.groups and rng.random() < 0.7:
                 others = rng.choices(distinct[2:] or distinct, k=len(queries))
                 values = [*self.repeat(distinct), *others][: len(queries)]
-        groups = {i: literal_groups(column, self.golds[i]) for i in set(queries) - {None}}
+        groups = {
+            query: literal_groups(column, self.golds[query])
+            for query in set(queries)
+            if query is not None
+        }
         for row, query in enumerate(queries if any(groups.values()) else ()):
-            if groups.get(query) and rng.random() < 0.6:
+            if query is not None and groups[query] and rng.random() < 0.6:
                 group = rng.choice(groups[query])
                 value = group[0] if rng.random() < 0.5 else rng.choice(group)
                 if not (column.unique or untied) or value not in values:

@@ -99,20 +99,18 @@ def load_suite(
     folder = Path(cache) if cache is not None else cache_folder("suites")
     entry = folder / cache_key(db_path, golds, seed)
     suite = read_entry(entry, db_path)
-    if suite is None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with locked(entry.with_suffix(".lock")):
-                suite = read_entry(entry, db_path)
-                if suite is None:
-                    write_entry(entry, db_path, golds, sandbox, seed)
-                    suite = read_entry(entry, db_path)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot keep test-suite databases here ({error.strerror}); "
-                "name another folder by XDG_CACHE_HOME"
-            ) from error
-    return suite
+    if suite is not None:
+        return suite
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(entry.with_suffix(".lock")):
+            suite = read_entry(entry, db_path)
+            return suite or write_entry(entry, db_path, golds, sandbox, seed)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot write test-suite databases here ({error.strerror}); "
+            "name another folder by XDG_CACHE_HOME"
+        ) from error
 
 
 def suite_matches(sandbox: Sandbox, cases: Sequence[tuple[Suite, str, str]]) -> list[bool]:
@@ -174,24 +172,29 @@ def read_entry(entry: Path, db_path: Path) -> Suite | None:
     """Reads a suite from the cache; None if it does not exist or a file has changed."""
     try:
         manifest = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
-        paths = [entry / name for name in manifest["files"]]
-        if [file_hash(path) for path in paths] != list(manifest["files"].values()):
+        if any(file_hash(entry / name) != digest for name, digest in manifest["files"].items()):
             raise ValueError("a file has changed")
-        variants_by_gold = {
-            gold: tuple(paths[number] for number in numbers)
-            for gold, numbers in manifest["variants_by_gold"].items()
-        }
+        return suite_of(entry, db_path, manifest)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         logger.warning("%s: damaged; the test suite is built again (%s)", entry, error)
         return None
-    return Suite(db_path, tuple(paths), variants_by_gold)
+
+
+def suite_of(entry: Path, db_path: Path, manifest: dict[str, dict]) -> Suite:
+    """The suite that a manifest describes."""
+    paths = tuple(entry / name for name in manifest["files"])
+    variants_by_gold = {
+        gold: tuple(paths[number] for number in numbers)
+        for gold, numbers in manifest["variants_by_gold"].items()
+    }
+    return Suite(db_path, paths, variants_by_gold)
 
 
 def write_entry(
     entry: Path, db_path: Path, golds: Sequence[str], sandbox: Sandbox, seed: int
-) -> None:
+) -> Suite:
     """Builds a suite in a temporary folder, which is renamed when it is complete."""
     temporary = entry.with_suffix(".building")
     for folder in (temporary, entry):  # left by a killed build, or damaged
@@ -201,12 +204,17 @@ def write_entry(
     manifest = build(db_path, golds, sandbox, seed, temporary)
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     temporary.rename(entry)
+    return suite_of(entry, db_path, manifest)
 
 
 def build(
     db_path: Path, golds: Sequence[str], sandbox: Sandbox, seed: int, folder: Path
 ) -> dict[str, dict]:
-    """Writes the variants into a folder; returns the manifest."""
+    """Writes the variants into a folder.
+
+    Returns:
+        The manifest: {"files": {name: hash}, "variants_by_gold": {gold: [indices of variants]}}.
+    """
     results = sandbox.run_many((db_path, gold) for gold in golds)
     running = [gold for gold, result in zip(golds, results) if result.status == "ok"]
     widths = {gold: len(result.columns) for gold, result in zip(golds, results)}
