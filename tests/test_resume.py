@@ -1,4 +1,4 @@
-"""A trainer that is stopped and goes on is as if never stopped; recipes."""
+"""A resumed run equals an uninterrupted one; recipes."""
 
 import copy
 import math
@@ -22,18 +22,18 @@ from grpo.recipes import RECIPES
 from grpo.rewards import WEIGHTS, Rewards
 from grpo.trainer import Trainer
 
-# torch's advice on a step whose only update was skipped
+# torch warns when a step's only update is skipped
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
 
 # ------------------------------------------------------------------------------------ resume
 
 
 def test_settings_that_change_no_result_may_differ_on_resume():
-    """What saves memory, where a run stopped for want of it; and how often it is saved."""
+    """Settings that save memory, since a run may have stopped without it; and ``save_every``."""
     saved = Config().to_dict()
-    free = dict(micro_batch=1, checkpoint_activations=True, shard=True, save_every=3)
-    assert Config(**free, tensorboard=True).differences(saved) == []
-    assert Config(**free, group_size=4).differences(saved) == ["group_size: 8 -> 4"]
+    other = dict(micro_batch=1, checkpoint_activations=True, shard=True, save_every=3)
+    assert Config(**other, tensorboard=True).differences(saved) == []
+    assert Config(**other, group_size=4).differences(saved) == ["group_size: 8 -> 4"]
     assert Config().differences({}) != []
 
 
@@ -48,32 +48,32 @@ def test_settings_that_change_no_result_may_differ_on_resume():
         ({"prompts_per_step": 2, "mask_truncated": True}, 3),  # resumes in the middle of an epoch
     ],
 )
-def test_resumed_is_as_if_never_stopped(examples, tmp_path, changes, questions):
-    """Four steps, and two, a checkpoint and two more in a trainer whose model has other LoRA
-    weights: the same metrics and weights to the last bit, wherever an epoch ends.
+def test_a_resumed_run_equals_an_uninterrupted_one(examples, tmp_path, changes, questions):
+    """Four steps, against two steps, a checkpoint, and two more in a trainer whose model has other
+    LoRA weights: metrics and weights are the same bit for bit, wherever an epoch ends.
     """
-    rare = RareRewards if "dynamic_sampling" in changes else WordRewards
+    rewards = RareRewards if "dynamic_sampling" in changes else WordRewards
 
     def trainer(seed: int = 0) -> Trainer:
-        return make_trainer(examples[:questions], rare(), make_policy(seed), **changes)
+        return make_trainer(examples[:questions], rewards(), make_policy(seed), **changes)
 
     whole, first, second = trainer(), trainer(), trainer(seed=1)
     expected = [without_clocks(whole.train_step()) for _ in range(4)]
-    found = [without_clocks(first.train_step()) for _ in range(2)]
+    steps = [without_clocks(first.train_step()) for _ in range(2)]
     save_state(tmp_path / "state.pt", first.state_dict())
-    torch.manual_seed(123)  # the state of the global generator is of no account
+    torch.manual_seed(123)  # the global generator does not matter
     second.load_state_dict(load_state(tmp_path / "state.pt"))
-    found += [without_clocks(second.train_step()) for _ in range(2)]
-    assert found == expected
+    steps += [without_clocks(second.train_step()) for _ in range(2)]
+    assert steps == expected
     assert same(lora_of(second), lora_of(whole))
     assert same(second.state_dict(), whole.state_dict())
     if questions == 3:
-        assert first.cursor % 3 and whole.cursor > 6
+        assert first.questions.cursor % 3 and whole.questions.cursor > 6
 
 
 def test_a_state_is_a_snapshot(examples):
-    """Training on does not change it, neither here nor in the trainer that it was loaded into: it
-    can be gone back to again and again.
+    """Further training does not change it, neither in the trainer that it was taken from nor in one
+    that it was loaded into: it can be loaded any number of times.
     """
     trainer, other = make_trainer(examples), make_trainer(examples, policy=make_policy(1))
     trainer.train_step()
@@ -81,22 +81,22 @@ def test_a_state_is_a_snapshot(examples):
     before = copy.deepcopy(state)
     expected = without_clocks(trainer.train_step()), lora_of(trainer)
     assert same(state, before)
-    for one in (other, trainer, trainer):
-        one.load_state_dict(state)
-        assert same((without_clocks(one.train_step()), lora_of(one)), expected)
+    for resumed in (other, trainer, trainer):
+        resumed.load_state_dict(state)
+        assert same((without_clocks(resumed.train_step()), lora_of(resumed)), expected)
         assert same(state, before)
 
 
 # ------------------------------------------------------------------------------------ recipes
 
 
-def test_without_a_recipe_it_is_the_defaults():
+def test_without_a_recipe_all_settings_are_the_defaults():
     assert Config.with_recipe() == Config() and Config().recipe == ""
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_applied(recipe):
-    """All that it sets, and nothing else."""
+    """All of its settings, and no others."""
     names = {f.name for f in fields(Config)}
     preset = RECIPES[recipe]
     before = copy.deepcopy(RECIPES)
@@ -106,11 +106,11 @@ def test_a_recipe_is_applied(recipe):
     for name in names - {"recipe", "reward"}:
         assert getattr(config, name) == preset.get(name, getattr(Config(), name))
     config.reward["execution"] = 9.0
-    assert before == RECIPES and Config().reward == WEIGHTS  # the presets are not handed out
+    assert before == RECIPES and Config().reward == WEIGHTS  # the presets are copied
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_what_is_given_beside_a_recipe_wins(recipe):
+def test_a_given_setting_overrides_the_recipe(recipe):
     preset = RECIPES[recipe]
     changed = 0
     for name in set(preset) - {"reward"}:
@@ -121,17 +121,17 @@ def test_what_is_given_beside_a_recipe_wins(recipe):
 
 
 def test_rewards_are_merged_by_name():
-    config = Config.with_recipe("dapo", reward={"schema": 0.0, "mine.py:one": 2.0})
-    assert config.reward == WEIGHTS | {"overlong": 0.4, "schema": 0.0, "mine.py:one": 2.0}
+    config = Config.with_recipe("dapo", reward={"schema": 0.0, "mine.py:words": 2.0})
+    assert config.reward == WEIGHTS | {"overlong": 0.4, "schema": 0.0, "mine.py:words": 2.0}
     assert Config.with_recipe("dapo", reward={"overlong": 0.1}).reward["overlong"] == 0.1
     assert Config.with_recipe(reward={"syntax": 0.2}).reward == WEIGHTS | {"syntax": 0.2}
 
 
 @pytest.mark.parametrize("recipe", ["", *RECIPES])
 def test_every_recipe_trains_with_real_rewards(examples, verifier, recipe):
-    """Its rewards are accepted, too; those that need an encoder are left out."""
+    """Its rewards are accepted, too, except those that need an encoder, which are left out."""
     config = Config.with_recipe(recipe, reward={"semantic": 0.0})
-    rewards = Rewards(verifier, None, config.reward, longest=4, buffer=2)
+    rewards = Rewards(verifier, None, config.reward, max_new_tokens=4, overlong_buffer=2)
     trainer = make_trainer(examples, rewards, recipe=recipe, max_new_tokens=4)
     metrics = trainer.train_step()
     assert metrics["skipped"] == 0 and all(map(math.isfinite, metrics.values()))

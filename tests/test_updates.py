@@ -1,4 +1,4 @@
-"""Several updates on a batch, truncated completions, which questions are next, dynamic sampling."""
+"""Several updates on a batch, truncated completions, the order of questions, dynamic sampling."""
 
 import copy
 import math
@@ -26,43 +26,58 @@ from trainer_kit import (
     without_clocks,
 )
 
+import grpo.rollout
 from grpo.advantages import group_advantages
-from grpo.config import Config
 from grpo.logprobs import completion_logprobs
 from grpo.lora import lora_disabled
 from grpo.loss import policy_loss
+from grpo.questions import QuestionStream
 from grpo.rewards import Rewards
 from grpo.rollout import Rollout
+from grpo.sampler import Samples, sample_groups
 from grpo.trainer import Trainer
 
-# torch's advice on a step whose only update was skipped
+# torch warns when a step's only update is skipped
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
 
 # ------------------------------------------------------------------ several updates on a batch
 
 
+def note_samples(monkeypatch) -> list[tuple[list[list[int]], Samples]]:
+    """A list of (prompt_ids, samples) of every call of ``sample_groups``."""
+    noted = []
+
+    def noting(model, prompt_ids, **options):
+        samples = sample_groups(model, prompt_ids, **options)
+        noted.append((prompt_ids, samples))
+        return samples
+
+    monkeypatch.setattr(grpo.rollout, "sample_groups", noting)
+    return noted
+
+
 def test_two_updates_on_a_batch(examples, monkeypatch):
-    """The first is on policy; the second has the log-probs from before the first as old ones. It
+    """The first is on policy; the second's old log-probs are those from before the first. The batch
     is sampled once, and each micro-batch passes through the reference once.
     """
     trainer = make_trainer(examples, num_iterations=2)
     losses = note_calls(monkeypatch, "policy_loss")
-    samples = note_calls(monkeypatch, "sample_groups")
+    sampled = note_samples(monkeypatch)
     passes = note_passes(monkeypatch, trainer.model)
     untrained = make_policy().model
     metrics = trainer.train_step()
-    assert len(samples) == 1 and trainer.questions.cursor == 4
-    assert passes == [(True, 2), (False, 2), (True, 2), (False, 2), (True, 2), (True, 2)]
-    tokens = samples[0][1].tokens
+    assert len(sampled) == 1 and trainer.questions.cursor == 4
+    assert passes == [(False, 2), (False, 2), (True, 2), (True, 2), (True, 2), (True, 2)]
+    ((prompt_ids, samples),) = sampled
     ratios = []
     for update, (arguments, (_, stats)) in enumerate(losses):
         part = slice(update % 2 * 2, update % 2 * 2 + 2)
         logprobs, old, advantages, weights, reference = arguments[:5]
-        prompts = samples[0][0][1][part]
+        batch = prompt_ids[part], samples.completion_ids[part]
         with torch.no_grad():
-            expected = completion_logprobs(untrained, prompts, tokens[part])
+            expected = completion_logprobs(untrained, *batch)
             with lora_disabled(untrained):
-                base = completion_logprobs(untrained, prompts, tokens[part])
+                base = completion_logprobs(untrained, *batch)
         assert torch.allclose(old, expected, atol=1e-6)
         assert torch.allclose(reference, base, atol=1e-6)
         assert not old.requires_grad and not reference.requires_grad
@@ -80,8 +95,8 @@ def test_two_updates_on_a_batch(examples, monkeypatch):
 @pytest.mark.parametrize("kl", ["k1", "k2", "k3", "k3iw"])
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_the_settings_of_the_loss_reach_it(examples, sampled, monkeypatch, ratio, kl):
-    """The second update's losses, micro-batch by micro-batch, are those of the loss function with
-    every setting named; ratios are on either side of both limits.
+    """The losses of the second update's micro-batches are those of the loss function with every
+    setting given by name; there are ratios below and above both limits.
     """
     named = dict(beta=0.3, kl=kl, epsilon_low=0.01, epsilon_high=0.02)
     trainer = make_trainer(examples, **named, importance_sampling=ratio, num_iterations=2)
@@ -89,7 +104,7 @@ def test_the_settings_of_the_loss_reach_it(examples, sampled, monkeypatch, ratio
     losses = note_calls(monkeypatch, "policy_loss")
     metrics = trainer.train_step()
     for arguments, (loss, stats) in losses[2:]:
-        expected, by_name = policy_loss(*arguments[:5], ratio_kind=ratio, **named)
+        expected, by_name = policy_loss(*arguments[:5], importance_sampling=ratio, **named)
         assert torch.equal(loss, expected)
         assert same({name: stats[name] for name in by_name}, by_name)
     ratios = torch.cat([stats["ratio"].flatten() for _, (_, stats) in losses[2:]])
@@ -100,18 +115,17 @@ def test_the_settings_of_the_loss_reach_it(examples, sampled, monkeypatch, ratio
 
 @pytest.mark.parametrize("kind", ADVANTAGES)
 def test_the_advantages_are_of_the_kind_that_is_set(examples, sampled, monkeypatch, kind):
-    """The four kinds differ on this batch, and `per_reward` weighs the terms as the rewards do."""
+    """The four kinds differ on this batch; `per_reward` has the weights of the rewards."""
     losses = note_calls(monkeypatch, "policy_loss")
     trainer = make_trainer(examples, advantage=kind)
     replay(trainer, sampled)
     trainer.train_step()
-    found = torch.cat([arguments[2] for arguments, _ in losses])
+    advantages = torch.cat([arguments[2] for arguments, _ in losses])
+    weights = torch.tensor([1.0, 0.5])
     for other in ADVANTAGES:
-        if other == "per_reward":
-            expected = group_advantages(sampled.terms, other, torch.tensor([1.0, 0.5]))
-        else:
-            expected = group_advantages(sampled.total, other)
-        assert torch.equal(found, expected) == (kind == other)
+        rewards = sampled.reward_terms if other == "per_reward" else sampled.rewards
+        expected = group_advantages(rewards, kind=other, weights=weights)
+        assert torch.equal(advantages, expected) == (kind == other)
 
 
 def test_more_updates_move_further(examples, sampled):
@@ -139,9 +153,7 @@ def with_other_tokens(batch: Rollout, change: torch.Tensor) -> Rollout:
 
 @pytest.mark.parametrize("mask_truncated", [True, False])
 def test_masked_completions_get_no_gradient(examples, sampled, mask_truncated):
-    """What they say makes no difference to the step if they are masked, and all the difference if
-    not. Their rewards still count in the baseline.
-    """
+    """The gradient does not depend on their tokens if they are masked, and does if they are not."""
     cut = ~sampled.finished
     assert cut.any() and not cut.all()
     gradients = []
@@ -156,7 +168,7 @@ def test_masked_completions_get_no_gradient(examples, sampled, mask_truncated):
 
 
 def test_masked_completions_stay_in_the_baseline(examples, sampled, monkeypatch):
-    """A better cut completion lowers the advantage of the others."""
+    """A higher reward of a truncated completion lowers the advantage of the others."""
     cut = ~sampled.finished
     seen = []
     for bonus in (0.0, 1.0):
@@ -167,10 +179,10 @@ def test_masked_completions_stay_in_the_baseline(examples, sampled, monkeypatch)
         replay(trainer, batch)
         trainer.train_step()
         advantages = torch.cat([arguments[2] for arguments, _ in losses])
-        assert torch.equal(advantages, group_advantages(batch.rewards, "centered"))
+        assert torch.equal(advantages, group_advantages(batch.rewards, kind="centered"))
         weights = [arguments[3] for arguments, _ in losses]
-        for one, part in zip(weights, (slice(0, 2), slice(2, 4))):
-            assert torch.equal((one > 0).any(-1), sampled.finished[part])
+        for part_weights, part in zip(weights, (slice(0, 2), slice(2, 4))):
+            assert torch.equal((part_weights > 0).any(-1), sampled.finished[part])
         seen.append(advantages)
     mixed = cut.any(1, keepdim=True) & sampled.finished
     assert mixed.any() and (seen[1][mixed] < seen[0][mixed]).all()
@@ -191,40 +203,36 @@ def test_a_batch_of_truncated_completions_only(examples, sampled):
     assert same(lora_of(trainer), before)
 
 
-# --------------------------------------------------------------------- which questions are next
+# ------------------------------------------------------------------------ the order of questions
 
 
-def test_an_epoch_is_a_permutation_of_its_own(examples):
-    trainer = make_trainer(examples)
-    trainer.examples = list(range(40))
-    epochs = [trainer.next_examples(40) for _ in range(3)]
+def test_each_epoch_is_another_permutation(examples):
+    questions = make_trainer(examples).questions
+    questions.examples = list(range(40))
+    epochs = [questions.draw(40)[0] for _ in range(3)]
     assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    other = make_trainer(examples, seed=7)
+    other = make_trainer(examples, seed=7).questions
     other.examples = list(range(40))
-    assert other.next_examples(40) != epochs[0] != list(range(40))
+    assert other.draw(40)[0] != epochs[0] != list(range(40))
 
 
 @ANY_SPEED
 @given(st.integers(1, 9), st.lists(st.integers(0, 12), max_size=8), st.integers(0, 3))
 def test_no_question_is_skipped_or_repeated(size, counts, seed):
-    """However many are drawn at a time: every epoch has each question once, in the order that one
-    long draw gives.
+    """However many are drawn at a time: every epoch has each question once, in the order in which
+    a single draw gives them. No two questions share a sampling seed.
     """
-    drawn, whole = Drawer(size, seed), Drawer(size, seed)
-    found = [one for count in counts for one in drawn.next_examples(count)]
-    assert drawn.cursor == len(found) == sum(counts)
-    assert found == whole.next_examples(sum(counts))
-    for start in range(0, len(found), size):
-        epoch = found[start : start + size]
+    stream, single = (QuestionStream(list(range(size)), seed) for _ in range(2))
+    draws = [stream.draw(count) for count in counts]
+    drawn = [question for questions, _ in draws for question in questions]
+    seeds = [number for _, numbers in draws for number in numbers]
+    assert stream.cursor == len(drawn) == sum(counts)
+    assert (drawn, seeds) == single.draw(sum(counts))
+    assert len(set(seeds)) == len(drawn)
+    for start in range(0, len(drawn), size):
+        epoch = drawn[start : start + size]
         assert len(set(epoch)) == len(epoch) and set(epoch) <= set(range(size))
-
-
-class Drawer(Trainer):
-    """As much of a trainer as it takes to draw questions."""
-
-    def __init__(self, size: int, seed: int):
-        self.examples, self.config, self.cursor = list(range(size)), Config(seed=seed), 0
 
 
 # --------------------------------------------------------------------------- dynamic sampling
@@ -232,18 +240,18 @@ class Drawer(Trainer):
 
 def note_batches(trainer: Trainer) -> list[Rollout]:
     """A list of the batches that are trained on."""
-    noted, updates = [], trainer._updates
+    noted, advantages = [], trainer.advantages
 
-    def noting(batch, advantages):
+    def noting(batch):
         noted.append(batch)
-        return updates(batch, advantages)
+        return advantages(batch)
 
-    trainer._updates = noting
+    trainer.advantages = noting
     return noted
 
 
 def test_dynamic_sampling_with_real_rewards(examples, verifier):
-    """Groups in which all queries fail, or all do equally well, are replaced."""
+    """Groups whose completions all have the same reward are replaced."""
     rewards = Rewards(verifier, None, {"execution": 1.0, "syntax": 0.1})
     trainer = make_trainer(examples, rewards, dynamic_sampling=3, max_new_tokens=4)
     batches = note_batches(trainer)
@@ -256,60 +264,56 @@ def test_dynamic_sampling_with_real_rewards(examples, verifier):
         assert metrics["reward"] == pytest.approx(batch.rewards.mean().item())
         tokens = metrics["completion_length"] * batch.rewards.numel()
         trained = metrics["train_seconds"] * metrics["train_tokens_per_second"]
-        made = metrics["sample_seconds"] * metrics["sample_tokens_per_second"]
-        assert trained == pytest.approx(tokens)  # the others were sampled, too
-        assert made == pytest.approx(tokens * metrics["groups_sampled"] / len(batch.examples))
+        sampled = metrics["sample_seconds"] * metrics["sample_tokens_per_second"]
+        assert trained == pytest.approx(tokens)  # sampled includes the discarded groups
+        assert sampled == pytest.approx(tokens * metrics["groups_sampled"] / len(batch.examples))
     assert trainer.questions.cursor == sum(metrics["groups_sampled"] for metrics in steps)
     assert trainer.questions.cursor > 16  # some had to be replaced
     assert any(metrics["reward/execution"] > 0 for metrics in steps)
 
 
-def test_questions_go_on_where_dynamic_sampling_stopped(examples):
-    """Every group that is sampled uses up a question; none is asked twice in an epoch."""
+def test_questions_continue_where_dynamic_sampling_stopped(examples):
+    """Every sampled group takes one question; no question is asked twice in an epoch."""
     trainer = make_trainer(examples, RareRewards(), dynamic_sampling=2, prompts_per_step=3)
     steps = [trainer.train_step() for _ in range(3)]
     asked = [example.question for call in trainer.rewards.calls for example in call[0]]
-    assert (
-        len(asked)
-        == trainer.questions.cursor
-        == sum(metrics["groups_sampled"] for metrics in steps)
-        > 9
-    )
+    groups_sampled = sum(metrics["groups_sampled"] for metrics in steps)
+    assert len(asked) == trainer.questions.cursor == groups_sampled > 9
     for start in range(0, len(asked), 5):
         epoch = asked[start : start + 5]
         assert len(set(epoch)) == len(epoch)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_smaller_batch_is_trained_as_if_it_was_asked_for(examples, sampled, loss):
-    """Groups 1 and 3 of 4 have signal, and nothing replaces the others: the step is that of these
-    two alone, to the last bit.
+def test_a_smaller_batch_is_trained_as_if_it_were_the_whole_batch(examples, sampled, loss):
+    """Groups 0 and 2 of 4 have zero variance and are replaced by more of these: the step is that of
+    groups 1 and 3 alone, bit for bit.
     """
-    whole = copy.deepcopy(sampled)
-    whole.terms[[0, 2]] = 0.25
-    whole.total = whole.terms @ WordRewards.weights
-    assert whole.has_signal().tolist() == [False, True, False, True]
-    found = []
+    batch = copy.deepcopy(sampled)
+    batch.reward_terms[[0, 2]] = 0.25
+    batch.rewards = batch.reward_terms @ WordRewards.weights
+    assert batch.zero_variance().tolist() == [True, False, True, False]
+    steps = []
     for prompts, rounds, batches in (
-        (4, 1, [whole, whole.select([0, 2])]),
-        (2, 0, [whole.select([1, 3])]),
+        (4, 1, [batch, batch.select([0, 2])]),
+        (2, 0, [batch.select([1, 3])]),
     ):
         trainer = make_trainer(
             examples, loss_aggregation=loss, prompts_per_step=prompts, dynamic_sampling=rounds
         )
         replay(trainer, *batches)
-        found.append((without_clocks(trainer.train_step()), lora_of(trainer)))
-    (metrics, weights), (alone, expected) = found
+        steps.append((without_clocks(trainer.train_step()), lora_of(trainer)))
+    (metrics, weights), (alone, expected) = steps
     assert (metrics.pop("groups_sampled"), alone.pop("groups_sampled")) == (6, 2)
     assert metrics.pop("frac_reward_zero_std") == pytest.approx(4 / 6)
     assert alone.pop("frac_reward_zero_std") == 0
     assert metrics == alone and same(weights, expected)
 
 
-def test_without_any_signal_a_step_changes_nothing(examples, sampled):
+def test_a_step_of_zero_variance_groups_changes_nothing(examples, sampled):
     zero_variance = copy.deepcopy(sampled)
-    zero_variance.terms[:] = 0.5
-    zero_variance.total = zero_variance.terms @ WordRewards.weights
+    zero_variance.reward_terms[:] = 0.5
+    zero_variance.rewards = zero_variance.reward_terms @ WordRewards.weights
     trainer = make_trainer(examples, beta=0.0, dynamic_sampling=2)
     replay(trainer, zero_variance, zero_variance, zero_variance)
     before = lora_of(trainer)
