@@ -16,6 +16,7 @@ from trainer_kit import (
     same,
 )
 
+import grpo.rollout
 import grpo.trainer
 from grpo.sampler import Samples
 from grpo.trainer import Trainer
@@ -31,8 +32,8 @@ def spoil(monkeypatch, *bad: bool) -> None:
     """Makes the advantages of these steps NaN."""
     waiting, function = list(bad), grpo.trainer.group_advantages
 
-    def spoilt(*arguments):
-        return function(*arguments) * (math.nan if waiting.pop(0) else 1)
+    def spoilt(*arguments, **options):
+        return function(*arguments, **options) * (math.nan if waiting.pop(0) else 1)
 
     monkeypatch.setattr(grpo.trainer, "group_advantages", spoilt)
 
@@ -66,8 +67,8 @@ def test_an_update_with_a_nan_is_skipped(examples, monkeypatch, caplog):
 def test_an_infinite_loss_is_skipped_whatever_its_gradient(examples, monkeypatch):
     function = grpo.trainer.policy_loss
 
-    def infinite(*arguments):
-        loss, stats = function(*arguments)
+    def infinite(*arguments, **options):
+        loss, stats = function(*arguments, **options)
         return loss + math.inf, stats
 
     monkeypatch.setattr(grpo.trainer, "policy_loss", infinite)
@@ -182,13 +183,13 @@ def test_sampler_and_trainer_agree(examples, dtype, caplog):
 
 def falsify(monkeypatch, by: float) -> None:
     """The sampler says log-probs that are off by this much."""
-    function = grpo.trainer.sample_groups
+    function = grpo.rollout.sample_groups
 
-    def wrong(*arguments):
-        samples = function(*arguments)
+    def wrong(*arguments, **options):
+        samples = function(*arguments, **options)
         return Samples(samples.completion_ids, samples.logprobs + by, samples.finished)
 
-    monkeypatch.setattr(grpo.trainer, "sample_groups", wrong)
+    monkeypatch.setattr(grpo.rollout, "sample_groups", wrong)
 
 
 def test_a_sampler_that_is_wrong_is_reported_once(examples, monkeypatch, caplog):

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from grpo.advantages import group_advantages
+from grpo.dynamic_sampling import collect_groups
 from grpo.rollout import Rollout
 
 ANY_SPEED = settings(deadline=None)  # a busy machine is no failure
@@ -20,29 +21,30 @@ def groups(*totals: list[float], first: int = 0) -> Rollout:
     total = torch.tensor(totals).reshape(-1, size)
     return Rollout(
         examples=[f"question {n}" for n in numbers],
-        prompts=[[n] for n in numbers],
-        tokens=[[[n] * (g + 1) for g in range(size)] for n in numbers],
-        logprobs=[torch.full((size, n % 3 + 1), -float(n)) for n in numbers],
+        prompt_ids=[[n] for n in numbers],
+        completion_ids=[[[n] * (g + 1) for g in range(size)] for n in numbers],
+        sampling_logprobs=[torch.full((size, n % 3 + 1), -float(n)) for n in numbers],
         finished=torch.tensor([[n % 2 == g % 2 for g in range(size)] for n in numbers]),
-        terms=total[..., None].clone(),
-        total=total,
+        reward_terms=total[..., None].clone(),
+        rewards=total,
     )
 
 
 def numbers(rollout: Rollout) -> list[int]:
     """Which groups of ``groups`` a rollout has; all of its fields must agree."""
-    found = [n for (n,) in rollout.prompt_ids]
-    assert rollout.examples == [f"question {n}" for n in found]
-    for p, n in enumerate(found):
-        assert all(set(one) == {n} for one in rollout.completion_ids[p])
-        assert torch.equal(rollout.sampling_logprobs[p], groups([0.0, 1.0], first=n).logprobs[0])
-        assert torch.equal(rollout.finished[p], groups([0.0, 1.0], first=n).finished[0])
+    indices = [n for (n,) in rollout.prompt_ids]
+    assert rollout.examples == [f"question {n}" for n in indices]
+    for p, n in enumerate(indices):
+        assert all(set(ids) == {n} for ids in rollout.completion_ids[p])
+        expected = groups([0.0, 1.0], first=n)
+        assert torch.equal(rollout.sampling_logprobs[p], expected.sampling_logprobs[0])
+        assert torch.equal(rollout.finished[p], expected.finished[0])
     assert torch.equal(rollout.reward_terms[..., 0], rollout.rewards)
     counts = map(
         len, (rollout.completion_ids, rollout.sampling_logprobs, rollout.finished, rollout.rewards)
     )
-    assert set(counts) == {len(found)}
-    return found
+    assert set(counts) == {len(indices)}
+    return indices
 
 
 class Script:
@@ -66,20 +68,20 @@ class Script:
 # ------------------------------------------------------------------------------------ groups
 
 
-def test_select_and_joined_keep_every_field_together():
+def test_select_and_add_keep_every_field_together():
     whole = groups([1.0, 0.0], [2.0, 2.0], [3.0, 0.0])
     assert numbers(whole) == [0, 1, 2]
     assert numbers(whole.select([2, 0])) == [2, 0]
-    assert whole.select([2, 0]).total.tolist() == [[3, 0], [1, 0]]
-    assert numbers(whole.select([1]).joined(groups([4.0, 5.0], first=7))) == [1, 7]
-    assert whole.select([1]).joined(groups([4.0, 5.0], first=7)).total.tolist() == [[2, 2], [4, 5]]
+    assert whole.select([2, 0]).rewards.tolist() == [[3, 0], [1, 0]]
+    assert numbers(whole.select([1]) + groups([4.0, 5.0], first=7)) == [1, 7]
+    assert (whole.select([1]) + groups([4.0, 5.0], first=7)).rewards.tolist() == [[2, 2], [4, 5]]
 
 
 def test_no_group_is_a_rollout_too():
     whole = groups([1.0, 0.0], [2.0, 2.0])
-    nothing = whole.select([])
-    assert numbers(nothing) == [] and nothing.total.shape == (0, 2)
-    assert numbers(nothing.joined(whole)) == numbers(whole.joined(nothing)) == [0, 1]
+    empty = whole.select([])
+    assert numbers(empty) == [] and empty.rewards.shape == (0, 2)
+    assert numbers(empty + whole) == numbers(whole + empty) == [0, 1]
 
 
 def test_token_mask_by_hand():
@@ -87,7 +89,6 @@ def test_token_mask_by_hand():
     rollout = groups([0.0, 1.0], [0.0, 1.0])
     rollout.completion_ids = [[[5], [5, 6, 7]], [[8, 9], []]]
     rollout.finished = torch.tensor([[True, False], [False, True]])
-    assert rollout.longest() == 3
     assert rollout.completion_mask().int().tolist() == [
         [[1, 0, 0], [1, 1, 1]],
         [[1, 1, 0], [0, 0, 0]],
@@ -104,10 +105,10 @@ def test_completions_without_tokens_have_a_mask_of_one_column():
     assert rollout.completion_mask().tolist() == [[[False], [False]]]
 
 
-def test_signal_by_hand():
+def test_zero_variance_by_hand():
     """Rewards that differ in the last bit only are equal: 0.1 + 0.2 in float32 is not 0.3."""
     totals = [[1.0, 0.0], [0.5, 0.5], [0.1 + 0.2, 0.3], [0.0, 1e-3], [-1.0, -1.0]]
-    assert groups(*totals).has_signal().tolist() == [True, False, False, True, False]
+    assert groups(*totals).zero_variance().tolist() == [False, True, True, False, True]
 
 
 @ANY_SPEED
@@ -117,13 +118,13 @@ def test_signal_by_hand():
     st.sampled_from(["centered", "group", "rloo"]),
 )
 @example(100.0, [0.0, 1e-5, 0.0], "centered")  # float noise of a reward that weighs 100
-def test_a_group_has_signal_if_it_has_advantages(level, differences, kind):
+def test_a_group_has_variance_if_it_has_advantages(level, differences, kind):
     """Whatever the scale of the rewards: what dynamic sampling keeps must teach something, and
     what it throws away must not.
     """
     rollout = groups([level + difference for difference in differences])
-    advantages = group_advantages(rollout.rewards, kind)
-    assert rollout.has_signal().tolist() == (advantages != 0).any(1).tolist()
+    advantages = group_advantages(rollout.rewards, kind=kind)
+    assert rollout.zero_variance().tolist() == (advantages == 0).all(1).tolist()
 
 
 # -------------------------------------------------------------------------- dynamic sampling
@@ -131,17 +132,18 @@ def test_a_group_has_signal_if_it_has_advantages(level, differences, kind):
 
 def test_without_rounds_everything_is_kept():
     script = Script(True, False, False, True)
-    batch, stats = collect_groups(script, 4, 0)
+    batch, stats = collect_groups(script, 4)
     assert numbers(batch) == [0, 1, 2, 3] and script.calls == [4]
     assert stats == {"frac_reward_zero_std": 0.5, "groups_sampled": 4}
 
 
 def test_dynamic_sampling_by_hand():
-    """Of 4 groups the first two are zero_variance, so 2 more are drawn, of which one is zero_variance, and then
-    1 more: 7 drawn, 3 of them zero_variance, and the 4 others in the order in which they were drawn.
+    """Of 4 groups the first two have zero variance, so 2 more are drawn, of which one has none,
+    and then 1 more: 7 drawn, 3 of them with zero variance, and the 4 others in the order in which
+    they were drawn.
     """
     script = Script(False, False, True, True, False, True, True)
-    batch, stats = collect_groups(script, 4, 5)
+    batch, stats = collect_groups(script, 4, rounds=5)
     assert numbers(batch) == [2, 3, 5, 6] and script.calls == [4, 2, 1]
     assert stats == {"frac_reward_zero_std": pytest.approx(3 / 7), "groups_sampled": 7}
 
@@ -149,7 +151,7 @@ def test_dynamic_sampling_by_hand():
 def test_when_the_rounds_are_over_the_batch_stays_smaller():
     """4 groups, 1 with signal; 3 more, none; 3 more, 1. The next one would have had some."""
     script = Script(False, True, False, False, False, False, False, True, False, False, True)
-    batch, stats = collect_groups(script, 4, 2)
+    batch, stats = collect_groups(script, 4, rounds=2)
     assert numbers(batch) == [1, 7] and script.calls == [4, 3, 3]
     assert stats == {"frac_reward_zero_std": pytest.approx(8 / 10), "groups_sampled": 10}
 
@@ -157,7 +159,7 @@ def test_when_the_rounds_are_over_the_batch_stays_smaller():
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_without_any_signal_the_first_batch_is_returned_as_it_is(rounds):
     script = Script()
-    batch, stats = collect_groups(script, 3, rounds)
+    batch, stats = collect_groups(script, 3, rounds=rounds)
     assert numbers(batch) == [0, 1, 2] and script.calls == [3] * (rounds + 1)
     assert stats == {"frac_reward_zero_std": 1.0, "groups_sampled": 3 * (rounds + 1)}
 
@@ -166,7 +168,7 @@ def test_without_any_signal_the_first_batch_is_returned_as_it_is(rounds):
 @given(st.lists(st.booleans(), max_size=30), st.integers(1, 5), st.integers(1, 5))
 def test_dynamic_sampling_in_general(signals, prompts, rounds):
     script = Script(*signals)
-    batch, stats = collect_groups(script, prompts, rounds)
+    batch, stats = collect_groups(script, prompts, rounds=rounds)
     drawn = sum(script.calls)
     kept = [n for n in range(drawn) if script.signal(n)]
     assert numbers(batch) == (kept or list(range(prompts)))  # all that have signal, in order

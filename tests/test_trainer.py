@@ -28,7 +28,7 @@ from trainer_kit import (
     without_clocks,
 )
 
-import grpo.trainer
+import grpo.rollout
 from grpo.advantages import group_advantages
 from grpo.config import Config
 from grpo.logprobs import completion_logprobs
@@ -57,11 +57,11 @@ def test_a_step_is_what_the_formula_says(examples, loss, mask_truncated):
         max_grad_norm=1e9,
     )
     batch = trainer.rollout(4)
-    lengths = {len(one) for group in batch.completion_ids for one in group}
+    lengths = {len(ids) for group in batch.completion_ids for ids in group}
     assert len(lengths) > 3 and batch.finished.any() and not batch.finished.all()
     replay(trainer, batch)
     expected, gradients = plain_step(
-        trainer.model, batch, group_advantages(batch.rewards, "centered"), trainer.config
+        trainer.model, batch, group_advantages(batch.rewards), trainer.config
     )
     assert expected["kl"] > 1e-3 and expected["grad_norm"] > 1e-3
     before, noted = lora_of(trainer), note_gradients(trainer)
@@ -89,17 +89,17 @@ def test_micro_batches_change_nothing(examples, sampled, loss, ratio, advantage)
         num_iterations=2,
         lr=1e-4,
     )
-    found = []
+    steps = []
     for micro_batch in (1, 2, 4):
         trainer = make_trainer(
             examples, **settings, micro_batch=micro_batch, epsilon_low=1e-4, epsilon_high=1e-4
         )
         replay(trainer, sampled)
         gradients = note_gradients(trainer)
-        found.append((without_clocks(trainer.train_step()), gradients, lora_of(trainer)))
-    metrics, gradients, weights = found[0]
+        steps.append((without_clocks(trainer.train_step()), gradients, lora_of(trainer)))
+    metrics, gradients, weights = steps[0]
     assert metrics["ratio_max"] > 1 + 1e-4 and metrics["clip_ratio/high"] > 0
-    for other_metrics, other_gradients, other_weights in found[1:]:
+    for other_metrics, other_gradients, other_weights in steps[1:]:
         assert other_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-6)
         for name, tensor in weights.items():
             for ours, theirs in zip(gradients, other_gradients):
@@ -108,13 +108,13 @@ def test_micro_batches_change_nothing(examples, sampled, loss, ratio, advantage)
 
 
 def test_micro_batches_change_nothing_without_a_reference_either(examples, sampled):
-    found = []
+    steps = []
     for micro_batch in (1, 3, 4):
         trainer = make_trainer(examples, beta=0.0, micro_batch=micro_batch)
         replay(trainer, sampled)
-        found.append(without_clocks(trainer.train_step()))
-    assert found[1] == pytest.approx(found[0], rel=1e-5, abs=1e-6)
-    assert found[2] == pytest.approx(found[0], rel=1e-5, abs=1e-6)
+        steps.append(without_clocks(trainer.train_step()))
+    assert steps[1] == pytest.approx(steps[0], rel=1e-5, abs=1e-6)
+    assert steps[2] == pytest.approx(steps[0], rel=1e-5, abs=1e-6)
 
 
 def test_the_gradient_is_clipped_and_its_norm_is_the_one_before(examples, sampled):
@@ -130,7 +130,7 @@ def test_the_gradient_is_clipped_and_its_norm_is_the_one_before(examples, sample
 
 
 def test_only_lora_weights_are_trained(examples):
-    """The base weights are the same to the last bit: neither trained, nor folded into."""
+    """The base weights are the same to the last bit: neither trained, nor merged into."""
     trainer = make_trainer(examples)
     lora = {id(tensor) for tensor in trainer.parameters.values()}
     before = {name: tensor.clone() for name, tensor in trainer.model.named_parameters()}
@@ -143,8 +143,8 @@ def test_only_lora_weights_are_trained(examples):
 def test_the_learning_rate_by_hand(examples):
     """Warm-up over 2 of 6 steps, then down to 0 after the last: (6 - step) / (6 - 2)."""
     trainer = make_trainer(examples, steps=6, warmup_steps=2, lr=0.01, max_new_tokens=2)
-    found = [trainer.train_step()["lr"] for _ in range(6)]
-    assert found == pytest.approx([0.005, 0.01, 0.01, 0.0075, 0.005, 0.0025])
+    rates = [trainer.train_step()["lr"] for _ in range(6)]
+    assert rates == pytest.approx([0.005, 0.01, 0.01, 0.0075, 0.005, 0.0025])
 
 
 def test_without_a_number_of_steps_it_is_one_pass(examples):
@@ -163,7 +163,7 @@ def test_rewards_are_asked_about_what_was_sampled(examples):
     trainer = make_trainer(examples, max_new_tokens=12)
     batch = trainer.rollout(4)
     ((asked, texts, prompts, lengths),) = trainer.rewards.calls
-    assert asked == batch.examples and len({one.question for one in asked}) == 4
+    assert asked == batch.examples and len({example.question for example in asked}) == 4
     for p, example in enumerate(asked):
         assert batch.prompt_ids[p] == trainer.prompts(example)
         assert prompts[p] == TOKENIZER.decode(batch.prompt_ids[p])
@@ -173,7 +173,7 @@ def test_rewards_are_asked_about_what_was_sampled(examples):
             assert lengths[p][g] == len(tokens)
             assert not EOS & set(tokens[:-1])
             assert batch.finished[p, g] == (tokens[-1] in EOS)
-    ends = {one[-1] for group in batch.completion_ids for one in group}
+    ends = {ids[-1] for group in batch.completion_ids for ids in group}
     assert len(EOS & ends) > 1 and not batch.finished.all()
     assert torch.allclose(
         batch.rewards, batch.reward_terms[..., 0] + 0.5 * batch.reward_terms[..., 1]
@@ -187,12 +187,13 @@ def test_each_prompt_is_trained_with_its_own_rewards(examples, verifier, monkeyp
     """
     answers = [TOKENIZER.encode(text) + [1] for text in (QUERIES[0], QUERIES[3], "how many")]
 
-    def scripted(model, prompts, *_):
-        tokens = [answers] * len(prompts)
-        logprobs = completion_logprobs(model, prompts, tokens).detach()
-        return Samples(tokens, logprobs, torch.ones(len(prompts), 3, dtype=torch.bool))
+    def scripted(model, prompt_ids, **_):
+        completion_ids = [answers] * len(prompt_ids)
+        logprobs = completion_logprobs(model, prompt_ids, completion_ids).detach()
+        finished = torch.ones(len(prompt_ids), 3, dtype=torch.bool)
+        return Samples(completion_ids, logprobs, finished)
 
-    monkeypatch.setattr(grpo.trainer, "sample_groups", scripted)
+    monkeypatch.setattr(grpo.rollout, "sample_groups", scripted)
     rewards = Rewards(verifier, None, {"execution": 1.0})
     changes = dict(prompts_per_step=2, micro_batch=1, beta=0.0, max_grad_norm=1e9)
     trainer = make_trainer(examples[:2], rewards, **changes)
@@ -246,9 +247,10 @@ def test_total_rewards_by_language_in_a_run_of_several(examples):
     """Four groups in two languages: the mean of the languages' means is the mean of all."""
     langs = ["en", "vi", "vi", "en"]
     mixed = [replace(example, lang=lang) for example, lang in zip(examples, langs)]
-    found = make_trainer(mixed, prompts_per_step=4).train_step()
-    assert found["reward"] == pytest.approx((found["language/en"] + found["language/vi"]) / 2)
-    assert found["language/en"] != found["language/vi"]
+    metrics = make_trainer(mixed, prompts_per_step=4).train_step()
+    mean = (metrics["language/en"] + metrics["language/vi"]) / 2
+    assert metrics["reward"] == pytest.approx(mean)
+    assert metrics["language/en"] != metrics["language/vi"]
     assert "language/en" not in make_trainer(examples).train_step()
 
 
@@ -283,7 +285,7 @@ def test_reward_metrics_by_hand(examples, sampled):
         "frac_reward_zero_std": 0.5,
         "groups_sampled": 2,
         "truncated": 0.25,
-        "completion_length": sum(len(one) for group in batch.completion_ids for one in group) / 4,
+        "completion_length": sum(len(ids) for group in batch.completion_ids for ids in group) / 4,
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
@@ -295,8 +297,8 @@ def test_tokens_per_second(examples):
     ((*_, lengths),) = trainer.rewards.calls
     tokens = sum(map(sum, lengths))
     for phase in ("sample", "reward", "train"):
-        found = metrics[f"{phase}_seconds"] * metrics[f"{phase}_tokens_per_second"]
-        assert found == pytest.approx(tokens)
+        product = metrics[f"{phase}_seconds"] * metrics[f"{phase}_tokens_per_second"]
+        assert product == pytest.approx(tokens)
 
 
 def test_without_beta_the_kl_is_that_of_the_first_group(examples, monkeypatch):

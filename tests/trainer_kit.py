@@ -124,7 +124,7 @@ class WordRewards:
         words = text.split()
         return [sum(len(word) > 3 for word in words) / max(1, len(words)), 1 / length]
 
-    def __call__(self, examples, texts, prompts, lengths) -> torch.Tensor:
+    def __call__(self, examples, texts, *, prompts, lengths) -> torch.Tensor:
         self.calls.append((examples, texts, prompts, lengths))
         if self.hook:
             self.hook()
@@ -215,9 +215,9 @@ def note_passes(monkeypatch, model) -> list[tuple[bool, int]]:
     """A list of (with LoRA?, prompts) of every pass over completions."""
     noted, function = [], grpo.trainer.completion_logprobs
 
-    def noting(model, prompts, *arguments, **keywords):
-        noted.append((next(lora_layers(model))[1].enabled, len(prompts)))
-        return function(model, prompts, *arguments, **keywords)
+    def noting(model, prompt_ids, *arguments, **keywords):
+        noted.append((next(lora_layers(model))[1].enabled, len(prompt_ids)))
+        return function(model, prompt_ids, *arguments, **keywords)
 
     monkeypatch.setattr(grpo.trainer, "completion_logprobs", noting)
     return noted
