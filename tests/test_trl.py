@@ -1,5 +1,5 @@
-"""Agreement with the peer: on the same log-probs and settings, loss and gradient equal those of
-TRL's GRPOTrainer (version 1.16 when this was last run). Skipped where trl is not installed.
+"""Loss and gradient equal those of TRL's GRPOTrainer (version 1.16 when this was last run) on the
+same log-probs and settings. Skipped where trl is not installed.
 """
 
 import pytest
@@ -12,8 +12,8 @@ P, G, T, LIMIT = 3, 4, 6, 8
 
 
 @pytest.fixture(scope="module")
-def peer(tmp_path_factory):
-    """A real GRPOTrainer on a tiny model, whose log-probs are then given by the test."""
+def trl_trainer(tmp_path_factory):
+    """A real GRPOTrainer on a tiny model; the test replaces its log-probs."""
     from datasets import Dataset
     from test_packing import make
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -41,7 +41,8 @@ def peer(tmp_path_factory):
     )
 
 
-SETTINGS = {  # ours: loss, ratio, KL, epsilons; theirs: the attributes of the trainer
+# Ours: loss aggregation, importance sampling, KL, epsilons; theirs: the trainer's attributes.
+SETTINGS = {
     "grpo": (("sequence", "token", "k3", 0.2, 0.2), {"loss_type": "grpo"}),
     "dapo": (("token", "token", "k3", 0.2, 0.28), {"loss_type": "dapo", "epsilon_high": 0.28}),
     "dr_grpo": (("constant", "token", "k3", 0.2, 0.2), {"loss_type": "dr_grpo"}),
@@ -57,8 +58,8 @@ SETTINGS = {  # ours: loss, ratio, KL, epsilons; theirs: the attributes of the t
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_loss_and_gradient_equal_the_peers(peer, monkeypatch, name, beta):
-    (loss_kind, ratio, kl, low, high), theirs = SETTINGS[name]
+def test_loss_and_gradient_equal_those_of_trl(trl_trainer, monkeypatch, name, beta):
+    (aggregation, importance_sampling, kl, low, high), theirs = SETTINGS[name]
     generator = torch.Generator().manual_seed(0)
     new, old, reference = (-2 * torch.rand(P, G, T, generator=generator) for _ in range(3))
     advantages = torch.randn(P, G, generator=generator)
@@ -66,8 +67,12 @@ def test_loss_and_gradient_equal_the_peers(peer, monkeypatch, name, beta):
     mask = torch.arange(T) < lengths[..., None]
 
     ours = new.clone().requires_grad_()
-    weights = token_weights(mask, loss_kind, LIMIT)
-    loss, _ = policy_loss(ours, old, advantages, weights, reference, beta, kl, ratio, low, high)
+    weights = token_weights(mask, aggregation=aggregation, max_new_tokens=LIMIT)
+    loss, _ = policy_loss(
+        ours, old, advantages, weights, reference,
+        beta=beta, kl=kl, importance_sampling=importance_sampling,
+        epsilon_low=low, epsilon_high=high,
+    )  # fmt: skip
     loss.backward()
 
     for attribute, value in {
@@ -77,19 +82,19 @@ def test_loss_and_gradient_equal_the_peers(peer, monkeypatch, name, beta):
         "epsilon_high": high,
         **{key: value for key, value in theirs.items() if key != "unbiased_kl"},
     }.items():
-        monkeypatch.setattr(peer, attribute, value)
-    monkeypatch.setattr(peer.args, "use_bias_correction_kl", "unbiased_kl" in theirs)
+        monkeypatch.setattr(trl_trainer, attribute, value)
+    monkeypatch.setattr(trl_trainer.args, "use_bias_correction_kl", "unbiased_kl" in theirs)
     leaf = new.clone().requires_grad_()
     given = leaf.view(P * G, T)
     monkeypatch.setattr(
-        peer,
+        trl_trainer,
         "_get_per_token_logps_and_entropies",
         lambda *_, **__: (given, torch.zeros(P * G, T), None),
     )
-    peer.model.eval()
+    trl_trainer.model.eval()
     tokens = torch.ones(P * G, T, dtype=torch.long)
-    expected = peer._compute_loss(
-        peer.model,
+    expected = trl_trainer._compute_loss(
+        trl_trainer.model,
         {
             "prompt_ids": tokens[:, :1],
             "prompt_mask": tokens[:, :1],
