@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
     encoder = ContrastiveEncoder.load(args.encoder)
     try:
         encoder.to(args.device)
-    except (RuntimeError, AssertionError) as error:  # torch's, for one that is not there
+    except (RuntimeError, AssertionError) as error:  # what torch raises for a missing device
         raise UserError(f"--device {args.device} cannot be used: {error}") from error
     report = measure(encoder, args)
     print(text_of(report))

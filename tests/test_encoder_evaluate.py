@@ -402,7 +402,7 @@ def test_samples_are_valid_answers_right_by_the_test_suite(tmp_path):
     )
 
 
-def test_samples_that_were_not_judged_are_named(tmp_path):
+def test_samples_that_were_not_executed_are_named(tmp_path):
     rows = sample_rows()
     del rows[1]["valid"]
     path = write_rows(tmp_path / "samples.jsonl", rows)

@@ -1,4 +1,4 @@
-"""The one text of a query, and the attacks that it and the encoder have to withstand."""
+"""The normalised text of a query, and the attacks that it and the encoder have to withstand."""
 
 import doctest
 import sqlite3

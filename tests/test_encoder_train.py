@@ -131,7 +131,7 @@ def test_kinds_are_drawn_alike_however_many_hard_negatives_they_have():
 
 
 def synthetic_entries() -> list[Entry]:
-    """40 SQLs: 2 databases of 20, each asked in 2 languages."""
+    """40 SQL queries: 2 databases of 20, each with questions in 2 languages."""
     schemas = {
         db_id: Schema(
             tuple(Table(n, tuple(Column(c, "TEXT", False) for c in COLUMNS), ()) for n in tables)
