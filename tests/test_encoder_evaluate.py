@@ -484,7 +484,7 @@ def test_plain_encoder_has_no_calibration(tmp_path, capsys):
         (["--json", "."], r"--json \.: cannot be written"),
         (["--samples", "no.jsonl"], "no.jsonl: cannot read this predictions file"),
         (["--device", "moon"], "--device moon cannot be used"),
-        (["--data", "no/such/data"], "no/such/data: a folder with 'dataset' in it"),
+        (["--data", "no/such/data"], "no/such/data: a folder that contains 'dataset'"),
     ],
 )
 def test_errors_are_one_line(options, message, capsys):
