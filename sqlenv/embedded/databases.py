@@ -1,8 +1,8 @@
-"""The embedded databases: reads databases.toml and writes the SQLite files, the same bytes of rows
-every time.
+"""The embedded databases: reads databases.toml and writes the SQLite files, always the same rows.
 
-Rows are drawn from a generator seeded with the table's name, so that a change to one table leaves
-the others as they are. The kinds of columns are explained at the top of databases.toml.
+The values of each column are drawn from a random generator that is seeded with the names of the
+database, table and column, so that a change to one column does not change the others. The kinds of
+columns are explained at the top of databases.toml.
 """
 
 import math
@@ -14,8 +14,8 @@ from datetime import date, timedelta
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-UNSEEN = ("museum", "restaurants", "railway", "zoo")  # databases that only dev questions are about
-# ... and those that only the encoder reads about, for more words than the others have
+UNSEEN = ("museum", "restaurants", "railway", "zoo")  # databases of dev questions only
+# Databases of encoder questions only, which widen the encoder's vocabulary.
 ENCODER = (
     *("pets", "television", "dealers", "bank", "shipping", "gym"),
     *("athletics", "software", "theater", "elections", "insurance", "climate"),
@@ -36,15 +36,17 @@ Vargas Vidal Wagner Wang Yamada Zhang
 
 @dataclass(frozen=True)
 class Column:
+    """A column as described in databases.toml."""
+
     name: str
     kind: str  # id, ref, person, combine, choice, int, real or date
     args: str
     nullable: bool
-    additive: bool  # whether adding the numbers up makes sense
+    additive: bool  # whether the sum of its values is meaningful
 
     @property
     def role(self) -> str:
-        """What questions can do with it: key, ref, name, category, number or date."""
+        """What questions use it for: key, ref, name, category, number or date."""
         roles = {
             "id": "key",
             "ref": "ref",
@@ -58,12 +60,15 @@ class Column:
 
 @dataclass
 class Table:
+    """A table as described in databases.toml."""
+
     db: str
     name: str
     size: int
     columns: list[Column] = field(default_factory=list)
 
     def with_role(self, *roles: str) -> list[Column]:
+        """The columns that have one of these roles."""
         return [column for column in self.columns if column.role in roles]
 
     @property
@@ -73,6 +78,7 @@ class Table:
 
     @property
     def key(self) -> str:
+        """The name of the primary key."""
         return self.columns[0].name
 
 
@@ -108,13 +114,12 @@ def create_table(table: Table) -> str:
 
 
 def _draw(column: Column, size: int, parents: dict[str, int], rng: random.Random) -> list:
-    """``size`` values of a column."""
+    """Draws ``size`` values of a column; ``parents`` has the size of each table."""
     kind, args = column.kind, column.args
     if kind == "id":
         return list(range(1, size + 1))
-    if (
-        kind == "ref"
-    ):  # a quadratic skew: few busy parents, many quiet ones, and an eighth that no child refers to
+    if kind == "ref":
+        # Skewed: few parents with many children, many with few, and an eighth without any.
         order = rng.sample(range(1, parents[args] + 1), max(parents[args] * 7 // 8, 1))
         return [order[int(len(order) * rng.random() ** 2)] for _ in range(size)]
     if kind == "person":
@@ -131,18 +136,19 @@ def _draw(column: Column, size: int, parents: dict[str, int], rng: random.Random
         return [str(date(low, 1, 1) + timedelta(rng.randint(0, days))) for _ in range(size)]
     if kind == "real":
         return [round(rng.uniform(low, high), rng.choice((0, 1, 2))) for _ in range(size)]
-    wide = (
-        high >= 20 * max(low, 1) and high > 1000
-    )  # money and crowds are spread over orders of magnitude
+    # Money and numbers of people are log-uniform over orders of magnitude.
+    log_uniform = high >= 20 * max(low, 1) and high > 1000
     return [
-        round(low * (high / low) ** rng.random()) if wide else rng.randint(low, high)
+        round(low * (high / low) ** rng.random()) if log_uniform else rng.randint(low, high)
         for _ in range(size)
     ]
 
 
-def _part_from_mean(values: list) -> None:
-    """Moves what equals the mean of a column by a cent, in place: whether such a value is above
-    the average would hang on the order in which the database adds up."""
+def _separate_from_mean(values: list) -> None:
+    """Changes values that equal the mean of their column by 0.01, in place.
+
+    Otherwise the order of summation would decide whether such a value is above the average.
+    """
     present = [value for value in values if value is not None]
     mean = sum(present) / len(present)
     for row, value in enumerate(values):
@@ -151,7 +157,7 @@ def _part_from_mean(values: list) -> None:
 
 
 def write_database(tables: dict[str, Table], path: Path) -> None:
-    """Creates one SQLite file with its rows."""
+    """Creates a SQLite file with its tables and rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sizes = {table.name: table.size for table in tables.values()}
     with sqlite3.connect(path) as connection:
@@ -165,8 +171,8 @@ def write_database(tables: dict[str, Table], path: Path) -> None:
                     for row in rng.sample(range(table.size), table.size // 10):
                         drawn[row] = None
                 if column.kind == "real":
-                    _part_from_mean(drawn)
+                    _separate_from_mean(drawn)
                 values.append(drawn)
-            holes = ", ".join("?" * len(table.columns))
-            connection.executemany(f"INSERT INTO {table.name} VALUES ({holes})", zip(*values))
+            marks = ", ".join("?" * len(table.columns))
+            connection.executemany(f"INSERT INTO {table.name} VALUES ({marks})", zip(*values))
     connection.close()

@@ -1,6 +1,4 @@
-"""Draws what questions are about: tables, columns, literals and conditions, and writes conditions
-as SQL.
-"""
+"""Draws the parts of questions (tables, columns, literals, conditions) and writes their SQL."""
 
 import random
 import re
@@ -12,19 +10,25 @@ from sqlenv.embedded.databases import Column, Table
 
 @dataclass(frozen=True)
 class Condition:
-    """A predicate on the rows of a table: ``key`` of ``column`` (eq, gt, ge, lt, between, null, by
-    or link).
+    """A predicate on the rows of a table.
+
+    Attributes:
+        key: eq, gt, ge, lt, between or null; for a foreign key ``by`` (the parent's name) or
+            ``link`` (a condition on the parent).
+        inner: for ``link``: the condition on the parent.
     """
 
     table: str
     column: str
     key: str
     values: tuple = ()
-    inner: "Condition | None" = None  # for link: the condition on the parent
+    inner: "Condition | None" = None
 
 
 @dataclass(frozen=True)
 class Superlative:
+    """The rows with the greatest or smallest values of a column."""
+
     table: str
     column: str
     key: str  # max or min
@@ -32,14 +36,20 @@ class Superlative:
 
 @dataclass
 class Question:
+    """A question without words: its gold SQL, and the slots that a lexicon fills with text.
+
+    Attributes:
+        ties: a query for the sort keys; None without ORDER BY. A question whose result depends on
+            tied keys is not used.
+        limit: the LIMIT of the query; 0 for none.
+    """
+
     db: str
     shape: str
     sql: str
     slots: dict
-    ties: str | None = (
-        None  # a query for the ordering keys; where LIMIT would cut through a tie, the answer is
-    )
-    limit: int = 0  # not determined and the question is not used
+    ties: str | None = None
+    limit: int = 0
 
 
 def literal(value) -> str:
@@ -47,9 +57,10 @@ def literal(value) -> str:
     return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
 
 
-def finish(select: str, tables: list[str], joins: list[str], rest: str) -> str:
-    """``SELECT ... FROM ... JOIN ... rest`` with plain column names for one table, T1, T2, ... for
-    several.
+def select_sql(columns: str, tables: list[str], joins: list[str], rest: str) -> str:
+    """``SELECT columns FROM ... JOIN ... rest``, with aliases T1, T2, ... for several tables.
+
+    ``[table].`` in the arguments becomes the alias of the table, or nothing for one table.
     """
     alias = {table: f"T{i + 1}" for i, table in enumerate(tables)}
     source = tables[0]
@@ -57,7 +68,7 @@ def finish(select: str, tables: list[str], joins: list[str], rest: str) -> str:
         source += " AS T1" + "".join(
             f" JOIN {table} AS {alias[table]} ON {on}" for table, on in zip(tables[1:], joins)
         )
-    text = f"SELECT {select} FROM {source}" + (f" {rest}" if rest else "")
+    text = f"SELECT {columns} FROM {source}" + (f" {rest}" if rest else "")
     return re.sub(
         r"\[(\w+)\]\.", lambda name: f"{alias[name[1]]}." if len(tables) > 1 else "", text
     )
@@ -80,19 +91,31 @@ class Draw:
         )
 
     def column(
-        self, table: Table, *roles: str, solid: bool = False, but: Column | None = None
+        self,
+        table: Table,
+        *roles: str,
+        not_null: bool = False,
+        exclude: Column | None = None,
     ) -> Column:
-        """A column of one of the roles; ``solid`` excludes columns with NULLs."""
-        found = [c for c in table.with_role(*roles) if not (solid and c.nullable) and c != but]
-        if not found:
-            raise LookupError(f"{table.name} has no such column")
-        return self.rng.choice(found)
+        """A column that has one of these roles.
 
-    def shown(self, table: Table, but: Column | None = None) -> Column:
-        """A column worth asking for: mostly the one that names the row."""
-        if table.label and table.label != but and self.rng.random() < 0.6:
+        Raises:
+            LookupError: the table has no such column.
+        """
+        columns = [
+            column
+            for column in table.with_role(*roles)
+            if not (not_null and column.nullable) and column != exclude
+        ]
+        if not columns:
+            raise LookupError(f"{table.name} has no such column")
+        return self.rng.choice(columns)
+
+    def asked_column(self, table: Table) -> Column:
+        """A column to ask for, usually the one that names the row."""
+        if table.label and self.rng.random() < 0.6:
             return table.label
-        return self.column(table, "name", "category", "number", "date", but=but)
+        return self.column(table, "name", "category", "number", "date")
 
     def reference(self) -> tuple[Table, Column, Table]:
         """A (child, foreign key, parent)."""
@@ -105,7 +128,7 @@ class Draw:
         )
 
     def literals(self, table: Table, column: Column) -> list:
-        """All values that stand in a column, sorted."""
+        """All values of a column, sorted, without NULL."""
         key = (table.name, column.name)
         if key not in self.values:
             query = (
@@ -115,8 +138,9 @@ class Draw:
         return self.values[key]
 
     def number(self, table: Table, column: Column, low: float = 0.1, high: float = 0.9):
-        """A literal to compare with: often a value that stands in the column, so that > and >=
-        differ.
+        """A number or date to compare a column with, between two quantiles of its values.
+
+        It is often a value of the column, so that > and >= differ, and otherwise a round number.
         """
         values = self.literals(table, column)
         value = values[int(self.rng.uniform(low, high) * (len(values) - 1))]
@@ -131,9 +155,9 @@ class Draw:
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
     def condition(
-        self, table: Table, depth: int = 2, roles=("category", "number", "date"), but=None
+        self, table: Table, depth: int = 2, *, exclude: Column | None = None
     ) -> Condition:
-        """A condition on a table; now and then on its parent, ``depth`` joins away at most."""
+        """A condition on a table, sometimes on a parent at most ``depth`` joins away."""
         references = table.with_role("ref")
         if depth and references and self.rng.random() < 0.35:
             reference = self.rng.choice(references)
@@ -144,7 +168,7 @@ class Draw:
             return Condition(
                 table.name, reference.name, "link", (), self.condition(parent, depth - 1)
             )
-        column = self.column(table, *roles, but=but)
+        column = self.column(table, "category", "number", "date", exclude=exclude)
         if column.nullable and self.rng.random() < 0.1:
             return Condition(table.name, column.name, "null")
         if column.role == "category":
@@ -160,7 +184,7 @@ class Draw:
         return Condition(table.name, column.name, key, (self.number(table, column),))
 
     def where(self, condition: Condition, tables: list[str], joins: list[str]) -> str:
-        """The condition as SQL; what it joins is appended to ``tables`` and ``joins``."""
+        """The condition as SQL; appends the tables that it joins to ``tables`` and ``joins``."""
         name = f"[{condition.table}].{condition.column}"
         if condition.key in ("by", "link"):
             reference = next(
@@ -184,16 +208,22 @@ class Draw:
         return f"{name} {dict(eq='=', gt='>', ge='>=', lt='<')[condition.key]} {values[0]}"
 
     def select(
-        self, columns: str, table: Table, *conditions: Condition, glue: str = "AND", rest: str = ""
+        self,
+        columns: str,
+        table: Table,
+        *conditions: Condition,
+        connector: str = "AND",
+        rest: str = "",
     ) -> str:
-        """SELECT columns FROM table [JOIN ...] [WHERE ...] rest"""
+        """``SELECT columns FROM table [JOIN ...] [WHERE ...] rest``"""
         tables, joins = [table.name], []
-        where = f" {glue} ".join(self.where(condition, tables, joins) for condition in conditions)
-        return finish(
+        where = f" {connector} ".join(self.where(c, tables, joins) for c in conditions)
+        return select_sql(
             columns, tables, joins, " ".join(filter(None, [where and f"WHERE {where}", rest]))
         )
 
     def question(self, shape: str, sql: str, **slots) -> Question:
+        """A question; ``slots`` may also have its ``ties`` and ``limit``."""
         ties, limit = slots.pop("ties", None), slots.pop("limit", 0)
         slots = {
             name: (value.name,) if isinstance(value, Table) else value

@@ -1,5 +1,4 @@
-"""Builds the embedded dataset in the layout that MultiSpider is published in, from the text in
-this folder.
+"""Builds the embedded dataset from the text in this folder, in the layout of MultiSpider.
 
     python -m sqlenv.embedded.generate               build it in the cache folder, print the path
     python -m sqlenv.embedded.generate --show vi 20  print twenty random questions with their SQL
@@ -12,11 +11,11 @@ sources give the same files.
 """
 
 import argparse
-import fcntl
 import hashlib
 import json
 import random
 import sqlite3
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,28 +23,28 @@ from sqlenv.embedded import LANGUAGES, SPLITS
 from sqlenv.embedded.databases import ENCODER, UNSEEN, load_databases, write_database
 from sqlenv.embedded.draw import Draw, Question
 from sqlenv.embedded.lexicon import Lexicon
-from sqlenv.embedded.shapes import SHAPES, ask
-from sqlenv.files import cache_folder, write_directory
+from sqlenv.embedded.shapes import SHAPES, draw_question
+from sqlenv.errors import UserError, exit_code
+from sqlenv.files import cache_folder, locked, write_directory
+from sqlenv.text import format_sql
 
 HERE = Path(__file__).resolve().parent
 # Questions for each database: 14 x 430 = 6,020 SFT, 14 x 215 = 3,010 RL, 12 x 250 = 3,000 encoder
 # and 14 x 48 + 4 x 84 = 1,008 evaluation questions; a third of the last are on unseen databases.
 SEEN_PARTS = {"sft": 430, "train": 215, "dev": 48}
 PARTS = dict.fromkeys(UNSEEN, {"dev": 84}) | dict.fromkeys(ENCODER, {"encoder": 250})
-MAX_ROWS = 400  # a longer answer is no answer to a person
+MAX_ROWS = 400  # of the result of a question, so that a person can read it
 
 
-def answerable(question: Question, connection: sqlite3.Connection) -> bool:
-    """Whether gold gives a definite answer: some rows, not just NULL or 0, and no tie where LIMIT
-    cuts.
-    """
+def is_answerable(question: Question, connection: sqlite3.Connection) -> bool:
+    """Whether the result of gold has rows, is not just NULL or 0, and does not depend on ties."""
     rows = connection.execute(question.sql).fetchmany(MAX_ROWS + 1)
     if not 0 < len(rows) <= MAX_ROWS or rows in ([(None,)], [(0,)]):
         return False
     if question.ties is None:
         return True
     keys = connection.execute(question.ties).fetchall()
-    if question.limit == 0:  # a full ordering: ties anywhere leave it open
+    if question.limit == 0:  # any tie leaves the order open
         return len(set(keys)) == len(keys)
     return len(keys) > question.limit and keys[question.limit - 1] != keys[question.limit]
 
@@ -53,8 +52,10 @@ def answerable(question: Question, connection: sqlite3.Connection) -> bool:
 def draw_questions(
     draw: Draw, count: int, lexicons: dict[str, Lexicon], seen: set | None = None
 ) -> list[dict]:
-    """``count`` entries {"db_id", "query", "shape", lang: question}, all different in SQL and in
-    every language, also from those in ``seen``, which grows.
+    """Draws ``count`` entries {"db_id", "query", "shape", lang: question}.
+
+    They differ from each other, and from those in ``seen``, in SQL and in every language. Their
+    texts are added to ``seen``.
     """
     weights = [weight for _, weight in SHAPES.values()]
     entries, seen = [], set() if seen is None else seen
@@ -62,10 +63,10 @@ def draw_questions(
         if len(entries) == count:
             return entries
         try:
-            question = ask(draw, draw.rng.choices(list(SHAPES), weights)[0])
-        except LookupError:  # this draw does not work out: no such column, say
+            question = draw_question(draw, draw.rng.choices(list(SHAPES), weights)[0])
+        except LookupError:  # a table without a suitable column, for example
             continue
-        if question.sql in seen or not answerable(question, draw.connection):
+        if question.sql in seen or not is_answerable(question, draw.connection):
             continue
         texts = {
             lang: lexicon.phrase(question, random.Random(f"{question.sql} {lang}"))
@@ -76,15 +77,15 @@ def draw_questions(
             entries.append(
                 {"db_id": question.db, "query": question.sql, "shape": question.shape, **texts}
             )
-    raise RuntimeError(f"{draw.db}: only {len(entries)} of {count} different questions found")
+    raise RuntimeError(f"{draw.db}: only {len(entries)} of {count} different questions")
 
 
 def split_questions(
     folder: Path, lexicons: dict[str, Lexicon], seed: int = 0
 ) -> dict[str, list[dict]]:
-    """The entries of each split; ``folder`` holds the databases."""
+    """Draws the entries of each split; ``folder`` has the databases."""
     splits = {split: [] for split in SPLITS}
-    seen = set()  # over all databases: two of them have a table "animals"
+    seen = set()  # shared by all databases, since two of them have a table "animals"
     for db, tables in load_databases().items():
         connection = sqlite3.connect(folder / db / f"{db}.sqlite")
         draw = Draw(db, tables, connection, random.Random(f"{seed} {db}"))
@@ -101,7 +102,7 @@ def split_questions(
 
 
 def source_hash() -> str:
-    """Changes with every file that the dataset is made from."""
+    """A hash of all files that determine the dataset."""
     digest = hashlib.sha256()
     for path in sorted([*HERE.glob("*.py"), *HERE.glob("*.toml"), *HERE.glob("lexicon/*.toml")]):
         digest.update(path.name.encode() + path.read_bytes())
@@ -109,16 +110,16 @@ def source_hash() -> str:
 
 
 def build() -> Path:
-    """The folder with the built dataset, in the cache; its name depends on the sources, so that it
-    is built on first use and again after they changed.
+    """Returns the folder of the built dataset in the cache; builds it if it does not exist.
+
+    The folder's name is a hash of the sources, so that a change to them leads to a new build.
 
     Raises:
         UserError: the folder cannot be written.
     """
     folder = cache_folder("embedded") / source_hash()[:16]
     folder.parent.mkdir(exist_ok=True)
-    with open(folder.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits until the first has built it
+    with locked(folder.with_suffix(".lock")):
         if not folder.is_dir():
             write_directory(folder, write_dataset)
     return folder
@@ -142,15 +143,20 @@ def write_dataset(folder: Path) -> None:
             (questions / f"{split}_{lang}.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")
 
 
-def show(lang: str, count: int) -> None:
-    """Prints random questions of a language (and in English) with their SQL, drawn afresh, to read
-    them through.
+def show(lang: str, count: str) -> None:
+    """Prints newly drawn questions in English and another language with their SQL.
+
+    Raises:
+        UserError: an unknown language, or a count that is not a number.
     """
+    if lang not in LANGUAGES or not count.isdecimal():
+        languages = ", ".join(LANGUAGES)
+        raise UserError(f"--show {lang} {count}: expected a language ({languages}) and a number")
     lexicons = {name: Lexicon(name) for name in dict.fromkeys(("en", lang))}
     rng = random.Random()
     databases = load_databases()
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(count):
+        for _ in range(int(count)):
             db = rng.choice(list(databases))
             path = Path(folder) / f"{db}.sqlite"
             if not path.exists():
@@ -158,11 +164,12 @@ def show(lang: str, count: int) -> None:
             connection = sqlite3.connect(path)
             (entry,) = draw_questions(Draw(db, databases[db], connection, rng), 1, lexicons)
             connection.close()
-            print(f"[{db} {entry['shape']}] {entry['query']}")
-            print(*(f"    {entry[name]}" for name in lexicons), sep="\n")
+            print(f"\n[{db} {entry['shape']}]", *(entry[name] for name in lexicons), sep="\n")
+            print(format_sql(entry["query"]))
 
 
-if __name__ == "__main__":
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -172,8 +179,9 @@ if __name__ == "__main__":
         metavar=("LANG", "COUNT"),
         help="print random questions instead of building",
     )
-    arguments = parser.parse_args()
-    if arguments.show:
-        show(arguments.show[0], int(arguments.show[1]))
-    else:
-        print(build())
+    arguments = parser.parse_args(argv)
+    return exit_code(lambda: show(*arguments.show) if arguments.show else print(build()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

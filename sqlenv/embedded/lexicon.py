@@ -1,8 +1,8 @@
-"""Words a question: fills a phrasing of its shape with the nouns and predicates of one language.
+"""Writes a question in one language: fills a template of its shape with nouns and predicates.
 
-A lexicon file (lexicon/en.toml explains the format) has the phrasings of each shape, the noun
-forms of each table and column, and for each column the predicates that conditions are made of.
-Conditions nest: "were written by authors who {a}" takes a condition on authors.
+A lexicon file has the templates of each shape, the noun forms of each table and column, and for
+each column the predicates of conditions (lexicon/en.toml explains the format). Conditions can be
+nested: "were written by authors who {a}" contains a condition on authors.
 """
 
 import random
@@ -16,9 +16,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class Forms(str):
-    """A phrase with further forms as attributes: ``f"{noun.pl}"``; printed alone it is its base
-    form.
-    """
+    """A phrase with further forms as attributes, ``f"{noun.pl}"``; as a string its base form."""
 
     def __new__(cls, forms: dict[str, str] | str):
         base = forms if isinstance(forms, str) else forms.get("base", "")
@@ -38,15 +36,16 @@ class Lexicon:
         self.words = self.entries.pop("words")
 
     def phrase(self, question: Question, rng: random.Random) -> str:
-        """One phrasing of the question, chosen by ``rng``."""
+        """The question in this language; ``rng`` chooses one of the templates of its shape."""
         slots = {name: self._slot(question.db, value) for name, value in question.slots.items()}
         text = rng.choice(self.templates[question.shape]).format(**slots)
-        # A relative clause closes with a comma in some languages, and then the sentence may end or
-        # go on with another.
+        # In some languages a relative clause ends with a comma, which is dropped before other
+        # punctuation.
         text = re.sub(r"(?:\s*,)+\s*([?.,:;!])", r"\1", text)
         return re.sub(r"[^\W\d_]", lambda letter: letter[0].upper(), text, count=1)
 
     def _slot(self, db: str, value) -> Forms | str:
+        """The text for a slot: a condition, a superlative, a table, a column or a literal."""
         if isinstance(value, Condition):
             return self._condition(db, value)
         if isinstance(value, Superlative):
@@ -58,22 +57,19 @@ class Lexicon:
             return Forms({form: text for form, text in entry.items() if isinstance(text, str)})
         return str(value)
 
-    def _either(self, values: list[str]) -> str:
+    def _join_by_or(self, values: list[str]) -> str:
         """The values joined by "or", which in Spanish is "u" before an o."""
         text = values[0]
         for value in values[1:]:
-            text += (
-                self.words[
-                    "or_before_o" if value[0] in "oO" and "or_before_o" in self.words else "or"
-                ]
-                + value
-            )
+            before_o = value[0] in "oO" and "or_before_o" in self.words
+            text += self.words["or_before_o" if before_o else "or"] + value
         return text
 
     def _condition(self, db: str, condition: Condition) -> Forms:
+        """The predicate of a condition in all its forms."""
         entry = self.entries[db][condition.table][condition.column][condition.key]
         values = [str(value) for value in condition.values]
-        slots = dict(zip("vw", [self._either(values)] if condition.key == "eq" else values))
+        slots = dict(zip("vw", [self._join_by_or(values)] if condition.key == "eq" else values))
         if condition.inner:
             slots["a"] = self._condition(db, condition.inner)
         if isinstance(entry, str):

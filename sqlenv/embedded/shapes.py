@@ -1,23 +1,28 @@
-"""The SQL shapes of the embedded dataset, by family: each writes gold SQL over tables and columns
-drawn at random.
+"""The SQL shapes of the embedded dataset. Each draws tables and columns and writes gold SQL.
 
-A shape returns a ``Question``: the SQL, and the slots from which a lexicon words it in any
-language.
+A shape returns a ``Question``: the SQL, and the slots that a lexicon fills with text in any
+language. The variables have the names of the slots (lexicon/en.toml): t the table asked about,
+k a child table, c and d columns asked for, g a grouped column, x a numeric column, a and b
+conditions, v a literal, n a whole number, m a superlative.
 """
 
 from sqlenv.embedded.draw import Draw, Question, Superlative, literal
 
 
-def ask(draw: Draw, shape: str) -> Question:
-    """One question of a shape; LookupError where this draw does not work out."""
+def draw_question(draw: Draw, shape: str) -> Question:
+    """Draws a question of a shape.
+
+    Raises:
+        LookupError: the drawn parts do not fit together; draw again.
+    """
     return SHAPES[shape][0](draw, shape)
 
 
 def rows(draw: Draw, shape: str) -> Question:
-    """Projection, with no, one or two conditions."""
+    """One or two columns, with up to two conditions."""
     t = draw.table()
-    c = draw.shown(t)
-    d = draw.column(t, "name", "category", "number", "date", but=c)
+    c = draw.asked_column(t)
+    d = draw.column(t, "name", "category", "number", "date", exclude=c)
     slots = {"t": t, "c": (t.name, c.name)}
     columns = f"[{t.name}].{c.name}"
     if shape in ("list2", "where2"):
@@ -25,21 +30,22 @@ def rows(draw: Draw, shape: str) -> Question:
         columns += f", [{t.name}].{d.name}"
     conditions = []
     if shape in ("where", "where2", "and", "or"):
-        conditions.append(draw.condition(t, 2 if shape != "or" else 0, but=c))
+        conditions.append(draw.condition(t, 2 if shape != "or" else 0, exclude=c))
         slots["a"] = conditions[0]
     if shape in ("and", "or"):
-        conditions.append(draw.condition(t, 0, but=c))
+        conditions.append(draw.condition(t, 0, exclude=c))
         slots["b"] = conditions[1]
         if conditions[0].column == conditions[1].column:
             raise LookupError("two conditions on one column")
     return draw.question(
         shape,
-        draw.select(columns, t, *conditions, glue="OR" if shape == "or" else "AND"),
+        draw.select(columns, t, *conditions, connector="OR" if shape == "or" else "AND"),
         **slots,
     )
 
 
 def like(draw: Draw, shape: str) -> Question:
+    """LIKE on the column that names a row."""
     t = draw.table("name")
     words = draw.rng.choice(draw.literals(t, t.label)).split()
     word = words[-1] if shape == "contains" else words[0]
@@ -49,14 +55,15 @@ def like(draw: Draw, shape: str) -> Question:
 
 
 def aggregate(draw: Draw, shape: str) -> Question:
+    """AVG, MAX, MIN or SUM of a column, with up to one condition."""
     t = draw.table("number")
     function, _, where = shape.partition("_")
     x = draw.column(t, "number")
     if function == "sum" and not x.additive:
-        raise LookupError("adding these up means nothing")
+        raise LookupError("the sum of this column has no meaning")
     slots = {"t": t, "x": (t.name, x.name)}
     if where:
-        slots["a"] = draw.condition(t, 2, but=x)
+        slots["a"] = draw.condition(t, 2, exclude=x)
     sql = draw.select(
         f"{function.upper()}([{t.name}].{x.name})", t, *filter(None, [slots.get("a")])
     )
@@ -64,6 +71,7 @@ def aggregate(draw: Draw, shape: str) -> Question:
 
 
 def count(draw: Draw, shape: str) -> Question:
+    """COUNT(*), with up to two conditions."""
     t = draw.table()
     slots, conditions = {"t": t}, []
     if shape in ("count_where", "count_and"):
@@ -76,17 +84,19 @@ def count(draw: Draw, shape: str) -> Question:
 
 
 def distinct(draw: Draw, shape: str) -> Question:
+    """The distinct values of a column or their number, with up to one condition."""
     t = draw.table("category")
     g = draw.column(t, "category")
     slots = {"t": t, "g": (t.name, g.name)}
     if shape.endswith("where"):
-        slots["a"] = draw.condition(t, 1, but=g)
+        slots["a"] = draw.condition(t, 1, exclude=g)
     columns = f"DISTINCT [{t.name}].{g.name}"
     columns = f"COUNT({columns})" if shape.startswith("count") else columns
     return draw.question(shape, draw.select(columns, t, *filter(None, [slots.get("a")])), **slots)
 
 
 def group(draw: Draw, shape: str) -> Question:
+    """GROUP BY with an aggregate, HAVING, or the largest group."""
     t = draw.table("category", "number")
     g, x = draw.column(t, "category").name, draw.column(t, "number")
     slots = {"t": t, "g": (t.name, g)}
@@ -110,8 +120,9 @@ def group(draw: Draw, shape: str) -> Question:
 
 
 def order(draw: Draw, shape: str) -> Question:
+    """ORDER BY a number or date."""
     t = draw.table("number")
-    c, x = draw.shown(t), draw.column(t, "number", "date", solid=True)
+    c, x = draw.asked_column(t), draw.column(t, "number", "date", not_null=True)
     if c == x:
         raise LookupError("ordered by itself")
     direction = "DESC" if shape == "order_desc" else "ASC"
@@ -121,8 +132,9 @@ def order(draw: Draw, shape: str) -> Question:
 
 
 def top(draw: Draw, shape: str) -> Question:
+    """ORDER BY with LIMIT, with up to one condition."""
     t = draw.table("number")
-    c, x = draw.shown(t), draw.column(t, "number", "date", solid=True)
+    c, x = draw.asked_column(t), draw.column(t, "number", "date", not_null=True)
     if c == x:
         raise LookupError("ordered by itself")
     key = draw.rng.choice(("max", "min"))
@@ -131,7 +143,7 @@ def top(draw: Draw, shape: str) -> Question:
     if shape == "topn":
         slots["n"] = n
     if shape == "top1_where":
-        slots["a"] = draw.condition(t, 1, but=x)
+        slots["a"] = draw.condition(t, 1, exclude=x)
     conditions = [slots["a"]] if "a" in slots else []
     order = f"ORDER BY [{t.name}].{x.name} {'DESC' if key == 'max' else 'ASC'}"
     sql = draw.select(f"[{t.name}].{c.name}", t, *conditions, rest=f"{order} LIMIT {n}")
@@ -140,16 +152,14 @@ def top(draw: Draw, shape: str) -> Question:
 
 
 def child(draw: Draw, shape: str) -> Question:
-    """Joins along a foreign key, asked from the parent's side (t parent, k child) but for
-    child_list.
-    """
+    """A join along a foreign key of the child k, asked from the parent t (not in child_list)."""
     k, reference, t = draw.reference()
     c = t.label.name
     if shape == "child_list":
-        shown = draw.shown(k)
+        asked = draw.asked_column(k)
         on = f"T1.{reference.name} = T2.{t.key}"
-        sql = f"SELECT T1.{shown.name}, T2.{c} FROM {k.name} AS T1 JOIN {t.name} AS T2 ON {on}"
-        return draw.question(shape, sql, t=k, p=t, c=(k.name, shown.name), d=(t.name, c))
+        sql = f"SELECT T1.{asked.name}, T2.{c} FROM {k.name} AS T1 JOIN {t.name} AS T2 ON {on}"
+        return draw.question(shape, sql, t=k, p=t, c=(k.name, asked.name), d=(t.name, c))
     slots = {"t": t, "k": k, "c": (t.name, c)}
     join = f"FROM {t.name} AS T1 JOIN {k.name} AS T2 ON T1.{t.key} = T2.{reference.name}"
     join += f" GROUP BY T1.{t.key}"
@@ -184,8 +194,9 @@ def child(draw: Draw, shape: str) -> Question:
 
 
 def nested(draw: Draw, shape: str) -> Question:
+    """A comparison with the average, by a subquery."""
     t = draw.table("number")
-    c, x = draw.shown(t), draw.column(t, "number")
+    c, x = draw.asked_column(t), draw.column(t, "number")
     if c == x:
         raise LookupError("compared with itself")
     sign = ">" if shape == "above_avg" else "<"
@@ -196,21 +207,22 @@ def nested(draw: Draw, shape: str) -> Question:
 
 
 def sets(draw: Draw, shape: str) -> Question:
+    """INTERSECT, EXCEPT or UNION."""
     t = draw.table("category", "number")
     g = draw.column(t, "category")
-    slots = {"t": t, "g": (t.name, g.name), "a": draw.condition(t, 0, but=g)}
+    slots = {"t": t, "g": (t.name, g.name), "a": draw.condition(t, 0, exclude=g)}
     left = f"SELECT {g.name} FROM {t.name}"
     if shape == "except":
         right = draw.select(g.name, t, slots["a"])
     else:
-        slots["b"] = draw.condition(t, 0, but=g)
+        slots["b"] = draw.condition(t, 0, exclude=g)
         left, right = draw.select(g.name, t, slots["a"]), draw.select(g.name, t, slots["b"])
         if slots["a"].column == slots["b"].column:
             raise LookupError("two conditions on one column")
     return draw.question(shape, f"{left} {shape.upper()} {right}", **slots)
 
 
-# Shape -> its family, and how often it is drawn. Simple ones run out of different questions first.
+# The function and the weight of each shape. Simple shapes have fewer different questions.
 SHAPES = {
     "list": (rows, 2),
     "list2": (rows, 3),
