@@ -1,13 +1,13 @@
-"""Does the policy please the encoder instead of answering? Answers that the encoder finds right and
-the test suite wrong.
+"""Counts answers that the encoder finds right and the test suite wrong: does the policy write for
+the encoder instead of answering?
 
     python -m benchmarks.audit runs/paper/*.jsonl                   # how many, of what kind
-    python -m benchmarks.audit runs/paper/NAME.jsonl --draw 200     # some, to be read
+    python -m benchmarks.audit runs/paper/NAME.jsonl --draw 200     # a random sample, to be read
 
-The files are those of ``evaluate.py --save-predictions``. Of all answers a table counts pieces that
-can change no result, as a policy would write to please a judge of texts: a column selected twice, a
-condition, a value of a list or a query of a set operation repeated. docs/results/audit.jsonl has
-200 drawn answers, each read and given a class and a reason.
+The files are those of ``evaluate.py --save-predictions``. A table also counts, in all answers,
+repetitions that cannot change the result but may raise a similarity of texts: a column selected
+twice; a condition, a value of a list or a query of a set operation repeated.
+docs/results/audit.jsonl has 200 drawn answers, each read and given a class and a reason.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from grpo.evaluation.report import Rows, markdown_table
 from sqlenv.errors import UserError, exit_code
 
 
-def parts(sql: str) -> dict[str, list[str]]:
-    """Lists in the SQL in which nothing should stand twice."""
+def sql_lists(sql: str) -> dict[str, list[str]]:
+    """Lists in the SQL in which nothing should stand twice, by the name of their elements."""
     columns = re.match(r"\s*SELECT\s+(?:DISTINCT\s+)?(.*?)\s+FROM\s", sql, re.I | re.S)
     condition = re.search(r"\bWHERE\b(.*)", sql, re.I | re.S)
     values = re.search(r"\bIN\s*\(([^()]*)\)", sql, re.I)
@@ -36,53 +36,66 @@ def parts(sql: str) -> dict[str, list[str]]:
 
 
 def repeated(sql: str) -> list[str]:
-    """What stands twice.
+    """The names of those lists that repeat an element.
 
     >>> repeated("SELECT age, age FROM players WHERE goals > 3 AND goals > 3 OR id IN (1, 2)")
     ['column', 'condition']
     """
-    found = {name: [one.strip().lower() for one in texts] for name, texts in parts(sql).items()}
-    return [name for name, texts in found.items() if len(texts) != len(set(texts))]
+    names = []
+    for name, elements in sql_lists(sql).items():
+        if len({element.strip().lower() for element in elements}) < len(elements):
+            names.append(name)
+    return names
 
 
-def read(path: Path) -> list[dict]:
+def read_answers(path: Path) -> list[dict]:
+    """Reads a file of ``evaluate.py --save-predictions``.
+
+    Raises:
+        UserError: the file is something else, or was measured without encoder or test suite.
+    """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in lines if line]
         if any(row["semantic"] is None or row["test_suite"] is None for row in rows):
-            raise UserError(f"{path}: made without --test-suite or without an encoder")
+            raise UserError(f"{path}: saved without --test-suite or without an encoder")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a file of predictions: {error!r}") from error
     return rows
 
 
-def deceived(rows: list[dict]) -> list[dict]:
+def false_positives(rows: list[dict]) -> list[dict]:
+    """The answers that the encoder finds right and the test suite wrong."""
     return [row for row in rows if row["semantic"] and not row["test_suite"]]
 
 
-def counts(paths: list[Path]) -> Rows:
-    """Of each file, shares of all answers in percent."""
-    kinds = list(parts(""))
+def audit_table(paths: list[Path]) -> Rows:
+    """A row for each file: shares of its answers in percent."""
+    kinds = list(sql_lists(""))
     names = (f"{kind} twice" for kind in kinds)
     table = [("answers of", "n", "semantic, wrong", *names, "any of these")]
     for path in paths:
-        rows = read(path)
-        found = [repeated(row["predicted"] or "") for row in rows]
-        each = Counter(kind for one in found for kind in one)
-        numbers = len(deceived(rows)), *(each[kind] for kind in kinds), sum(map(bool, found))
-        shares = (f"{100 * number / len(rows):.1f}" for number in numbers)
-        table.append((path.stem, str(len(rows)), *shares))
+        rows = read_answers(path)
+        repetitions = [repeated(row["predicted"] or "") for row in rows]
+        by_kind = Counter(kind for answer in repetitions for kind in answer)
+        counts = (
+            len(false_positives(rows)),
+            *(by_kind[k] for k in kinds),
+            sum(map(bool, repetitions)),
+        )
+        table.append((path.stem, str(len(rows)), *(f"{100 * n / len(rows):.1f}" for n in counts)))
     return table
 
 
 def run(arguments: argparse.Namespace) -> None:
     if not arguments.draw:
-        print(markdown_table(counts(arguments.files)))
+        print(markdown_table(audit_table(arguments.files)))
         return
-    rows = deceived([row for path in arguments.files for row in read(path)])
+    rows = false_positives([row for path in arguments.files for row in read_answers(path)])
     random.Random(0).shuffle(rows)
     for row in rows[: arguments.draw]:
-        kept = {name: row[name] for name in ("lang", "db_id", "question", "gold", "predicted")}
-        print(json.dumps(kept, ensure_ascii=False))
+        shown = {name: row[name] for name in ("lang", "db_id", "question", "gold", "predicted")}
+        print(json.dumps(shown, ensure_ascii=False))
 
 
 def main(argv: list[str] | None = None) -> int:

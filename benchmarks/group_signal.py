@@ -1,12 +1,13 @@
-"""What a group of samples has to teach: how often one of k is right, and what the semantic reward
-says that the others do not.
+"""Measures what a group of samples can teach: how often one of k samples is right, and how the
+semantic reward changes the advantages.
 
     python -m benchmarks.group_signal                                     # the shipped policy
     python -m benchmarks.group_signal --adapter runs/all-1/adapter        # after a run
 
 GRPO learns from groups in which some completions are better than others. A question that the policy
-never gets right in k samples has nothing right to prefer; pass@k without bias from n >= k samples
-(Chen et al. 2021, arXiv 2107.03374, eq. 1). Questions of the dev split, drawn over all languages.
+never gets right in k samples has no right answer to prefer. pass@k is the unbiased estimate from
+n >= k samples (Chen et al. 2021, arXiv 2107.03374, eq. 1). Questions are drawn from the dev split
+of all languages.
 """
 
 import argparse
@@ -24,60 +25,68 @@ from grpo.advantages import group_advantages
 from grpo.checkpoint import load_adapter
 from grpo.config import ASSETS
 from grpo.evaluation.report import markdown_table
-from grpo.lora import lora_folded
+from grpo.lora import lora_merged
 from grpo.models import Policy, load_policy
 from grpo.prompt import PromptBuilder
-from grpo.rewards import WEIGHTS, Judge, Rewards
+from grpo.rewards import WEIGHTS, ExecutionVerifier, Rewards
 from grpo.sampler import sample_groups
 from sqlenv import EMBEDDED, LANGUAGES, Example, Sandbox, load_dataset
 from sqlenv.errors import exit_code
 
-SAMPLES, GROUP, BATCH, LONGEST = 16, 8, 16, 96
+SAMPLES, GROUP_SIZE, BATCH, MAX_NEW_TOKENS = 16, 8, 16, 96
 EXECUTION, SEMANTIC = (list(WEIGHTS).index(name) for name in ("execution", "semantic"))
 
 
-def pass_at_k(right: int, samples: int, k: int) -> float:
-    """The chance that k of the samples, drawn without replacement, hold a right one.
+def pass_at_k(right: int, *, samples: int, k: int) -> float:
+    """The probability that k of the samples, drawn without replacement, include a right one.
 
-    >>> pass_at_k(1, 4, 2), pass_at_k(0, 4, 2), pass_at_k(3, 4, 2)
-    (0.5, 0.0, 1.0)
+    >>> [pass_at_k(right, samples=4, k=2) for right in (1, 0, 3)]
+    [0.5, 0.0, 1.0]
     """
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def sample_rewards(policy: Policy, rewards: Rewards, examples: list[Example]) -> Tensor:
     """The rewards of ``SAMPLES`` answers to each of Q questions, (Q, SAMPLES, R)."""
-    prompts, found = PromptBuilder(policy.tokenizer), []
+    build_prompt, terms = PromptBuilder(policy.tokenizer), []
     for start in tqdm(range(0, len(examples), BATCH), unit="batch"):
         batch = examples[start : start + BATCH]
         samples = sample_groups(
             policy.model,
-            [prompts(example) for example in batch],
-            SAMPLES,
-            LONGEST,
-            policy.eos_ids,
+            [build_prompt(example) for example in batch],
+            group_size=SAMPLES,
+            max_new_tokens=MAX_NEW_TOKENS,
+            eos_ids=policy.eos_ids,
             seeds=list(range(start, start + len(batch))),
         )
         decode = policy.tokenizer.batch_decode
-        texts = [decode(group, skip_special_tokens=True) for group in samples.tokens]
-        found.append(rewards(batch, texts))
-    return torch.cat(found)
+        texts = [decode(group, skip_special_tokens=True) for group in samples.completion_ids]
+        terms.append(rewards(batch, texts))
+    return torch.cat(terms)
 
 
 def semantic_signal(terms: Tensor, weights: Tensor) -> dict[str, float]:
-    """What the semantic reward changes in P groups; (P, G, R) rewards and their (R,) weights.
+    """How the semantic reward changes the advantages.
 
-    Returns shares of the groups and, of those of both kinds of answers, ``right above wrong``: how
-    often it gives the right one of two more, a tie counting half. ``cosine``: how alike the
-    advantages with and without it are, where both are there.
+    Args:
+        terms: (P, G, R), the reward terms of P groups.
+        weights: (R,), their weights.
+
+    Returns:
+        Shares from 0 to 1: ``none right``, ``some right`` and ``all right`` of the groups; ``only
+        semantic differs``, of groups with zero variance without the semantic reward and some with
+        it. ``cosine``, the mean similarity of the advantages with and without it, over groups that
+        have variance both ways. ``right above wrong``, of the pairs of a right and a wrong answer
+        in a group those in which it scores the right one higher (a tie counts half).
     """
     right = terms[..., EXECUTION] > 0  # (P, G)
     mixed = right.any(1) & ~right.all(1)
-    others = weights.clone()
-    others[SEMANTIC] = 0
-    both, without = (group_advantages(terms @ one, "centered") for one in (weights, others))
-    speaks, spoke = (one.abs().amax(1) > 0 for one in (both, without))
-    alike = torch.cosine_similarity(both, without)[speaks & spoke]
+    without_semantic = weights.clone()
+    without_semantic[SEMANTIC] = 0
+    full = group_advantages(terms @ weights, kind="centered")  # (P, G)
+    partial = group_advantages(terms @ without_semantic, kind="centered")
+    full_differs, partial_differs = (values.abs().amax(1) > 0 for values in (full, partial))
+    cosine = torch.cosine_similarity(full, partial)[full_differs & partial_differs]
     score = terms[mixed][..., SEMANTIC]
     pairs = right[mixed][:, :, None] & ~right[mixed][:, None, :]  # (P', G, G)
     order = (score[:, :, None] - score[:, None, :]).sign()[pairs]
@@ -85,24 +94,31 @@ def semantic_signal(terms: Tensor, weights: Tensor) -> dict[str, float]:
         "none right": (~right.any(1)).float().mean().item(),
         "some right": mixed.float().mean().item(),
         "all right": right.all(1).float().mean().item(),
-        "only semantic differs": (speaks & ~spoke).float().mean().item(),
-        "cosine": alike.mean().item(),
+        "only semantic differs": (full_differs & ~partial_differs).float().mean().item(),
+        "cosine": cosine.mean().item(),
         "right above wrong": (order.mean().item() + 1) / 2,
     }
 
 
 def report(terms: Tensor, known: Tensor) -> None:
-    """Prints the two tables; known (Q,) bool, whether training has the question's database."""
+    """Prints the two tables.
+
+    Args:
+        terms: (Q, SAMPLES, R), the reward terms of the samples of each question.
+        known: (Q,) bool, whether the question is about a training database.
+    """
     counts, weights = (1, 2, 4, 8, 16), torch.tensor(list(WEIGHTS.values()))
     passes, signals = [("questions about", "n", *(f"pass@{k}" for k in counts))], []
-    for label, mine in (("known databases", known), ("unseen databases", ~known)):
-        rights = terms[mine][..., EXECUTION].sum(1).int().tolist()
-        shares = (sum(pass_at_k(n, SAMPLES, k) for n in rights) / len(rights) for k in counts)
-        passes.append((label, str(len(rights)), *(f"{100 * one:.1f}" for one in shares)))
-        groups = terms[mine].unflatten(1, (-1, GROUP)).flatten(0, 1)  # (P, G, R)
-        found = semantic_signal(groups, weights)
-        signals = signals or [(f"groups of {GROUP} about", "n", *found)]
-        signals.append((label, str(len(groups)), *(f"{100 * one:.1f}" for one in found.values())))
+    for label, mask in (("known databases", known), ("unseen databases", ~known)):
+        rights = terms[mask][..., EXECUTION].sum(1).int().tolist()
+        totals = [sum(pass_at_k(n, samples=SAMPLES, k=k) for n in rights) for k in counts]
+        shares = (f"{100 * total / len(rights):.1f}" for total in totals)
+        passes.append((label, str(len(rights)), *shares))
+        groups = terms[mask].unflatten(1, (-1, GROUP_SIZE)).flatten(0, 1)  # (P, G, R)
+        signal = semantic_signal(groups, weights)
+        signals = signals or [(f"groups of {GROUP_SIZE} about", "n", *signal)]
+        shares = (f"{100 * share:.1f}" for share in signal.values())
+        signals.append((label, str(len(groups)), *shares))
     print(markdown_table(passes), markdown_table(signals), sep="\n\n")
 
 
@@ -115,8 +131,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.adapter:
         load_adapter(policy.model, arguments.adapter)
     semantic = SemanticReward(ContrastiveEncoder.load(arguments.encoder))
-    with Sandbox() as sandbox, lora_folded(policy.model):
-        terms = sample_rewards(policy, Rewards(Judge(sandbox), semantic, WEIGHTS), dev)
+    with Sandbox() as sandbox, lora_merged(policy.model):
+        rewards = Rewards(ExecutionVerifier(sandbox), semantic, WEIGHTS)
+        terms = sample_rewards(policy, rewards, dev)
     report(terms, torch.tensor([example.db_id in trained for example in dev]))
 
 

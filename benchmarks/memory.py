@@ -1,10 +1,10 @@
-"""Memory of a GRPO step: what grpo/memory.py estimates, and what the process really takes.
+"""Measures the memory of a GRPO step beside the estimate of grpo/memory.py.
 
     python -m benchmarks.memory               # estimates for models of 135 M to 8 B parameters
-    python -m benchmarks.memory --measure     # some of them on this CPU, a process for each
+    python -m benchmarks.memory --measure     # nine steps on this CPU, each in its own process
 
 The models have random weights in the shapes of SmolLM2-135M and Llama 3's 1B, 3B and 8B; the step
-is that of `benchmarks.grpo_step`, on random prompts, and the peak is the process's.
+is that of `benchmarks.grpo_step` on random prompts, and the measured peak is the process's.
 """
 
 import argparse
@@ -12,19 +12,27 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from resource import RUSAGE_SELF, getrusage
 
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.grpo_step import step
-from grpo.evaluation.report import markdown_table
+from benchmarks.grpo_step import peak_rss, step
+from grpo.evaluation.report import Rows, markdown_table
 from grpo.lora import add_lora
 from grpo.memory import GIB, Workload, peak_bytes, shape_of
-from grpo.models import Policy, checkpoint_activations
+from grpo.models import checkpoint_activations
 
-NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "tie_word_embeddings",
+)
 MODELS = {
     "135M": (576, 1536, 30, 9, 3, 64, 49152, True),
     "1B": (2048, 8192, 16, 32, 8, 64, 128256, True),
@@ -47,48 +55,61 @@ MEASURED = [
 
 
 def config_of(name: str) -> LlamaConfig:
-    *shape, kv_heads, head_dim, vocab, tied = MODELS[name]
-    more = dict(num_key_value_heads=kv_heads, head_dim=head_dim, vocab_size=vocab)
-    return LlamaConfig(**dict(zip(NAMES, shape)), **more, tie_word_embeddings=tied)
+    return LlamaConfig(**dict(zip(FIELDS, MODELS[name])))
 
 
 def measure(name: str, work: Workload) -> float:
-    """GiB that this process takes at its peak in a step."""
+    """Takes a step. Returns the GiB of this process at its peak."""
     torch.manual_seed(0)
     config = config_of(name)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, work.dtype)).eval()
-    policy = Policy(add_lora(model, work.lora_rank), None, set())
+    add_lora(model, rank=work.lora_rank, alpha=32.0)
     if work.checkpoint_activations:
         checkpoint_activations(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    size = work.prompts_per_step, work.prompt_tokens
-    options = argparse.Namespace(
-        prompts=work.prompts_per_step,
-        group=work.group_size,
+    prompt_ids = torch.randint(config.vocab_size, (work.prompts_per_step, work.prompt_tokens))
+    step(
+        model,
+        optimizer,
+        prompt_ids.tolist(),
+        group_size=work.group_size,
         new_tokens=work.max_new_tokens,
         micro_batch=work.micro_batch,
         beta=0.04,
     )
-    step(policy, optimizer, torch.randint(config.vocab_size, size).tolist(), options)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes on Linux
-    return getrusage(RUSAGE_SELF).ru_maxrss * unit / GIB
+    return peak_rss() / GIB
 
 
 def estimate(name: str, work: Workload) -> float:
-    """GiB that grpo/memory.py expects."""
+    """GiB that grpo/memory.py estimates."""
     return peak_bytes(shape_of(config_of(name)), work) / GIB
 
 
-def estimates() -> str:
-    """A training pass of one prompt at a time, with activation checkpointing from 3B up."""
+def estimate_table() -> Rows:
+    """Estimated GiB of a step with one prompt a pass and, from 3B up, activation checkpointing."""
     sizes = [(size, length) for size in GROUPS for length in LENGTHS]
     rows = [("model", "dtype", *(f"{size} x {length} tokens" for size, length in sizes))]
     for name in MODELS:
         for dtype in ("float32", "bfloat16"):
             work = Workload(dtype, micro_batch=1, checkpoint_activations=name in ("3B", "8B"))
             cells = (replace(work, group_size=g, prompt_tokens=length) for g, length in sizes)
-            rows.append((name, dtype, *(f"{estimate(name, one):.1f}" for one in cells)))
-    return markdown_table(rows)
+            rows.append((name, dtype, *(f"{estimate(name, cell):.1f}" for cell in cells)))
+    return rows
+
+
+def measured_table() -> Rows:
+    """Estimated and measured GiB of the cases in ``MEASURED``."""
+    names = ("model", "dtype", "P", "G", "prompt", "micro-batch", "checkpointing")
+    rows = [(*names, "estimated", "measured", "ratio")]
+    for case, (name, work) in enumerate(tqdm(MEASURED)):
+        words = [sys.executable, "-m", "benchmarks.memory", "--case", str(case)]
+        process = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+        measured, estimated = json.loads(process.stdout), estimate(name, work)
+        numbers = work.prompts_per_step, work.group_size, work.prompt_tokens, work.micro_batch
+        settings = *map(str, numbers), "yes" if work.checkpoint_activations else ""
+        results = f"{estimated:.1f}", f"{measured:.1f}", f"{estimated / measured:.2f}"
+        rows.append((name, work.dtype, *settings, *results))
+    return rows
 
 
 def main() -> None:
@@ -100,21 +121,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.case is not None:
         print(json.dumps(measure(*MEASURED[arguments.case])))
-    elif arguments.measure:
-        names = ("model", "dtype", "P", "G", "prompt", "micro-batch", "checkpointing")
-        rows = [(*names, "estimated", "measured", "ratio")]
-        for case, (name, work) in enumerate(tqdm(MEASURED)):
-            words = [sys.executable, "-m", "benchmarks.memory", "--case", str(case)]
-            done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-            found, guess = json.loads(done.stdout), estimate(name, work)
-            numbers = work.prompts_per_step, work.group_size, work.prompt_tokens, work.micro_batch
-            rows.append(
-                (name, work.dtype, *map(str, numbers), "yes" if work.checkpoint_activations else "")
-                + (f"{guess:.1f}", f"{found:.1f}", f"{guess / found:.2f}")
-            )
-        print(markdown_table(rows))
     else:
-        print(estimates())
+        print(markdown_table(measured_table() if arguments.measure else estimate_table()))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from grpo.config import ASSETS
 from grpo.evaluation.report import Rows, markdown_table
 from grpo.evaluation.report import cell as share_text
 from grpo.evaluation.report import signed_cell as difference_text
-from grpo.rewards import WEIGHTS, Judge, Rewards
+from grpo.rewards import WEIGHTS, ExecutionVerifier, Rewards
 from sqlenv import EMBEDDED, LANGUAGES, Sandbox, UserError, load_dataset
 from sqlenv.files import write_file
 from sqlenv.metrics.bootstrap import summary
@@ -256,7 +256,7 @@ def example_text(results: Results) -> str:
     cells = {name: results.joint[name][0] for name in MAIN if name in results.joint}
     with Sandbox() as sandbox:
         semantic = SemanticReward(ContrastiveEncoder.load(ASSETS / "encoder"))
-        rewards = Rewards(Judge(sandbox), semantic, WEIGHTS)
+        rewards = Rewards(ExecutionVerifier(sandbox), semantic, WEIGHTS)
         langs = next(iter(cells.values()))["answers"]
         texts = [example_lines(lang, cells, rewards) for lang in langs]
         rewards.close()
