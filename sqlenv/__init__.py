@@ -1,12 +1,14 @@
-"""The world that the policy acts in: SQLite databases, questions about them, and SQL.
+"""The environment of the policy: questions, SQLite databases, and the execution of SQL.
 
-`load_dataset` gives questions with gold SQL and a database; `load_schema` and `schema_text` turn
-the database into a prompt; `extract_sql` finds the query in a completion; `Sandbox` runs it as
-the hostile text that it may be; `results_match` compares what it gives with what gold gives; and
-`share` and `paired_difference` sum up, with intervals. `make_mutants` makes
-queries that almost mean the same; `load_suite` makes databases that tell the former
-apart, and `suite_matches` judges by them. What the user can mend is a `UserError`.
-Nothing here knows of torch, of training or of rewards.
+- ``load_dataset``: questions with gold SQL and database
+- ``load_schema``, ``schema_text``: the schema of a database and its text in a prompt
+- ``extract_sql``, ``canonical_sql``, ``format_sql``: SQL as text
+- ``Sandbox``, ``results_match``, ``ExecutionVerifier``: execution of SQL and comparison with gold
+- ``load_suite``, ``suite_matches``, ``make_mutants``: test suites and the mutants behind them
+- ``share``, ``paired_difference``: metrics with confidence intervals
+
+Errors that the user can cause are ``UserError``. The package does not use torch and does not depend
+on training or rewards.
 """
 
 from sqlenv.dataset import (

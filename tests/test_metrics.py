@@ -1,4 +1,4 @@
-"""Shares and paired differences, against numbers known by hand or by theory."""
+"""Shares and paired differences, compared with numbers known by hand or by theory."""
 
 import json
 
@@ -30,9 +30,9 @@ def test_unanimous_outcomes():
 
 
 def test_nothing_to_measure():
-    nothing = {"value": None, "low": None, "high": None, "n": 0}
-    assert share([]) == nothing
-    assert paired_difference([], []) == nothing
+    empty = {"value": None, "low": None, "high": None, "n": 0}
+    assert share([]) == empty
+    assert paired_difference([], []) == empty
 
 
 def test_the_seed_decides():
@@ -74,8 +74,8 @@ def test_resampled_means_of_single_questions_are_those_of_share():
 
 
 def test_clusters_are_drawn_as_a_whole():
-    """Two clusters, all right and all wrong: a resample has 0, 1 or 2 of the right one, with
-    chances 1/4, 1/2, 1/4. Both groups see the same draw, whatever their sizes.
+    """Two clusters, one all true and one all false: a resample has the first 0, 1 or 2 times, with
+    probabilities 1/4, 1/2, 1/4. Both groups share the resamples, whatever their sizes.
     """
     values = np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]] * 3)
     drawn = resampled_means(values, ["a", "a", "b"] * 2, [0, 0, 0, 1, 1, 1])
@@ -88,5 +88,5 @@ def test_clusters_are_drawn_as_a_whole():
 
 def test_a_group_may_be_missing_from_a_resample():
     drawn = resampled_means(np.ones((2, 1)), ["a", "b"], [0, 1])
-    assert 0.2 < np.isnan(drawn["a"]).mean() < 0.3  # a quarter of the draws take b twice
+    assert 0.2 < np.isnan(drawn["a"]).mean() < 0.3  # a quarter of the resamples have b twice
     assert summary(1.0, drawn["a"][:, 0], 1) == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 1}

@@ -1,5 +1,5 @@
-"""Comparing results: hand-made cases, properties that hold for any table of values, and what we do
-otherwise than other evaluations (docs/evaluation.md has these as a table).
+"""Comparison of results: cases by hand, properties that hold for any table of values, and the
+differences from other evaluations (docs/evaluation.md has a table of them).
 """
 
 import math
@@ -137,12 +137,12 @@ TRIANGLES = [(i, (i + 1) % 3) for i in range(3)] + [(3 + i, 3 + (i + 1) % 3) for
 
 
 def test_columns_that_only_a_search_tells_apart():
-    # Each column holds one 1: alike in every column, and rows are permuted between the two.
+    # Each column has a single 1, so all columns have the same cells; rows are permuted.
     size = 40
     rows = [tuple(int(i == j) for j in range(size)) for i in range(size)]
     columns = random.Random(0).sample(range(size), size)
     assert match(rows, [tuple(row[j] for j in columns) for row in rows])
-    # A 6-cycle and two triangles look the same at every node, ten copies of each.
+    # Every node of a 6-cycle and of two triangles has the same degree; ten copies of each.
     order = random.Random(0).sample(range(60), 60)
     assert match(incidence(RING, range(60), 10), incidence(RING, order, 10))
     assert not match(incidence(RING, range(60), 10), incidence(TRIANGLES, order, 10))
@@ -151,10 +151,8 @@ def test_columns_that_only_a_search_tells_apart():
 def test_the_search_gives_up_in_the_end(monkeypatch):
     gold, predicted = incidence(RING, range(6)), incidence(RING, (0, 2, 4, 1, 3, 5))
     assert match(gold, predicted)
-    monkeypatch.setattr(
-        "sqlenv.metrics.execution_match.MAX_CELLS", 35
-    )  # less than one look at the 36 cells
-    assert match(gold, gold[::-1])  # which does not take one
+    monkeypatch.setattr("sqlenv.metrics.execution_match.MAX_CELLS", 35)  # of 36 cells
+    assert match(gold, gold[::-1])  # needs no search
     assert not match(gold, predicted)
 
 
@@ -208,7 +206,7 @@ def test_the_same_as_trying_every_order_of_columns(tables):
     assert match(gold, predicted) == by_hand
 
 
-# What we do otherwise than Spider's test-suite evaluation, BIRD's and Spider's first one.
+# Differences from Spider's test-suite evaluation, BIRD's and Spider's first one.
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +217,7 @@ def sandbox():
 
 @pytest.fixture(scope="module")
 def same(sandbox, tmp_path_factory):
-    """same(gold, predicted): whether two queries give the same result, as EX sees it."""
+    """same(gold, predicted): whether two queries give the same result by EX."""
     path = tmp_path_factory.mktemp("singers") / "singers.sqlite"
     connection = sqlite3.connect(path)
     connection.executescript(
@@ -286,9 +284,9 @@ def test_differs_whatever_sqlite_runs_is_compared(same):
 
 
 def test_differs_empty_results_need_as_many_columns(same):
-    none = "FROM singer WHERE age > 99"
-    assert not same(f"SELECT name {none}", f"SELECT name, age {none}")
-    assert same(f"SELECT name {none}", f"SELECT country {none}")
+    no_rows = "FROM singer WHERE age > 99"
+    assert not same(f"SELECT name {no_rows}", f"SELECT name, age {no_rows}")
+    assert same(f"SELECT name {no_rows}", f"SELECT country {no_rows}")
 
 
 def test_differs_numbers_within_the_tolerance_are_equal(same):
