@@ -80,6 +80,7 @@ class Trainer:
             parts = distributed.micro_batches(len(rollout.examples), config.micro_batch)  # slices
             reference = self.reference_logprobs if config.beta else lambda *_: None
             ref_logprobs = [reference(rollout, part) for part in parts]  # (p, G, T) each
+            distributed.synchronize()  # processes may have different numbers of parts
             old_logprobs: list[Tensor] = []  # (p, G, T) each
             updates = []
             for iteration in range(config.num_iterations):  # mu in DeepSeekMath

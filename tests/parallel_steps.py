@@ -1,7 +1,5 @@
-"""What each process of tests/test_parallel.py runs: some steps of the trainer, all of whose states
-go into a file.
-
-    torchrun --nproc-per-node 2 tests/parallel_steps.py FOLDER STATES OPTIONS
+"""Run by each process of tests/test_parallel.py: takes some steps and writes their states to a file.
+torchrun --nproc-per-node 2 tests/parallel_steps.py FOLDER STATES OPTIONS
 """
 
 import json
@@ -22,7 +20,7 @@ from trainer_kit import (
 )
 
 from grpo.distributed.parallel import Distributed, open_distributed
-from grpo.distributed.shard import with_lockstep, open_mesh, shard
+from grpo.distributed.shard import open_mesh, shard, with_lockstep
 from grpo.models import checkpoint_activations
 from sqlenv import Example
 
@@ -55,17 +53,17 @@ def steps(distributed: Distributed, folder: Path, options: dict) -> list[dict]:
         distributed = spread(policy.model, distributed)
     examples = [Example(q, "en", db, gold, folder / f"{db}.sqlite") for q, db, gold in QUESTIONS]
     trainer = make_trainer(examples, rewards, policy, distributed=distributed, **options)
-    found = []
+    states = []
     while trainer.step < trainer.total_steps:
         metrics = without_clocks(trainer.train_step())
-        found.append({"metrics": metrics, "lora": lora_of(trainer), "state": trainer.state_dict()})
-    return found
+        states.append({"metrics": metrics, "lora": lora_of(trainer), "state": trainer.state_dict()})
+    return states
 
 
 if __name__ == "__main__":
     with open_distributed("cpu") as (distributed, _):
-        found = distributed.all_gather(
+        states = distributed.all_gather(
             steps(distributed, Path(sys.argv[1]), json.loads(sys.argv[3]))
         )
         if distributed.is_main:
-            torch.save(found, sys.argv[2])
+            torch.save(states, sys.argv[2])

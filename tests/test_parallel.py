@@ -1,4 +1,4 @@
-"""Several processes make the update that one makes: real processes, joined by gloo."""
+"""Several processes make the update that one process makes: real processes, connected by gloo."""
 
 import json
 import re
@@ -21,7 +21,7 @@ TESTS = Path(__file__).resolve().parent
 
 @given(count=st.integers(0, 100), size=st.integers(1, 9))
 def test_shares_are_a_partition_into_nearly_equal_parts(count, size):
-    shares = [Distributed(rank, size).share(count) for rank in range(size)]
+    shares = [Distributed(rank, size).split(count) for rank in range(size)]
     assert [i for share in shares for i in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -47,7 +47,7 @@ OPTIONS = {  # 3 or 5 prompts do not divide by 2; 1 prompt leaves a process with
     "dynamic sampling": {"prompts_per_step": 5, "dynamic_sampling": 3, "steps": 2, "rare": True},
     "two updates, a mean of means": {
         **{"prompts_per_step": 5, "micro_batch": 1, "num_iterations": 2, "steps": 2},
-        **{"loss": "sequence", "advantage": "per_reward", "mask_truncated": True},
+        **{"loss_aggregation": "sequence", "advantage": "per_reward", "mask_truncated": True},
     },
 }
 
@@ -65,11 +65,11 @@ def test_two_processes_make_the_update_of_one(options, examples, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     expected, ranks = steps(SINGLE_PROCESS, folder, options), torch.load(file)
     assert len(ranks) == 2 and any(e["metrics"]["grad_norm"] > 0 for e in expected)
-    for found in ranks:
-        for ours, one in zip(found, expected, strict=True):
-            assert ours["state"]["cursor"] == one["state"]["cursor"]
-            assert ours["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=2e-6)
-            for name, tensor in one["lora"].items():
+    for rank_states in ranks:
+        for ours, single in zip(rank_states, expected, strict=True):
+            assert ours["state"]["cursor"] == single["state"]["cursor"]
+            assert ours["metrics"] == pytest.approx(single["metrics"], rel=1e-5, abs=2e-6)
+            for name, tensor in single["lora"].items():
                 assert (ours["lora"][name] - tensor).norm() <= 1e-5 * tensor.norm(), name
 
 

@@ -58,7 +58,7 @@ class Distributed:
         """The values of all processes in the order of their ranks; every process must call it."""
         if self.size == 1:
             return [value]
-        self._wait()
+        self.synchronize()
         values = [None] * self.size
         dist.all_gather_object(values, value)
         return values
@@ -71,7 +71,7 @@ class Distributed:
         """Sums the gradients over all processes, in place, in one message; a missing one is 0."""
         if self.size == 1:
             return
-        self._wait()
+        self.synchronize()
         parameters = list(parameters)
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -85,8 +85,8 @@ class Distributed:
             self.lockstep.before_backward()
         loss.backward()
 
-    def _wait(self) -> None:
-        """Before a message to all: joins in the passes of the others until they have none left."""
+    def synchronize(self) -> None:
+        """With a sharded model: joins in the passes of the other processes until none has work."""
         if self.lockstep:
             self.lockstep.participate_until_idle()
 
