@@ -1,4 +1,5 @@
-"""Run by each process of tests/test_parallel.py: takes some steps and writes their states to a file.
+"""Run by each process of tests/test_parallel.py: some steps, whose states are written to a file.
+
 torchrun --nproc-per-node 2 tests/parallel_steps.py FOLDER STATES OPTIONS
 """
 
