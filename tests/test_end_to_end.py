@@ -1,5 +1,5 @@
-"""The command lines, as a user runs them, with the shipped policy and encoder: a few steps, a
-kill, a resume, errors.
+"""The command lines as a user runs them, with the shipped policy and encoder: a few steps, a kill,
+a resumed run, errors.
 """
 
 import json
@@ -17,28 +17,13 @@ import train
 from grpo.config import ASSETS
 from grpo.evaluation.report import read_metrics
 from grpo.models import has_fast_bfloat16
+from sqlenv import EMBEDDED, load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = [
-    "--lang",
-    "vi",
-    "--steps",
-    "4",
-    "--prompts-per-step",
-    "2",
-    "--group-size",
-    "3",
-    "--max-new-tokens",
-    "24",
-    "--dev-limit",
-    "6",
-    "--examples",
-    "40",
-    "--save-every",
-    "2",
-    "--device",
-    "cpu",
-]
+SMALL = (
+    "--lang vi --steps 4 --prompts-per-step 2 --group-size 3 --max-new-tokens 24 --dev-limit 6 "
+    "--examples 40 --save-every 2 --device cpu"
+).split()
 CLOCKS = ("_seconds", "_tokens_per_second")
 
 
@@ -47,7 +32,7 @@ def train_command(folder: Path, *more: str) -> list[str]:
 
 
 def steps_of(folder: Path) -> list[dict]:
-    """The metrics without the clocks."""
+    """The metrics of a run without its timings."""
     return [
         {name: value for name, value in row.items() if not name.endswith(CLOCKS)}
         for row in read_metrics(folder / "metrics.jsonl")
@@ -56,23 +41,17 @@ def steps_of(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A run of four steps that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    done = subprocess.run(train_command(folder), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "before" in done.stdout and "difference" in done.stdout
+    """An uninterrupted run of four steps."""
+    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    process = subprocess.run(train_command(folder), cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "before" in process.stdout and "difference" in process.stdout
     return folder
 
 
-def test_a_run_writes_what_the_design_lists(finished):
-    assert {
-        "config.json",
-        "metrics.jsonl",
-        "adapter",
-        "checkpoint",
-        "curves.png",
-        "summary.json",
-    } <= set(os.listdir(finished))
+def test_a_run_writes_its_folder(finished):
+    files = {"config.json", "metrics.jsonl", "adapter", "checkpoint", "curves.png", "summary.json"}
+    assert files <= set(os.listdir(finished))
     rows = read_metrics(finished / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
@@ -91,8 +70,8 @@ def test_a_run_writes_what_the_design_lists(finished):
 
 
 def test_resume_after_kill_9_gives_the_same_numbers(finished, tmp_path):
-    """Killed once the third step is written: the last checkpoint is step 2, and steps 3 and 4 are
-    taken again.
+    """The run is killed once step 3 is written: the last checkpoint is that of step 2, and the
+    resumed run repeats step 3.
     """
     folder = tmp_path / "killed"
     process = subprocess.Popen(
@@ -112,8 +91,8 @@ def test_resume_after_kill_9_gives_the_same_numbers(finished, tmp_path):
     )
     assert resumed.returncode == 0, resumed.stderr
     assert steps_of(folder) == steps_of(finished)
-    same = [json.loads((f / "summary.json").read_text()) for f in (folder, finished)]
-    assert same[0]["after"] == same[1]["after"]
+    ours, theirs = (json.loads((f / "summary.json").read_text()) for f in (folder, finished))
+    assert ours["after"] == theirs["after"]
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(finished, tmp_path):
@@ -134,10 +113,9 @@ def test_ctrl_c_saves_and_says_how_to_resume(finished, tmp_path):
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 130, stderr
-    assert "go on with: python train.py" in stdout and "--resume" in stdout
-    done = len(steps_of(folder))
-    assert 1 <= done < 4
-    command = stdout.split("go on with: ")[1].split()
+    assert "resume with: python train.py" in stdout and "--resume" in stdout
+    assert 1 <= len(steps_of(folder)) < 4
+    command = stdout.split("resume with: ")[1].split()
     resumed = subprocess.run(
         [sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True
     )
@@ -146,57 +124,29 @@ def test_ctrl_c_saves_and_says_how_to_resume(finished, tmp_path):
 
 
 def test_evaluate_a_run_and_its_predictions_file(finished, tmp_path, capsys):
-    """The adapter on disk gives what the run measured, and scoring the saved predictions gives the
-    same again.
-    """
+    """The saved adapter gives what the run measured, and so do the saved predictions."""
     report, predictions = tmp_path / "out.json", tmp_path / "predictions.jsonl"
-    assert (
-        evaluate.main(
-            [
-                "--run",
-                str(finished),
-                "--limit",
-                "6",
-                "--test-suite",
-                "--json",
-                str(report),
-                "--save-predictions",
-                str(predictions),
-            ]
-        )
-        == 0
-    )
+    options = ["--test-suite", "--json", str(report)]
+    of_run = ["--run", str(finished), "--limit", "6", "--save-predictions", str(predictions)]
+    assert evaluate.main([*of_run, *options]) == 0
     measured = json.loads(report.read_text())
     assert measured["vi"] == json.loads((finished / "summary.json").read_text())["after"]["vi"]
     assert measured["average"]["execution"]["n"] == 6
-    again = ["--predictions", str(predictions), "--test-suite", "--json", str(report)]
-    assert evaluate.main(again) == 0
+    assert evaluate.main(["--predictions", str(predictions), *options]) == 0
     assert json.loads(report.read_text())["vi"] == measured["vi"]
     assert "EX" in capsys.readouterr().out
 
 
-def test_gold_as_prediction_scores_full_marks(tmp_path):
-    questions = train.load_dataset(train.EMBEDDED, "ja", "dev")[:40]
-    lines = [
-        json.dumps(
-            {
-                "db_id": q.db_id,
-                "question": q.question,
-                "lang": "ja",
-                "gold": q.gold_sql,
-                "predicted": q.gold_sql,
-            }
-        )
-        for q in questions
+def test_gold_as_prediction_is_always_correct(tmp_path):
+    predictions, out = tmp_path / "gold.jsonl", tmp_path / "out.json"
+    rows = [
+        {"db_id": e.db_id, "question": e.question, "lang": "ja", "gold": e.gold_sql}
+        | {"predicted": e.gold_sql}
+        for e in load_dataset(EMBEDDED, "ja", "dev")[:40]
     ]
-    (tmp_path / "gold.jsonl").write_text("\n".join(lines))
-    assert (
-        evaluate.main(
-            ["--predictions", str(tmp_path / "gold.jsonl"), "--json", str(tmp_path / "out.json")]
-        )
-        == 0
-    )
-    report = json.loads((tmp_path / "out.json").read_text())
+    predictions.write_text("\n".join(map(json.dumps, rows)))
+    assert evaluate.main(["--predictions", str(predictions), "--json", str(out)]) == 0
+    report = json.loads(out.read_text())
     assert report["ja"]["valid"]["value"] == report["ja"]["execution"]["value"] == 1
 
 
@@ -239,9 +189,7 @@ def test_model_without_tokenizer(tmp_path, capsys):
 
 def test_resume_with_other_settings_is_refused(finished, capsys):
     before = (finished / "metrics.jsonl").read_bytes()
-    arguments = [word for word in SMALL if word != "4"]
-    arguments.insert(arguments.index("--steps") + 1, "9")
-    assert train.main([*arguments, "--output", str(finished), "--resume"]) == 2
+    assert train.main([*SMALL, "--steps", "9", "--output", str(finished), "--resume"]) == 2
     assert "steps: 4 -> 9" in capsys.readouterr().err
     assert (finished / "metrics.jsonl").read_bytes() == before
 
