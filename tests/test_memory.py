@@ -1,5 +1,5 @@
-"""The plan of a run's memory: counted by hand, monotonous, and close to what a real step takes; and
-what is said when memory ends.
+"""The estimate of a run's memory: counted by hand, monotonic, and close to what a real step takes;
+and the message when a run is out of memory.
 """
 
 import os
@@ -59,7 +59,7 @@ def test_the_shape_is_counted_without_a_weight():
     assert shape_of(config) == expected
 
 
-def test_what_is_there_all_the_time_by_hand():
+def test_constant_bytes_by_hand():
     """1500 weights of 2 bytes; LoRA of rank 4 on 200 inputs and outputs, 4 float32 numbers each. On
     two devices half of the 700 weights of the blocks are elsewhere.
     """
@@ -68,17 +68,17 @@ def test_what_is_there_all_the_time_by_hand():
     assert constant_bytes(SHAPE, WORK) - constant_bytes(SHAPE, two) == pytest.approx(2 * 350)
 
 
-def test_what_sampling_takes_by_hand():
-    """The folded blocks, 2 x 700; keys and values of 2 layers, 1 head of 4, in 2 bytes: 32 bytes a
-    token, of 2 x 10 + 6 x 5 tokens; six distributions over 100 tokens in 2 + 4 + 4 + 8 bytes, which
-    is more than the prefill's 20 x 2 x (32 + 32 + 48).
+def test_sampling_bytes_by_hand():
+    """The copy of the blocks with LoRA merged, 2 x 700; keys and values of 2 layers, 1 head of 4,
+    in 2 bytes: 32 bytes a token, of 2 x 10 + 6 x 5 tokens; six distributions over 100 tokens in
+    2 + 4 + 4 + 8 bytes, which is more than the prefill's 20 x 2 x (32 + 32 + 48).
     """
     assert sampling_bytes(SHAPE, WORK) == 1400 + 32 * 50 + max(6 * 100 * 18, 20 * 2 * 112)
 
 
 @given(name=st.sampled_from(SIZES), data=st.data())
 def test_more_work_never_takes_less(name, data):
-    work = replace(WORK, **{one: data.draw(st.integers(1, 64)) for one in SIZES})
+    work = replace(WORK, **{size: data.draw(st.integers(1, 64)) for size in SIZES})
     more = replace(work, **{name: getattr(work, name) + data.draw(st.integers(1, 64))})
     assert peak_bytes(SHAPE, more) >= peak_bytes(SHAPE, work)
     assert peak_bytes(SHAPE, replace(work, checkpoint_activations=True)) <= peak_bytes(SHAPE, work)
@@ -95,7 +95,7 @@ def test_the_largest_setting_fits_and_twice_of_it_does_not():
 
 
 def test_advice_for_a_model_that_needs_several_devices():
-    """40 G weights of 2 bytes, 75 GiB, do not fit into 80 with their folded copy; half of them do
+    """40 G weights of 2 bytes, 75 GiB, do not fit into 80 with their merged copy; half of them do
     without one, and a quarter into 30.
     """
     giant = replace(SHAPE, layers=80, parameters=40_000_000_000, blocks=40_000_000_000)
@@ -111,7 +111,7 @@ def test_the_workload_of_one_of_three_processes():
     assert work == Workload("float16", 3, 5, SCHEMA_BUDGET, 96, 3, 4, False, devices=3)
 
 
-def test_the_plan_is_printed_and_nothing_is_made(capsys, tmp_path):
+def test_the_plan_is_printed_and_nothing_is_written(capsys, tmp_path):
     words = ["--plan", "--group-size", "8", "--output", str(tmp_path / "run")]
     assert train.main(words) == 0
     text = capsys.readouterr().out

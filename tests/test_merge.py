@@ -42,8 +42,8 @@ def test_plain_transformers_reads_what_was_trained(run, tmp_path, dtype, toleran
     plain = base(IDS).logits
     load_adapter(base, run / "adapter")
     with torch.no_grad():
-        found, expected = merged(IDS).logits, base(IDS).logits
-    assert (found - expected).norm() <= tolerance * expected.norm()
+        logits, expected = merged(IDS).logits, base(IDS).logits
+    assert (logits - expected).norm() <= tolerance * expected.norm()
     assert (plain - expected).norm() > 0.2 * expected.norm()  # the adapter does something
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer("how many singers ?") == TOKENIZER("how many singers ?")
@@ -57,9 +57,9 @@ def test_the_card_has_settings_data_and_metrics(run, tmp_path):
 
 
 def test_bad_input_is_one_line(run, tmp_path, capsys):
-    (tmp_path / "there").mkdir()
+    (tmp_path / "old").mkdir()
     for words, message in (
-        ([run, tmp_path / "there"], "there exists"),
+        ([run, tmp_path / "old"], "old exists"),
         ([tmp_path / "base", tmp_path / "out"], "not the folder of a finished run"),
     ):
         assert merge.main([str(word) for word in words]) == 2

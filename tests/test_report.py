@@ -16,7 +16,7 @@ from sqlenv import UserError
 
 
 def test_numbers_that_are_not_finite_are_null_in_the_metrics(tmp_path):
-    """NaN is no JSON: other readers would refuse the file."""
+    """NaN is not valid JSON: other readers would refuse the file."""
     path = tmp_path / "metrics.jsonl"
     append_metrics(path, {"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "kl": 0.5})
     (line,) = path.read_text().splitlines()
@@ -30,7 +30,7 @@ def test_numbers_that_are_not_finite_are_null_in_the_metrics(tmp_path):
 
 
 def test_tensorboard_gets_every_metric_at_its_step(tmp_path):
-    """After a resume at step 1, what was written for later steps is taken again."""
+    """After a resume at step 1, the values of later steps are replaced."""
     pytest.importorskip("tensorboard", reason="needs tensorboard (pip install tensorboard)")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -43,11 +43,14 @@ def test_tensorboard_gets_every_metric_at_its_step(tmp_path):
     board.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.Tags()["scalars"] == ["reward", "loss"]
-    assert [(one.step, one.value) for one in events.Scalars("reward")] == [(1, 0.25), (2, 0.5)]
-    assert [(one.step, one.value) for one in events.Scalars("loss")] == [(2, 0.125)]
+    points = {
+        name: [(point.step, point.value) for point in events.Scalars(name)]
+        for name in ("reward", "loss")
+    }
+    assert points == {"reward": [(1, 0.25), (2, 0.5)], "loss": [(2, 0.125)]}
 
 
-def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatch):
+def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatch, capsys):
     real = builtins.__import__
 
     def without(name, *arguments):
@@ -58,5 +61,8 @@ def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatc
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match="pip install tensorboard"):
         open_tensorboard(tmp_path, 0)
-    with pytest.raises(UserError, match="pip install tensorboard"):  # before anything is measured
-        train.parse_arguments(["--tensorboard"])
+    monkeypatch.setattr(train, "train", pytest.fail)  # the error comes before anything is measured
+    assert train.main(["--tensorboard", "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "pip install tensorboard" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()

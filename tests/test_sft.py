@@ -1,4 +1,4 @@
-"""The supervised warm start: its batches, its learning rate, and that it resumes exactly."""
+"""Supervised fine-tuning: its batches, its loss, its learning rate, and that it resumes exactly."""
 
 import copy
 import json
@@ -15,14 +15,21 @@ from grpo.logprobs import completion_logprobs
 from grpo.lora import merge_lora
 from grpo.models import load_policy
 from grpo.prompt import PromptBuilder
-from grpo.sft import Answers, Packs, lr_factor, shuffled_schema, supervised_loss, swap_values
+from grpo.sft import (
+    PretrainingBatches,
+    SftBatches,
+    lr_factor,
+    shuffled_schema,
+    supervised_loss,
+    swap_values,
+)
 from sqlenv import EMBEDDED, LANGUAGES, load_dataset, load_schema
 from sqlenv.embedded.generate import build
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """The embedded dataset with 30 questions a language to imitate."""
+    """The embedded dataset with 30 SFT questions for each language."""
     root, built = tmp_path_factory.mktemp("root"), build()
     questions = Path("dataset/multispider/with_English_value")
     (root / questions).mkdir(parents=True)
@@ -34,7 +41,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def run(root: Path, output: Path, *options: str) -> dict[str, torch.Tensor]:
-    """The weights after a warm-up of a tiny model."""
+    """The weights of a tiny model after SFT."""
     sizes = {"hidden": 128, "layers": 1, "vocab": 400, "rows": 2, "per-row": 3, "steps": 6}
     words = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     assert sft.main(["--data", str(root), "--output", str(output), *words, *options]) == 0
@@ -69,7 +76,7 @@ def test_no_value_runs_from_one_query_into_the_next():
     pattern such as '%a%' turned inside and outside round for all that followed it.)
     """
     examples = load_dataset(EMBEDDED, "en", "sft")
-    values = Packs(examples, None, 2, 3, seed=0).values
+    values = PretrainingBatches(examples, None, 2, 3, seed=0).values
     golds = [example.gold_sql for example in examples]
     assert len(values) > 1000 and any("LIKE" in gold for gold in golds)
     assert max(map(len, values)) < 40 and not any(" FROM " in value for value in values)
@@ -98,10 +105,10 @@ def test_supervised_loss_by_hand():
     assert loss.item() == pytest.approx(4)
 
 
-def test_a_stopped_warm_up_goes_on_to_the_same_weights(root, tmp_path, monkeypatch):
-    """Six steps at once, and six steps broken off in the fifth after a checkpoint at the fourth."""
+def test_a_resumed_run_ends_with_the_same_weights(root, tmp_path, monkeypatch):
+    """Six steps at once, and six steps stopped in the fifth, after a checkpoint at the fourth."""
     whole = run(root, tmp_path / "whole")
-    monkeypatch.setattr(warmup, "SAVE_EVERY", 4)
+    monkeypatch.setattr(sft, "SAVE_EVERY", 4)
     real, calls = sft.backward, []
 
     def fails_in_the_fifth(*arguments):
@@ -110,7 +117,7 @@ def test_a_stopped_warm_up_goes_on_to_the_same_weights(root, tmp_path, monkeypat
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(warmup, "backward", fails_in_the_fifth)
+    monkeypatch.setattr(sft, "backward", fails_in_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         run(root, tmp_path / "broken")
     assert (tmp_path / "broken.checkpoint.pt").is_file() and not (tmp_path / "broken").exists()
@@ -124,13 +131,13 @@ def test_a_stopped_warm_up_goes_on_to_the_same_weights(root, tmp_path, monkeypat
 def test_stop_ends_early_on_the_same_path(root, tmp_path, monkeypatch):
     """--stop 4 of 6 is the state that six steps pass through after the fourth."""
     stopped = run(root, tmp_path / "stopped", "--stop", "4")
-    monkeypatch.setattr(warmup, "SAVE_EVERY", 4)
+    monkeypatch.setattr(sft, "SAVE_EVERY", 4)
     seen = {}
 
     def keep(path, state):
         seen.update({name: tensor.clone() for name, tensor in state["parts"][0].items()})
 
-    monkeypatch.setattr(warmup, "save_state", keep)
+    monkeypatch.setattr(sft, "save_state", keep)
     run(root, tmp_path / "whole")
     assert seen
     for name, tensor in stopped.items():
@@ -158,8 +165,8 @@ def test_prompts_of_a_row_share_their_beginning_and_nothing_changes(root, templa
     policy.tokenizer = copy.deepcopy(TOKENIZER)
     policy.tokenizer.chat_template = template or None
     examples = load_dataset(str(root), "en", "sft")
-    starts, groups, asked = Answers(examples, policy, 3, 4, 0)[5]
-    texts = [[start + one for one in group] for start, group in zip(starts, groups)]
+    starts, groups, asked = SftBatches(examples, policy, 3, 4, 0)[5]
+    texts = [[start + ids for ids in group] for start, group in zip(starts, groups)]
     sizes = [[len(start) + n for n in row] for start, row in zip(starts, asked.tolist())]
     pairs = [(t, n) for group, row in zip(texts, sizes) for t, n in zip(group, row)]
     known = {tuple(PromptBuilder(policy.tokenizer)(example)) for example in examples}
@@ -181,7 +188,7 @@ def test_rows_one_after_the_other_make_the_gradients_of_the_batch(root, rows):
     SQL and of the question, as far as bfloat16 tells them apart.
     """
     policy = make_policy()
-    batch = Answers(load_dataset(str(root), "en", "sft"), policy, 3, 4, 0)[5]
+    batch = SftBatches(load_dataset(str(root), "en", "sft"), policy, 3, 4, 0)[5]
 
     def gradients(at_once: int) -> tuple[float, dict]:
         policy.model.zero_grad()
@@ -190,16 +197,16 @@ def test_rows_one_after_the_other_make_the_gradients_of_the_batch(root, rows):
         return loss, {name: p.grad.clone() for name, p in parameters if p.requires_grad}
 
     loss, expected = gradients(3)
-    other, found = gradients(rows)
-    assert other == pytest.approx(loss, rel=1e-3)
+    other_loss, other_gradients = gradients(rows)
+    assert other_loss == pytest.approx(loss, rel=1e-3)
     assert sum(gradient.norm() > 0 for gradient in expected.values()) > 3
     for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() <= 0.01 * gradient.norm(), name
+        assert (other_gradients[name] - gradient).norm() <= 0.01 * gradient.norm(), name
 
 
 @pytest.mark.parametrize("template", ["", CHAT])
 @pytest.mark.parametrize("rank", ["0", "4"])
-def test_a_model_that_exists_learns_to_answer(root, tmp_path, rank, template):
+def test_an_existing_model_learns_to_answer(root, tmp_path, rank, template):
     """As train.py asks it, with a chat template and without: gold, and the token that ends an
     answer, become likelier. The base is left as it is.
     """
@@ -224,9 +231,9 @@ def test_a_model_that_exists_learns_to_answer(root, tmp_path, rank, template):
     for folder in ("base", "new"):
         policy = load_policy(str(tmp_path / folder))
         examples = load_dataset(str(root), "en", "sft")
-        prompts, groups, asked = Answers(examples, policy, 4, 2, 1)[0]
+        prompts, groups, asked = SftBatches(examples, policy, 4, 2, 1)[0]
         assert len(prompts) == 4 and all(len(group) == 2 for group in groups)
-        assert all(one[-1] == 1 for group in groups for one in group)
+        assert all(ids[-1] == 1 for group in groups for ids in group)
         for parameter in policy.model.parameters():
             parameter.requires_grad_()
         losses.append(sft.backward(policy.model, (prompts, groups, asked), 0.2, 2))
