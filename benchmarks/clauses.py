@@ -1,15 +1,16 @@
-"""Which parts of SQL the gold queries of datasets have, side by side.
+"""Prints the shares of gold queries that have each SQL clause, for several datasets, in percent.
 
-    python -m benchmarks.clauses                    # the embedded dataset's dev split
-    python -m benchmarks.clauses data ROOT          # beside that of MultiSpider, in percent
+    python -m benchmarks.clauses                           # the embedded dataset
+    python -m benchmarks.clauses sqlenv/embedded ROOT      # and MultiSpider in ROOT
 
-Every different gold query of the English dev split counts once; the levels of hardness are
-Spider's (sqlenv/metrics/hardness.py).
+Every distinct gold query of the English dev split counts once. The hardness levels are Spider's
+(sqlenv/metrics/hardness.py).
 """
 
 import argparse
 import sys
 from collections import Counter
+from pathlib import Path
 
 from grpo.evaluation.report import Rows, markdown_table
 from sqlenv import EMBEDDED, load_dataset
@@ -33,40 +34,45 @@ PARTS += (*WORDS, "nested query", *SET_OPERATORS, *LEVELS)
 
 
 def parts(sql: str) -> set[str]:
-    """What occurs in a query, of `PARTS`.
+    """Returns the members of PARTS that occur in a query.
 
     >>> sorted(parts("SELECT city FROM singer GROUP BY city HAVING count(*) > 2"))
     ['aggregate', 'group by', 'having', 'medium']
     """
     query = parse(sql)
     clauses = {name for select in query.selects for name in select.clauses}
-    named = {"group": "group by", "order": "order by"}
-    found = {named.get(name, name) for name in clauses}
-    found |= {token.text for token in query.tokens if token.kind == "keyword"}
     joins = max((len(select.sources) - 1 for select in query.selects), default=0)
-    found |= {"join"} if joins > 0 else set()
-    found |= {"two joins or more"} if joins > 1 else set()
-    found |= {"aggregate"} if any(query.aggregates()) else set()
-    found |= {"nested query"} if any(select.opener for select in query.selects) else set()
-    return (found | {hardness(sql)}) & set(PARTS)
+    conditions = {
+        "group by": "group" in clauses,
+        "order by": "order" in clauses,
+        "join": joins > 0,
+        "two joins or more": joins > 1,
+        "aggregate": any(query.aggregates()),
+        "nested query": any(select.opener for select in query.selects),
+    }
+    names = clauses | {token.text for token in query.tokens if token.kind == "keyword"}
+    names |= {name for name, holds in conditions.items() if holds} | {hardness(sql)}
+    return names & set(PARTS)
 
 
 def table(roots: list[str]) -> Rows:
-    """Shares in percent, a column for each dataset."""
+    """Returns the rows of the table, with a column of percentages for each dataset."""
     columns = []
     for root in roots:
-        golds = {(one.db_id, one.gold_sql) for one in load_dataset(root, "en", "dev")}
+        examples = load_dataset(root, "en", "dev")
+        golds = {(example.db_id, example.gold_sql) for example in examples}
         counts = Counter(part for _, sql in golds for part in parts(sql))
         columns.append([f"{100 * counts[part] / len(golds):.1f}" for part in PARTS] + [len(golds)])
     rows = zip((*PARTS, "different queries"), *columns)
-    return [("", *roots), *(tuple(map(str, row)) for row in rows)]
+    return [("", *(Path(root).name for root in roots)), *(tuple(map(str, row)) for row in rows)]
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("roots", nargs="*", default=[str(EMBEDDED)], help="datasets (data)")
+    parser.add_argument("roots", nargs="*", default=[str(EMBEDDED)], help="datasets (%(default)s)")
     arguments = parser.parse_args(argv)
     return exit_code(lambda: print(markdown_table(table(arguments.roots))))
 

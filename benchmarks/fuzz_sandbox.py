@@ -1,14 +1,15 @@
-"""Throws generated and mutated statements at the sandbox, and looks for any harm.
+"""Fuzzes the sandbox with generated and mutated statements.
 
     python -m benchmarks.fuzz_sandbox                         100,000 statements, some minutes
-    python -m benchmarks.fuzz_sandbox --start 40000           go on where another run stopped
+    python -m benchmarks.fuzz_sandbox --start 40000           continue a run that was stopped
 
-A third are gold queries of a dataset with pieces deleted, doubled, swapped or replaced; a third
-come from a grammar that knows functions, tables, writing statements and extreme values; a third
-are the hostile texts of the tests, mutated, too. Statement i depends on the seed and i alone.
-They run on copies of the dataset's databases. After each batch, no file may have changed or
-appeared, and a harmless query must give on each database what it gave before. A run that stands
-still is ended. Prints how many statements had which status; exit code 1 where something was wrong.
+A third of the statements are gold queries of a dataset with parts deleted, repeated, swapped or
+replaced. A third come from a grammar of functions, tables, writing statements and extreme values.
+A third are the hostile queries of the tests, some mutated. Statement i depends only on the seed
+and i. The statements run on copies of the dataset's databases. After each batch, no file may have
+changed or appeared, and a harmless query must give the same result on each database as before. A
+run that hangs is ended. Prints the number of statements of each status; a failure gives exit
+code 1.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from sqlenv.errors import exit_code
 
 HOSTILE = Path(__file__).parents[1] / "tests" / "hostile_sql.jsonl"
 STATUSES = ("ok", "error", "denied", "timeout", "too_large")
-STALLED = 600  # seconds without the end of a batch after which the run is ended
+STALLED = 600  # seconds after which a batch that has not finished ends the run
 TOKEN = re.compile(r"\s+|\w+|'[^']*'|.", re.DOTALL)
 
 VALUES = """NULL 0 1 -1 2 0.5 1e308 9e999 9223372036854775807 -9223372036854775808 1e-320 0x7f
@@ -46,7 +47,7 @@ FUNCTIONS = """abs/1 avg/1 ceil/1 char/2 coalesce/2 count/1 date/1 date/2 dateti
     unixepoch/1 upper/1""".split()
 WINDOWS = """cume_dist() rank() row_number() ntile({e}) lag({e}) first_value({e}) nth_value({e},2)
     sum({e}) count(*) group_concat({e})""".split()
-# Refused, or long in time or space.
+# Denied, or long in time or space.
 RARE = """? :a (1,2) random() current_timestamp load_extension({e}) zeroblob({e}) randomblob({e})
     fts3_tokenizer({e}) last_insert_rowid() changes() sqlite_version() json({e}) nosuchfunction({e})
     date() strftime({e}) printf('%.*c',9e8,'x') printf('%.3000000c','a') max(*) count(DISTINCT*)
@@ -110,21 +111,21 @@ WRAPS = [
 
 @dataclass(frozen=True)
 class Source:
-    """What statements are made of: queries on one database, its tables with their columns."""
+    """A database, gold queries on it, and its tables with their columns."""
 
     path: Path
     queries: list[str]
     tables: dict[str, list[str]]
 
 
-class Maker:
-    """Makes statements, each from a generator of random numbers of its own."""
+class Fuzzer:
+    """Generates statements, each from its own random generator."""
 
     def __init__(self, sources: list[Source], hostile: list[str], seed: int):
         self.sources, self.hostile, self.seed = sources, hostile, seed
 
     def statement(self, index: int) -> tuple[Path, str]:
-        """Statement number `index`, and the database to run it on."""
+        """Statement number ``index``, and the database to run it on."""
         self.random = random.Random(f"{self.seed} {index}")
         self.source, self.scope = self.pick(self.sources), []
         kind = index % 3
@@ -145,9 +146,9 @@ class Maker:
         return self.random.random() < share
 
     def filled(self, pattern: str) -> str:
-        """A pattern with a query for {q}, an expression for {e}, a table {t} and a column {c}."""
-        makers = {"q": self.query, "e": self.expression, "t": self.table, "c": self.column}
-        return re.sub(r"\{([qetc])\}", lambda match: makers[match[1]](), pattern)
+        """Replaces {q}, {e}, {t} and {c} by queries, expressions, tables and columns."""
+        generators = {"q": self.query, "e": self.expression, "t": self.table, "c": self.column}
+        return re.sub(r"\{([qetc])\}", lambda match: generators[match[1]](), pattern)
 
     def column(self) -> str:
         noise = ["*", "rowid", "x", "1"]
@@ -157,6 +158,7 @@ class Maker:
         return self.pick(TABLES if self.chance(0.05) else list(self.source.tables))
 
     def expression(self, depth: int = 0) -> str:
+        """A random expression, up to four levels deep."""
         if self.chance(0.005):
             return self.filled(self.pick(RARE))
         kind = self.random.randrange(10) if depth < 4 else self.random.randrange(4)
@@ -179,6 +181,7 @@ class Maker:
         return f"{name}({arguments})"
 
     def query(self, depth: int = 0) -> str:
+        """A random SELECT over one to three tables."""
         tables = [self.table() for _ in range(self.pick([1, 1, 1, 2, 3]))]
         outer = self.scope
         self.scope = [
@@ -197,12 +200,14 @@ class Maker:
         return sql
 
     def mutated(self, sql: str) -> str:
+        """The statement after one to three mutations."""
         self.scope = [column for columns in self.source.tables.values() for column in columns]
         for _ in range(self.pick([1, 1, 1, 3])):
             sql = self.mutated_once(sql)[:5000]
         return sql
 
     def mutated_once(self, sql: str) -> str:
+        """The statement after one mutation of its tokens."""
         tokens = TOKEN.findall(sql) or [""]
         at, to = sorted(self.random.randrange(len(tokens) + 1) for _ in range(2))
         kind = self.random.randrange(16)
@@ -231,7 +236,7 @@ class Maker:
 
 
 def copy_databases(data: str, folder: Path) -> list[Source]:
-    """Copy a dataset's databases into a folder of their own."""
+    """Copies a dataset's databases into a folder."""
     sources = []
     examples = load_dataset(data, "en", "train") + load_dataset(data, "en", "dev")
     for path in sorted({example.db_path for example in examples}):
@@ -252,7 +257,7 @@ def copy_databases(data: str, folder: Path) -> list[Source]:
 
 
 def hostile_texts() -> list[str]:
-    """Those of the tests that are short and do not run into the time limit."""
+    """The hostile queries of the tests that are single strings and do not time out."""
     lines = [json.loads(line) for line in HOSTILE.read_text(encoding="utf-8").splitlines()]
     return [
         line["sql"]
@@ -262,12 +267,12 @@ def hostile_texts() -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """The names of all files in a folder, with a digest of each."""
+    """The digest of each file in a folder."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 def problem(execution: Execution) -> str | None:
-    """What is wrong with a result, whatever the statement was."""
+    """Describes what is wrong with a result of any statement; None if it is valid."""
     if execution.status not in STATUSES:
         return f"status {execution.status!r}"
     if execution.status != "ok" and (execution.rows or execution.columns or not execution.error):
@@ -278,13 +283,13 @@ def problem(execution: Execution) -> str | None:
 
 
 def harmless_rows(sandbox: Sandbox, sources: list[Source]) -> list:
-    """The number of rows in a table of each database."""
-    queries = [(one.path, f"SELECT count(*) FROM {next(iter(one.tables))}") for one in sources]
+    """The results of a harmless query on each database."""
+    queries = [(s.path, f"SELECT count(*) FROM {next(iter(s.tables))}") for s in sources]
     return [execution.rows for execution in sandbox.run_many(queries)]
 
 
 def run_batch(sandbox: Sandbox, statements: list[tuple[Path, str]]) -> Counter:
-    """Run statements and count their statuses. Raises AssertionError where a result is wrong."""
+    """Runs statements and counts their statuses. Raises AssertionError if a result is invalid."""
     counts = Counter()
     for (_, sql), execution in zip(statements, sandbox.run_many(statements)):
         wrong = problem(execution)
@@ -298,10 +303,10 @@ def run_batch(sandbox: Sandbox, statements: list[tuple[Path, str]]) -> Counter:
 
 
 def fuzz(arguments: argparse.Namespace, folder: Path) -> Counter:
-    """Run all statements; raises AssertionError, with their numbers, where harm is done."""
+    """Runs all statements. Raises AssertionError with their numbers after a failure."""
     sources = copy_databases(arguments.data, folder)
-    maker = Maker(sources, hostile_texts(), arguments.seed)
-    os.chdir(folder)  # where a file with a relative name would appear
+    fuzzer = Fuzzer(sources, hostile_texts(), arguments.seed)
+    os.chdir(folder)  # a file with a relative name would appear here
     counts, files = Counter(), contents(folder)
     bar = tqdm(total=arguments.statements, unit=" statements")
     with bar, Sandbox(workers=arguments.workers, timeout=arguments.timeout) as sandbox:
@@ -311,11 +316,11 @@ def fuzz(arguments: argparse.Namespace, folder: Path) -> Counter:
             faulthandler.dump_traceback_later(STALLED, exit=True)
             numbers = range(start, min(start + arguments.batch, end))
             try:
-                counts += run_batch(sandbox, [maker.statement(number) for number in numbers])
+                counts += run_batch(sandbox, [fuzzer.statement(number) for number in numbers])
                 if contents(folder) != files:
-                    raise AssertionError("a file was changed, made or deleted")
+                    raise AssertionError("a file was changed, created or deleted")
                 if harmless_rows(sandbox, sources) != rows:
-                    raise AssertionError("a harmless query gives another result than at first")
+                    raise AssertionError("a harmless query gives another result than before")
             except AssertionError as error:
                 raise AssertionError(f"statements {start} to {numbers[-1]}: {error}") from error
             bar.update(len(numbers))
@@ -325,8 +330,9 @@ def fuzz(arguments: argparse.Namespace, folder: Path) -> Counter:
 
 
 def main() -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default=EMBEDDED, help="dataset root (default: the embedded one)")
+    parser.add_argument("--data", default=EMBEDDED, help="dataset root (%(default)s)")
     parser.add_argument("--statements", type=int, default=100_000)
     parser.add_argument("--start", type=int, default=0, help="number of the first statement")
     parser.add_argument("--seed", type=int, default=0)
@@ -341,7 +347,7 @@ def main() -> int:
             print(error, file=sys.stderr)
             return 1
         finally:
-            os.chdir("/")  # a folder that is in use cannot be removed everywhere
+            os.chdir("/")  # some systems cannot remove the current folder
     end = arguments.start + arguments.statements
     print(f"seed {arguments.seed}, statements {arguments.start} to {end - 1}: no harm done")
     for status, count in counts.most_common():

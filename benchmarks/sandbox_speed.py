@@ -1,10 +1,10 @@
-"""What the sandbox costs: a dataset's gold queries in it, and in plain sqlite3 in this process.
+"""Measures the overhead of the sandbox over plain sqlite3 on the gold queries of a dataset.
 
     python -m benchmarks.sandbox_speed --data ROOT [--lang en] [--split dev] [--workers 2]
 
-Both run the same queries in alternating rounds, with databases open and workers started. Plain
-sqlite3 has one thread, no limits, and fetches all rows. Goal: the sandbox takes at most twice as
-long (with two workers, on two idle cores).
+Both run the same queries in alternating rounds, with open databases and running workers. Plain
+sqlite3 uses one thread without limits and fetches all rows. Target: the sandbox takes at most twice
+as long (with two workers on two idle cores).
 """
 
 import argparse
@@ -16,18 +16,11 @@ from pathlib import Path
 
 from sqlenv import EMBEDDED, Sandbox, load_dataset
 from sqlenv.errors import exit_code
-
-
-def open_databases(paths: set[Path]) -> dict[Path, sqlite3.Connection]:
-    connections = {}
-    for path in paths:
-        connections[path] = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        connections[path].text_factory = lambda text: str(text, "utf-8", "replace")
-    return connections
+from sqlenv.schema import open_read_only
 
 
 def run_plain(connections: dict, queries: list[tuple[Path, str]]) -> list[list[tuple] | None]:
-    """The rows of each query, None where it fails."""
+    """Returns the rows of each query; None if it fails."""
     results = []
     for path, sql in queries:
         try:
@@ -38,7 +31,7 @@ def run_plain(connections: dict, queries: list[tuple[Path, str]]) -> list[list[t
 
 
 def runnable(connections: dict, sandbox: Sandbox, queries: list) -> list[tuple[Path, str]]:
-    """Those queries that run; they must give the same rows in the sandbox."""
+    """Returns the queries that run, after a check that the sandbox gives the same rows."""
     plain, sandboxed = run_plain(connections, queries), sandbox.run_many(queries)
     for (path, sql), rows, execution in zip(queries, plain, sandboxed):
         if rows is not None and rows != execution.rows:
@@ -47,8 +40,9 @@ def runnable(connections: dict, sandbox: Sandbox, queries: list) -> list[tuple[P
 
 
 def main() -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default=EMBEDDED, help="dataset root (default: the embedded one)")
+    parser.add_argument("--data", default=EMBEDDED, help="dataset root (%(default)s)")
     parser.add_argument("--lang", default="en")
     parser.add_argument("--split", default="dev")
     parser.add_argument("--workers", type=int, default=2)
@@ -56,7 +50,7 @@ def main() -> int:
     arguments = parser.parse_args()
     examples = load_dataset(arguments.data, arguments.lang, arguments.split)
     queries = [(example.db_path, example.gold_sql) for example in examples]
-    connections = open_databases({path for path, _ in queries})
+    connections = {path: open_read_only(path) for path in {path for path, _ in queries}}
     times = {"plain": [], "sandbox": []}
     with Sandbox(workers=arguments.workers, timeout=30) as sandbox:
         queries = runnable(connections, sandbox, queries)
@@ -73,7 +67,7 @@ def main() -> int:
     for name, seconds in times.items():
         each = statistics.median(seconds) / len(queries) * 1e6
         print(f"{name:8} median {statistics.median(seconds) * 1e3:7.1f} ms, {each:5.1f} µs a query")
-    ratios = sorted(ours / plain for plain, ours in zip(times["plain"], times["sandbox"]))
+    ratios = sorted(boxed / plain for plain, boxed in zip(times["plain"], times["sandbox"]))
     ratio = statistics.median(ratios)
     print(f"ratio    median {ratio:.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f})")
     return 0

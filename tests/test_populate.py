@@ -1,0 +1,188 @@
+"""Databases drawn for test suites: their constraints, and results that are not deterministic."""
+
+import random
+import sqlite3
+from collections import Counter
+
+import pytest
+
+from sqlenv import Column, Sandbox, Schema, Table, load_schema, load_suite, suite_matches
+from sqlenv.testsuite.determinism import perturbed_queries
+from sqlenv.testsuite.distill import DrawnDatabase, GoldQuery
+from sqlenv.testsuite.populate import draw_database
+from sqlenv.testsuite.profile import read_profile
+from tests.test_testsuite import write_database
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+ODD = """
+CREATE TABLE "order" ("select" INTEGER PRIMARY KEY, "a b" TEXT NOT NULL, "q""uote" REAL,
+                      [bra cket] DATE, `tick` BLOB, größe INT DEFAULT 3,
+                      CHECK ("q""uote" BETWEEN 0 AND 1000));
+CREATE TABLE item (order_id INTEGER, line INTEGER, name VARCHAR(9) UNIQUE, price DECIMAL(9, 2),
+                   total AS (price * line) STORED, PRIMARY KEY (order_id, line),
+                   FOREIGN KEY (order_id) REFERENCES "order") WITHOUT ROWID;
+CREATE TABLE part (order_id INTEGER NOT NULL, line INTEGER NOT NULL, code TEXT,
+                   FOREIGN KEY (order_id, line) REFERENCES item (order_id, line));
+CREATE TABLE staff (id INTEGER PRIMARY KEY, boss INTEGER REFERENCES staff(id),
+                    dept TEXT REFERENCES dept(code));
+CREATE TABLE dept (code TEXT PRIMARY KEY NOT NULL, head INTEGER NOT NULL REFERENCES staff(id));
+CREATE TABLE checked (code TEXT CHECK (length(code) = 7 AND code LIKE 'AB-%-Z'),
+                      low INTEGER NOT NULL, high INTEGER NOT NULL, CHECK (low < high));
+CREATE TABLE nil (x, y, z);
+CREATE TABLE lost (id INT REFERENCES gone(id), other INT REFERENCES nil(w));
+CREATE UNIQUE INDEX two ON part (code, line);
+CREATE VIEW dear AS SELECT name, price FROM item WHERE price > 10;
+CREATE TRIGGER busy AFTER INSERT ON staff BEGIN DELETE FROM "order"; END;
+INSERT INTO "order" VALUES (1, 'x', 0.5, '2020-02-02', x'00ff', 1), (2, 'y', 9.25, NULL, 'txt', 2);
+INSERT INTO item (order_id, line, name, price) VALUES (1, 1, 'pen', 1.5), (1, 2, 'ink', 12.5),
+  (2, 1, 'nib', 30);
+INSERT INTO part VALUES (1, 1, 'p'), (2, 1, 'q'), (2, 1, NULL);
+INSERT INTO staff VALUES (1, NULL, 'D1'), (2, 1, 'D1'), (3, 1, 'D2');
+INSERT INTO dept VALUES ('D1', 1), ('D2', 3);
+INSERT INTO checked VALUES ('AB-xx-Z', 1, 2), ('AB-yy-Z', -5, 5);
+"""
+ODD_GOLDS = [
+    'SELECT "a b" FROM "order" WHERE "q""uote" > 0.5 ORDER BY größe DESC LIMIT 2',
+    "SELECT o.[bra cket], count(*) FROM item AS i JOIN `order` AS o ON i.order_id = o.\"select\""
+    " GROUP BY o.\"select\" HAVING count(*) >= 2",
+    "SELECT name FROM dear WHERE price < 30",
+    "SELECT a.id FROM staff AS a JOIN staff AS b ON a.boss = b.id WHERE b.dept = 'D1'",
+    "SELECT d.code FROM dept AS d JOIN staff AS s ON d.head = s.id WHERE s.id > 1",
+    "SELECT count(*) FROM checked WHERE high > 2 AND low <= 1",
+    "SELECT p.code FROM part AS p JOIN item AS i ON p.order_id = i.order_id AND p.line = i.line",
+    "SELECT count(*) FROM nil WHERE x = 4 OR y = 'z'",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    return write_database(tmp_path_factory.mktemp("odd") / "a 'b'%?#.sqlite", ODD)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_drawn_databases_keep_the_constraints(odd, seed):
+    profile = read_profile(odd, ODD_GOLDS)
+    connection = draw_database(profile, range(seed % len(ODD_GOLDS)), random.Random(seed))
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]  # also NOT NULL
+    connection.execute("DROP TABLE lost")  # its foreign keys are broken in the given database, too
+    assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    primary = connection.execute("SELECT * FROM item WHERE order_id IS NULL OR line IS NULL")
+    assert primary.fetchall() == []
+    connection.execute("INSERT INTO staff VALUES (1000, NULL, NULL)")
+    assert connection.execute("SELECT total = price * line FROM item").fetchall().count((0,)) == 0
+
+
+def test_drawn_databases_have_rows_everywhere_mostly(odd):
+    """Also with cyclic and composite foreign keys, and with a CHECK that random rows rarely meet:
+    rows of the given database replace those that are refused."""
+    profile, counts, codes = read_profile(odd, ODD_GOLDS), Counter(), set()
+    for seed in range(30):
+        connection = draw_database(profile, [0, 3], random.Random(seed))
+        for name in ("order", "item", "part", "staff", "dept", "checked", "nil"):
+            counts[name] += connection.execute(f'SELECT count(*) > 1 FROM "{name}"').fetchone()[0]
+        codes |= set(connection.execute("SELECT code FROM checked"))
+    assert all(count >= 20 for count in counts.values()), counts
+    assert {("AB-xx-Z",), ("AB-yy-Z",)} <= codes
+
+
+def test_a_suite_for_an_odd_database(sandbox, odd, tmp_path):
+    suite = load_suite(odd, ODD_GOLDS, sandbox, cache=tmp_path)
+    assert all(suite.variants_by_gold[gold] for gold in ODD_GOLDS)
+    assert all(suite_matches(sandbox, [(suite, gold, gold) for gold in ODD_GOLDS]))
+    wrong = ODD_GOLDS[5].replace("<=", "<")
+    assert suite_matches(sandbox, [(suite, ODD_GOLDS[5], wrong)]) == [False]
+
+
+def test_keys_are_null_only_where_the_given_database_has_it(tmp_path):
+    script = """
+    CREATE TABLE p (id INTEGER PRIMARY KEY, note TEXT);
+    CREATE TABLE c (full INT REFERENCES p(id), holed INT REFERENCES p(id), loose INT, note TEXT);
+    INSERT INTO p VALUES (1, 'a'), (2, 'b');
+    INSERT INTO c VALUES (1, 1, 2, 'x'), (2, NULL, 2, 'y');
+    """
+    path = write_database(tmp_path / "null.sqlite", script)
+    gold = "SELECT p.note FROM c JOIN p ON c.loose = p.id"  # no key says so, but the rows do
+    profile, nulls = read_profile(path, [gold]), Counter()
+    for seed in range(40):
+        connection = draw_database(profile, [], random.Random(seed))
+        sums = ", ".join(f"sum({name} IS NULL)" for name in ("full", "holed", "loose", "note"))
+        row = connection.execute(f"SELECT {sums} FROM c").fetchone()
+        nulls.update({k: v or 0 for k, v in zip(("full", "holed", "loose", "note"), row)})
+        dangling = "SELECT count(*) FROM c WHERE loose NOT IN (SELECT id FROM p)"
+        assert connection.execute(dangling).fetchone() == (0,)
+    assert nulls["full"] == nulls["loose"] == 0
+    assert nulls["holed"] > 0 and nulls["note"] > 0
+
+
+TIED = """CREATE TABLE t (name TEXT, age INT, city TEXT); INSERT INTO t VALUES {};
+CREATE TABLE k (id INTEGER PRIMARY KEY, city TEXT); INSERT INTO k VALUES (1, 'x'), (2, 'x')"""
+ARBITRARY = [
+    # (rows, query, whether its answer is arbitrary)
+    ("('a', 1, 'x'), ('b', 1, 'x')", "SELECT name FROM t ORDER BY age LIMIT 1", True),
+    ("('a', 1, 'x'), ('a', 1, 'y')", "SELECT name FROM t ORDER BY age LIMIT 1", False),
+    ("('a', 1, 'x'), ('b', 2, 'x'), ('c', 2, 'x')",
+     "SELECT name FROM t ORDER BY age LIMIT 1", False),
+    ("('a', 1, 'x'), ('b', 1, 'x')", "SELECT name FROM t ORDER BY age", True),
+    ("('a', 1, 'x'), ('b', 1, 'x')", "SELECT name FROM t ORDER BY name", False),
+    ("('a', 1, 'x'), ('b', 2, 'x')", "SELECT name FROM t LIMIT 1", True),
+    ("('a', 1, 'x'), ('b', 2, 'x')", "SELECT name, city FROM t GROUP BY city", True),
+    ("('a', 1, 'x'), ('b', 2, 'x')", "SELECT name, max(age) FROM t GROUP BY city", False),
+    ("('a', 2, 'x'), ('b', 2, 'x')", "SELECT name, max(age) FROM t GROUP BY city", True),
+    ("('a', 1, 'x'), ('b', 2, 'y')",
+     "SELECT city FROM t GROUP BY city ORDER BY count(*) LIMIT 1", True),
+    ("('a', 1, 'x'), ('b', 2, 'y')",
+     "SELECT name FROM t WHERE city ="
+     " (SELECT city FROM t GROUP BY city ORDER BY count(*) LIMIT 1)", True),
+    ("('a', 1, 'x'), ('a', 2, 'x')", "SELECT name, city FROM t GROUP BY city", False),
+    ("('a', 1, 'x'), (NULL, 2, 'x')", "SELECT name, city FROM t GROUP BY city", True),
+    ("('a', 1, 'x')", "SELECT id, city FROM k GROUP BY city", True),
+    ("('a', 1, 'x')", "SELECT name, id FROM t JOIN k AS l ON t.city = l.city GROUP BY name", True),
+    ("('a', 1, 'x')", "SELECT name, id FROM t, main.k GROUP BY id", False),
+    ("('a', 1, 'x'), ('b', 2, 'x')", "SELECT DISTINCT city FROM t ORDER BY age", False),
+    ("('a', 1, 'x'), ('b', 2, 'y'), ('b', 0, 'x')",
+     "SELECT DISTINCT city FROM t WHERE age != 0 OR name != 'c' ORDER BY age > 0", True),
+    ("('a', 1, 'x'), ('b', 2, 'y')", "SELECT name FROM t WHERE age > 0", False),
+    ("('a', 1, 'x'), ('b', 1, 'y')",
+     "SELECT name FROM t UNION SELECT city FROM t ORDER BY 1 LIMIT 2", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows, sql, arbitrary", ARBITRARY)
+def test_arbitrary_answers_are_recognised(tmp_path, rows, sql, arbitrary):
+    path = write_database(tmp_path / "tied.sqlite", TIED.format(rows))
+    connection = sqlite3.connect(path)
+    gold = GoldQuery(sql, len(connection.execute(sql).description), load_schema(path))
+    assert (DrawnDatabase(connection).gold_result(gold) is None) == arbitrary
+
+
+def test_perturbed_queries():
+    schema = Schema((Table("T", (Column("a", "", False), Column("b", "", False)), ()),))
+    sql = "SELECT a, b FROM t AS x, u WHERE c = (SELECT d, e FROM main.t LIMIT 1) ORDER BY f;"
+    assert perturbed_queries(sql, 2, schema)[0] == (
+        "SELECT a, b FROM (SELECT * FROM t ORDER BY 1 ASC, 2 ASC LIMIT -1) AS x,"
+        " (SELECT * FROM u ORDER BY 1 ASC LIMIT -1) AS u WHERE c = (SELECT d, e FROM"
+        " (SELECT * FROM main.t ORDER BY 1 ASC, 2 ASC LIMIT -1) AS t"
+        " ORDER BY 1 ASC, 2 ASC LIMIT 1) ORDER BY f, 1 ASC, 2 ASC ;"
+    )
+    sql = "SELECT a, count(b) FROM t GROUP BY t.a ORDER BY b LIMIT 3"
+    assert perturbed_queries(sql, 2, schema)[3] == (
+        "SELECT a, count(b) FROM (SELECT * FROM t ORDER BY 1 DESC, 2 DESC LIMIT -1) AS t"
+        " GROUP BY t.a ORDER BY CASE WHEN count(b) = count(*) THEN max(b) END ,"
+        " 1 DESC, 2 DESC LIMIT 3"
+    )
+    for determined in ("SELECT a FROM t WHERE b > 3", "SELECT a, sum(b) FROM t GROUP BY a"):
+        assert perturbed_queries(determined, 2, schema) == []
+
+
+def test_a_query_that_takes_too_long_on_a_drawn_database_is_stopped():
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
+    drawn = DrawnDatabase(sqlite3.connect(":memory:"))
+    assert drawn.run(endless).status == "error"
+    assert drawn.run(endless.replace("max(x)", "x")).status == "too_large"
+    assert drawn.run("SELECT 1").rows == [(1,)]
