@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from grpo.advantages import group_advantages
 
-ANY_SPEED = settings(deadline=None)  # a busy machine is no failure
+ANY_SPEED = settings(deadline=None)  # a busy machine is not a failure
 KINDS = ("group", "centered", "rloo")
 EIGHTHS = st.integers(-16, 16).map(lambda n: n / 8)  # rewards that float32 holds exactly
 

@@ -198,8 +198,8 @@ def test_decoding_gives_the_log_probs_of_training(kind, dtype):
 
 
 def seen(attend, count: int, window: int | None) -> torch.Tensor:
-    """With keys of zero every key that is seen weighs the same; with one-hot values the result
-    tells them apart: (N, N) for N tokens, each row sums to 1.
+    """Which keys each token sees: (N, N) for N tokens, each row sums to 1. Keys of zero give all
+    visible keys the same weight, and one-hot values show which they are.
     """
     zeros, values = torch.zeros(count, 1, count), torch.eye(count)[:, None]
     return attend(0, zeros, zeros, values, 1.0, window)[:, 0]
@@ -301,14 +301,14 @@ def test_the_model_works_in_the_ordinary_way_afterwards():
     assert torch.allclose(model(ids, attention_mask=mask).logits[0, 2:], before[0, 2:], atol=1e-6)
 
 
-def test_attention_with_more_to_it_is_a_clear_error():
+def test_attention_with_a_softcap_is_a_clear_error():
     model = Gemma2ForCausalLM(Gemma2Config(**SHAPE, attn_logit_softcapping=30.0)).eval()
     with pytest.raises(UserError, match="Gemma2Attention has softcap in its attention"):
         completion_logprobs(model, [[5, 6]], [[[7, 8]]])
 
 
 def test_a_layer_that_mixes_tokens_otherwise_is_a_clear_error():
-    """A layer whose attention is not transformers' would mix the groups without a word."""
+    """A layer whose attention is not transformers' would mix the groups unnoticed."""
     model = make("llama")
     attention = model.base_model.layers[1].self_attn
     attention.forward = lambda hidden_states, **rest: (hidden_states.cumsum(1), None)
@@ -317,7 +317,7 @@ def test_a_layer_that_mixes_tokens_otherwise_is_a_clear_error():
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_under_autocast_attention_takes_what_values_are(monkeypatch, kind):
+def test_under_autocast_attention_takes_the_dtype_of_the_values(monkeypatch, kind):
     """Float32 weights, bfloat16 products: rotary embeddings give float32 queries and keys."""
     seen, attend = set(), Groups.attend
 

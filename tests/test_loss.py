@@ -19,7 +19,7 @@ from grpo.lora import add_lora
 from grpo.loss import importance_ratio, policy_loss, surrogate_objective, token_weights
 from grpo.sampler import sample_groups
 
-ANY_SPEED = settings(deadline=None)  # a busy machine is no failure
+ANY_SPEED = settings(deadline=None)  # a busy machine is not a failure
 LN2 = math.log(2)
 KL_ESTIMATORS = ("k1", "k2", "k3", "k3iw")
 IMPORTANCE_SAMPLING = ("token", "sequence", "cispo")
@@ -409,7 +409,7 @@ def test_kl_gradients_by_exact_enumeration(theta, reference):
 
 
 def test_the_enumeration_tells_the_two_kl_directions_apart():
-    """Else the test above would hold for the wrong one as well."""
+    """Otherwise the test above would also hold for the wrong one."""
     theta = torch.tensor([0.0, 2.0, -2.0], dtype=torch.float64)
     reference = torch.log_softmax(torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64), 0)
     policy = torch.softmax(theta, 0)
@@ -420,7 +420,7 @@ def test_the_enumeration_tells_the_two_kl_directions_apart():
 @ANY_SPEED
 @given(logits, logits, logits)
 def test_k3iw_is_right_off_policy_too(theta, reference, behaviour):
-    """Whoever sampled: the ratio turns the expectation into pi's, and E_pi[k3] = KL(pi || ref)."""
+    """Whatever policy sampled: with the ratio the expectation is pi's; E_pi[k3] = KL(pi || ref)."""
     behaviour, reference = torch.softmax(behaviour, 0), torch.log_softmax(reference, 0)
     expected = exact_gradient(theta, lambda new: (new.exp() * (new - reference)).sum())
     gradient = kl_loss_gradient(theta, reference, behaviour, "k3iw")
@@ -571,7 +571,7 @@ def test_unknown_kinds_are_errors_that_list_the_kinds():
 
 
 def test_the_kl_term_needs_a_reference():
-    """The default beta, too, so that a forgotten reference does not train without the penalty."""
+    """With the default beta, too: a forgotten reference must not drop the penalty unnoticed."""
     for options in ({}, {"beta": 0.1}):
         with pytest.raises(ValueError, match="needs ref_logprobs.*beta=0"):
             policy_loss(*ONE_TOKEN, **options)

@@ -95,8 +95,8 @@ def test_the_largest_setting_fits_and_twice_of_it_does_not():
 
 
 def test_advice_for_a_model_that_needs_several_devices():
-    """40 G weights of 2 bytes, 75 GiB, do not fit into 80 with their merged copy; half of them do
-    without one, and a quarter into 30.
+    """40 G weights of 2 bytes, 75 GiB, do not fit into 80 with their merged copy. On two
+    devices half of them fit without the copy, and on four a quarter fits into 30.
     """
     giant = replace(SHAPE, layers=80, parameters=40_000_000_000, blocks=40_000_000_000)
     assert advice(giant, WORK, 80 * GIB) == ["none on one device; with --shard, 2 devices or more"]

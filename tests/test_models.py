@@ -85,8 +85,8 @@ def test_a_gguf_file_that_cannot_be_read_is_a_user_error(tmp_path):
 
 
 def test_of_a_model_with_pictures_the_language_model_is_trained(tmp_path):
-    """Gemma 3 from 4B on comes with a vision tower, which gets neither LoRA nor a part in a pass:
-    log-probabilities are those of the whole model on text.
+    """Gemma 3 from 4B on has a vision tower. It gets no LoRA and is not run: log-probs equal those
+    of the whole model on text.
     """
     vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     config = Gemma3Config(

@@ -72,8 +72,8 @@ def test_swap_values_changes_question_and_sql_alike():
 
 
 def test_no_value_runs_from_one_query_into_the_next():
-    """Values to swap in are those of the questions; none holds a piece of SQL. (They once did: a
-    pattern such as '%a%' turned inside and outside round for all that followed it.)
+    """Values to swap in are those of the questions; none contains SQL. (A regression: after a
+    literal such as '%a%', the text between the literals was taken for the literals.)
     """
     examples = load_dataset(EMBEDDED, "en", "sft")
     values = PretrainingBatches(examples, None, 2, 3, seed=0).values
@@ -183,9 +183,9 @@ def test_prompts_of_a_row_share_their_beginning_and_nothing_changes(root, templa
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_rows_one_after_the_other_make_the_gradients_of_the_batch(root, rows):
+def test_gradients_do_not_depend_on_the_rows_per_pass(root, rows):
     """Three rows at once, one by one, and two and one: the same loss and the same gradients, of
-    SQL and of the question, as far as bfloat16 tells them apart.
+    SQL and of the question, up to bfloat16's rounding.
     """
     policy = make_policy()
     batch = SftBatches(load_dataset(str(root), "en", "sft"), policy, 3, 4, 0)[5]
@@ -207,8 +207,8 @@ def test_rows_one_after_the_other_make_the_gradients_of_the_batch(root, rows):
 @pytest.mark.parametrize("template", ["", CHAT])
 @pytest.mark.parametrize("rank", ["0", "4"])
 def test_an_existing_model_learns_to_answer(root, tmp_path, rank, template):
-    """As train.py asks it, with a chat template and without: gold, and the token that ends an
-    answer, become likelier. The base is left as it is.
+    """With train.py's prompts, with a chat template and without: gold, and the token that ends an
+    answer, become more likely. The base is not changed.
     """
     base = make_policy()
     merge_lora(base.model).save_pretrained(tmp_path / "base")
