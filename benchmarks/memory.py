@@ -55,6 +55,7 @@ MEASURED = [
 
 
 def config_of(name: str) -> LlamaConfig:
+    """The configuration of one of the ``MODELS``."""
     return LlamaConfig(**dict(zip(FIELDS, MODELS[name])))
 
 

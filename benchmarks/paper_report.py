@@ -65,6 +65,7 @@ class Means:
     n: int
 
     def minus(self, other: "Means") -> "Means":
+        """The difference, resample by resample, of two rows over the same questions."""
         value, resampled = self.value - other.value, self.resampled - other.resampled
         return Means(value, resampled, self.langs, self.seeds, self.n)
 
@@ -159,6 +160,7 @@ class Results:
 
 
 def main_table(results: Results) -> Rows:
+    """All metrics of the main rows, the mean over languages, beside the paper's."""
     rows = [("row", "seeds", *METRICS.values(), "the paper's execution / semantic")]
     for name, row in results.main():
         shares = (share_text(row.average(metric)) for metric in METRICS)

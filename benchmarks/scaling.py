@@ -15,7 +15,6 @@ import json
 from pathlib import Path
 
 import torch
-from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
@@ -40,7 +39,7 @@ LABELS = {
 }
 
 
-def scaled(model: nn.Module, width: float) -> nn.Module:
+def scaled(model, width: float):
     """The model at another width: heads of the same size, more or fewer of them."""
     if width == 1:
         return model
@@ -55,9 +54,7 @@ def scaled(model: nn.Module, width: float) -> nn.Module:
     return add_lora(wider.to(model.device).eval(), rank=16, alpha=32.0)
 
 
-def measure(
-    model: nn.Module, point: dict[str, float], *, repeats: int, beta: float
-) -> dict[str, float]:
+def measure(model, point: dict[str, float], *, repeats: int, beta: float) -> dict[str, float]:
     """Mean seconds of each phase over ``repeats`` steps, after one that is not counted."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)

@@ -12,6 +12,7 @@ from benchmarks import paper_cells, paper_report, paper_table
 from benchmarks.paper_cells import METRICS, cell_line, read_cells, save_cell
 from benchmarks.paper_report import means
 from benchmarks.paper_table import Cell, cells
+from grpo.config import parse_config
 from sqlenv import EMBEDDED, LANGUAGES, UserError, load_dataset
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
@@ -349,6 +350,11 @@ def test_the_measured_cells_are_of_rows_that_exist():
             bits = [text for shares in cell["outcomes"].values() for text in shares.values()]
             assert trained == bool(cell["curve"])
             assert {len(text) for text in bits} == {len(cell["golds"])}
+
+
+@pytest.mark.parametrize("row", [row for row, options in paper_table.ROWS.items() if options])
+def test_a_rows_options_are_options_of_train_py(row):
+    assert parse_config("", paper_table.ROWS[row])[0] != parse_config("", [])[0]
 
 
 def test_rows_can_be_named_in_a_comma_list():
