@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,8 +187,8 @@ MUTATIONS = [
     Mutation(
         "resume repeats a batch",
         "grpo",
-        'self.step, self.questions.cursor = state["step"], state["cursor"]',
-        'self.step = state["step"]',
+        'trainer.step, trainer.questions.cursor = state["step"], state["cursor"]',
+        'trainer.step = state["step"]',
         ["test_resume"],
     ),
     Mutation(
@@ -282,19 +284,33 @@ def first_failure(root: Path, tests: list[str]) -> str | None:
     )
     if run.returncode not in (0, 1):
         raise SystemExit(run.stdout + run.stderr)
-    failure = re.search(r"^FAILED (\S+)", run.stdout, re.MULTILINE)
+    failure = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
     return failure and failure[1]
+
+
+@contextmanager
+def project_copy() -> Iterator[Path]:
+    """A copy of the project, in which mistakes can be made."""
+    ignored = shutil.ignore_patterns(".*", "runs", "__pycache__", "build", "*.egg-info")
+    with tempfile.TemporaryDirectory() as folder:
+        yield shutil.copytree(ROOT, Path(folder) / "copy", ignore=ignored)
 
 
 def is_caught(mutation: Mutation) -> bool:
     """Makes one mistake in a copy and prints what catches it."""
-    with tempfile.TemporaryDirectory() as folder:
-        ignored = shutil.ignore_patterns(".*", "runs", "__pycache__", "build", "*.egg-info")
-        root = shutil.copytree(ROOT, Path(folder) / "copy", ignore=ignored)
+    with project_copy() as root:
         mutate(mutation, root)
         failure = first_failure(root, mutation.tests)
     print(f"{mutation.name}: {'caught by ' + failure if failure else 'SURVIVES'}", flush=True)
     return failure is not None
+
+
+def check_unmutated(mutations: list[Mutation]) -> None:
+    """Ends with exit code 1 if a test fails as it is: it would seem to catch every mistake."""
+    with project_copy() as root:
+        failure = first_failure(root, sorted({name for m in mutations for name in m.tests}))
+    if failure:
+        raise SystemExit(f"{failure} fails without any mistake")
 
 
 def check_applicable(mutations: list[Mutation]) -> None:
@@ -315,6 +331,7 @@ if __name__ == "__main__":
     selected = [m for m in MUTATIONS if wanted == "--find" or wanted in m.name]
     check_applicable(selected)
     if wanted != "--find":
+        check_unmutated(selected)
         results = [is_caught(mutation) for mutation in selected]
         print(f"{sum(results)} of {len(results)} mistakes caught")
         sys.exit(not all(results))
