@@ -75,7 +75,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--csv", help="write every number here, one a line")
     add("--markdown", help="write the tables here, with examples of errors")
     add("--save-predictions", help="write the predictions here, as --predictions reads them")
-    arguments = parser.parse_args(argv)
+    return checked(parser, parser.parse_args(argv))
+
+
+def checked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> argparse.Namespace:
+    """Refuses options that do not go together."""
     if arguments.adapter and not arguments.model:
         parser.error("--adapter goes with --model")
     if arguments.save_predictions and arguments.compare:

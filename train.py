@@ -21,70 +21,37 @@ Where the defaults differ from GRPO as published (DeepSeekMath, arXiv 2402.03300
 
 import argparse
 import logging
-import random
 import sys
 from contextlib import ExitStack
 
 import torch
 
 from encoder import ContrastiveEncoder, SemanticReward
-from grpo.config import Config, chosen_languages, parse_config
+from grpo.config import Config, parse_config
 from grpo.distributed.parallel import Distributed, open_distributed
 from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites
 from grpo.lora import lora_merged
 from grpo.memory import memory_errors, print_plan
 from grpo.models import load_policy_with_lora
+from grpo.questions import load_questions
 from grpo.rewards import Rewards
 from grpo.run import RunFolder
 from grpo.trainer import Trainer
-from sqlenv import Example, ExecutionVerifier, Sandbox, UserError, load_dataset
+from sqlenv import ExecutionVerifier, Sandbox
 from sqlenv.errors import exit_code
-
-
-def load_questions(
-    config: Config, verifier: ExecutionVerifier
-) -> tuple[list[Example], list[Example]]:
-    """Training questions, evenly from all languages, and dev questions. Training questions whose
-    gold query fails or returns no row are left out: empty equals empty, so they would reward junk.
-    """
-    langs = chosen_languages(config.lang)
-    train = [example for lang in langs for example in load_dataset(config.data, lang, "train")]
-    random.Random(config.seed).shuffle(train)
-    train = train[: config.examples]
-    gold = verifier.run_gold(train)
-    useful = [e for e, result in zip(train, gold) if result.status == "ok" and result.rows]
-    if not useful:
-        raise UserError(
-            f"--data {config.data}: no training question has a gold query that returns rows"
-        )
-    if len(useful) < len(train):
-        left_out = f"left out {len(train) - len(useful)} of {len(train)} training questions"
-        print(f"{left_out}: gold fails or returns no row")
-    limit = config.dev_limit or None
-    dev = [e for lang in langs for e in load_dataset(config.data, lang, "dev")[:limit]]
-    return useful, dev
 
 
 def train(config: Config, folder: RunFolder, distributed: Distributed, device: str) -> int:
     """One run; returns the exit code."""
     policy, distributed = load_policy_with_lora(config, device, distributed)
     encoder = ContrastiveEncoder.load(config.encoder).to(device)
-    semantic = SemanticReward(
-        encoder,
-        target=config.semantic_target,
-        score=config.semantic_score,
-        gate=config.semantic_gate,
-    )
+    score = {"score": config.semantic_score, "gate": config.semantic_gate}
+    semantic = SemanticReward(encoder, target=config.semantic_target, **score)
     with ExitStack() as stack:
         verifier = ExecutionVerifier(stack.enter_context(Sandbox()))
-        rewards = Rewards(
-            verifier,
-            semantic,
-            config.reward,
-            max_new_tokens=config.max_new_tokens,
-            overlong_buffer=config.overlong_buffer,
-            timeout=config.reward_timeout,
-        )
+        limits = {"max_new_tokens": config.max_new_tokens, "timeout": config.reward_timeout}
+        limits["overlong_buffer"] = config.overlong_buffer
+        rewards = Rewards(verifier, semantic, config.reward, **limits)
         stack.callback(rewards.close)
         questions, dev = load_questions(config, verifier)
         with distributed.main_first():  # builds the suites that are missing in the cache

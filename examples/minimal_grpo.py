@@ -62,14 +62,8 @@ def grpo_step(
     # 1. Sample a group of G completions for each prompt. Merged LoRA is faster to sample from.
     prompt_ids = [prompts(example) for example in examples]  # P lists
     with lora_merged(model):
-        samples = sample_groups(
-            model,
-            prompt_ids,
-            eos_ids=policy.eos_ids,
-            group_size=G,
-            max_new_tokens=max_new_tokens,
-            seeds=seeds,
-        )
+        options = {"eos_ids": policy.eos_ids, "seeds": seeds, "max_new_tokens": max_new_tokens}
+        samples = sample_groups(model, prompt_ids, group_size=G, **options)
     completion_ids = samples.completion_ids  # P x G lists
 
     # 2. Reward each completion by running its SQL.

@@ -31,8 +31,8 @@ def group_advantages(
         (P, G) float32. Exactly 0 in groups whose rewards differ by rounding only.
 
     Raises:
-        TypeError: ``rewards`` is not a tensor.
-        ValueError: unknown ``kind``, wrong shape, groups of one, or ``weights`` missing.
+        TypeError, ValueError: not a tensor; unknown ``kind``, wrong shape, groups of one, or
+            ``weights`` missing.
 
     >>> group_advantages(torch.tensor([[1., 0.], [2., 2.]])).tolist()
     [[0.5, -0.5], [0.0, 0.0]]

@@ -5,6 +5,7 @@ schedule, step and position in the data. ``adapter/`` holds the LoRA weights in 
 (adapter_config.json, adapter_model.safetensors).
 """
 
+import copy
 import json
 import pickle
 from pathlib import Path
@@ -44,6 +45,32 @@ def load_state(path: Path) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
     except READ_ERRORS as error:
         raise UserError(f"--resume: {path} is damaged and cannot be read") from error
+
+
+def training_state(trainer) -> dict:
+    """Everything that the next step of a ``Trainer`` depends on. Samples are a function of the seed
+    and the position in the data, so no generator's state is needed.
+    """
+    return {
+        "step": trainer.step,
+        "cursor": trainer.questions.cursor,
+        "bad_updates": trainer.non_finite.bad_updates,
+        "config": trainer.config.to_dict(),
+        "optimizer": copy.deepcopy(trainer.optimizer.state_dict()),  # it would change in place
+        "schedule": trainer.schedule.state_dict(),
+        "lora": {name: value.detach().cpu().clone() for name, value in trainer.parameters.items()},
+    }
+
+
+def load_training_state(trainer, state: dict) -> None:
+    """The ``Trainer`` continues exactly where ``training_state`` was taken."""
+    with torch.no_grad():
+        for name, tensor in trainer.parameters.items():
+            tensor.copy_(state["lora"][name])
+    trainer.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+    trainer.schedule.load_state_dict(state["schedule"])
+    trainer.step, trainer.questions.cursor = state["step"], state["cursor"]
+    trainer.non_finite.bad_updates = state["bad_updates"]
 
 
 def save_adapter(model, folder: Path, base: str) -> None:

@@ -1,8 +1,35 @@
-"""The order in which training questions are drawn."""
+"""Which questions a run trains and is measured on, and the order in which they are drawn."""
+
+import random
 
 import torch
 
-from sqlenv import Example
+from grpo.config import Config, chosen_languages
+from sqlenv import Example, ExecutionVerifier, UserError, load_dataset
+
+
+def load_questions(
+    config: Config, verifier: ExecutionVerifier
+) -> tuple[list[Example], list[Example]]:
+    """Training questions, evenly from all languages, and dev questions. Training questions whose
+    gold query fails or returns no row are left out: empty equals empty, so they would reward junk.
+    """
+    langs = chosen_languages(config.lang)
+    train = [example for lang in langs for example in load_dataset(config.data, lang, "train")]
+    random.Random(config.seed).shuffle(train)
+    train = train[: config.examples]
+    gold = verifier.run_gold(train)
+    useful = [e for e, result in zip(train, gold) if result.status == "ok" and result.rows]
+    if not useful:
+        raise UserError(
+            f"--data {config.data}: no training question has a gold query that returns rows"
+        )
+    if len(useful) < len(train):
+        left_out = f"left out {len(train) - len(useful)} of {len(train)} training questions"
+        print(f"{left_out}: gold fails or returns no row")
+    limit = config.dev_limit or None
+    dev = [e for lang in langs for e in load_dataset(config.data, lang, "dev")[:limit]]
+    return useful, dev
 
 
 class QuestionStream:

@@ -89,25 +89,15 @@ def sample_rollout(
     prompt_ids = [prompts(example) for example in examples]
     with timer.phase("sample"), lora_merged(policy.model):
         samples = sample_groups(
-            policy.model,
-            prompt_ids,
-            eos_ids=policy.eos_ids,
-            group_size=config.group_size,
-            max_new_tokens=config.max_new_tokens,
+            policy.model, prompt_ids, eos_ids=policy.eos_ids, seeds=seeds,
+            group_size=config.group_size, max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
-            seeds=seeds,
-        )
+        )  # fmt: skip
     ids, decode = samples.completion_ids, policy.tokenizer.batch_decode
     with timer.phase("reward"):
         texts = [decode(group, skip_special_tokens=True) for group in ids]  # P x G
         lengths = [[len(completion) for completion in group] for group in ids]  # P x G
         terms = rewards(examples, texts, prompts=decode(prompt_ids), lengths=lengths)  # (P, G, R)
-    return Rollout(
-        examples,
-        prompt_ids,
-        ids,
-        list(samples.logprobs.cpu()),
-        samples.finished.cpu(),
-        terms,
-        terms @ rewards.weights,  # (P, G)
-    )
+    logprobs, finished = list(samples.logprobs.cpu()), samples.finished.cpu()
+    total = terms @ rewards.weights  # (P, G)
+    return Rollout(examples, prompt_ids, ids, logprobs, finished, terms, total)

@@ -19,7 +19,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from grpo.checkpoint import load_state, save_adapter, save_state
+from grpo.checkpoint import (
+    load_state,
+    load_training_state,
+    save_adapter,
+    save_state,
+    training_state,
+)
 from grpo.config import Config
 from grpo.distributed.parallel import Distributed
 from grpo.evaluation import report
@@ -87,7 +93,7 @@ class RunFolder:
                 "repeat its command line and add --resume"
             )
         if self.state_path.is_file():  # a run killed before its first checkpoint starts again
-            trainer.load_state_dict(load_state(self.state_path))
+            load_training_state(trainer, load_state(self.state_path))
         if self.distributed.is_main:
             report.keep_metrics(self.metrics_path, trainer.step)
 
@@ -135,7 +141,7 @@ class RunFolder:
     def save(self, trainer: Trainer) -> None:
         """Writes a checkpoint and the adapter."""
         if self.distributed.is_main:
-            save_state(self.state_path, trainer.state_dict())
+            save_state(self.state_path, training_state(trainer))
             save_adapter(trainer.model, self.path / "adapter", self.config.model)
 
     def finish(self, before: list[Prediction], after: list[Prediction]) -> None:

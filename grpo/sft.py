@@ -31,6 +31,7 @@ from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, merge_lora
 from grpo.models import Policy, checkpoint_activations, load_policy
 from grpo.prompt import PromptBuilder, question_text
+from grpo.schedules import trapezoid_schedule
 from sqlenv import (
     EMBEDDED,
     LANGUAGES,
@@ -271,11 +272,6 @@ def make_optimizers(model, lr: float, scratch: bool) -> list[torch.optim.Optimiz
     ]
 
 
-def lr_factor(step: int, steps: int) -> float:
-    """Rises over the first twentieth, falls linearly over the last half."""
-    return min((step + 1) / max(1, steps // 20), 1.0, (steps - step) / (steps / 2))
-
-
 def train(
     model, batches: PretrainingBatches | SftBatches, arguments: argparse.Namespace, checkpoint: Path
 ) -> None:
@@ -284,10 +280,7 @@ def train(
     """
     steps, settings = arguments.steps, vars(arguments) | {"output": "", "stop": 0}
     optimizers = make_optimizers(model, arguments.lr, not arguments.model)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
-        for optimizer in optimizers
-    ]
+    schedules = [trapezoid_schedule(optimizer, steps) for optimizer in optimizers]
     parts = [model, *optimizers, *schedules]
     start = 0
     if checkpoint.is_file():

@@ -6,7 +6,6 @@ Left out of published GRPO: the outer loop that replaces the reference by the po
 the policy with LoRA off.
 """
 
-import copy
 from functools import reduce
 from operator import add
 
@@ -27,19 +26,9 @@ from grpo.prompt import PromptBuilder
 from grpo.questions import QuestionStream
 from grpo.rewards import Rewards
 from grpo.rollout import Rollout, sample_rollout
+from grpo.schedules import linear_schedule
 from grpo.timer import PhaseTimer
 from sqlenv import Example
-
-
-def linear_schedule(optimizer, warmup_steps: int, total_steps: int):
-    """Linear warm-up of the learning rate, then linear decay to 0 after the last step."""
-
-    def factor(step: int) -> float:
-        rising = (step + 1) / max(1, warmup_steps)
-        falling = (total_steps - step) / max(1, total_steps - warmup_steps)
-        return max(0.0, min(1.0, rising, falling))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 class Trainer:
@@ -170,27 +159,3 @@ class Trainer:
             **values,
             **metrics.speed_metrics(rollout, sampling["groups_sampled"], clocks),
         }
-
-    def state_dict(self) -> dict:
-        """Everything that the next step depends on. Samples are a function of the seed and the
-        position in the data, so no generator's state is needed.
-        """
-        return {
-            "step": self.step,
-            "cursor": self.questions.cursor,
-            "bad_updates": self.non_finite.bad_updates,
-            "config": self.config.to_dict(),
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),  # it would change in place
-            "schedule": self.schedule.state_dict(),
-            "lora": {name: value.detach().cpu().clone() for name, value in self.parameters.items()},
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        """Continues exactly where ``state_dict`` was taken."""
-        with torch.no_grad():
-            for name, tensor in self.parameters.items():
-                tensor.copy_(state["lora"][name])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.schedule.load_state_dict(state["schedule"])
-        self.step, self.questions.cursor = state["step"], state["cursor"]
-        self.non_finite.bad_updates = state["bad_updates"]

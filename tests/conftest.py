@@ -5,9 +5,8 @@ import sqlite3
 import pytest
 from trainer_kit import DATABASES, QUESTIONS, make_trainer
 
-from sqlenv import ExecutionVerifier
 from grpo.rollout import Rollout
-from sqlenv import Example, Sandbox
+from sqlenv import Example, ExecutionVerifier, Sandbox
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,6 +20,7 @@ from trainer_kit import (
     without_clocks,
 )
 
+from grpo.checkpoint import training_state
 from grpo.distributed.parallel import Distributed, open_distributed
 from grpo.distributed.shard import open_mesh, shard, with_lockstep
 from grpo.models import checkpoint_activations
@@ -57,7 +58,9 @@ def steps(distributed: Distributed, folder: Path, options: dict) -> list[dict]:
     states = []
     while trainer.step < trainer.total_steps:
         metrics = without_clocks(trainer.train_step())
-        states.append({"metrics": metrics, "lora": lora_of(trainer), "state": trainer.state_dict()})
+        states.append(
+            {"metrics": metrics, "lora": lora_of(trainer), "state": training_state(trainer)}
+        )
     return states
 
 

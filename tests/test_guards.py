@@ -18,6 +18,7 @@ from trainer_kit import (
 
 import grpo.rollout
 import grpo.trainer
+from grpo.checkpoint import load_training_state, training_state
 from grpo.sampler import Samples
 from grpo.trainer import Trainer
 from sqlenv import UserError
@@ -39,7 +40,7 @@ def spoil(monkeypatch, *bad: bool) -> None:
 
 
 def trained_state(trainer: Trainer) -> dict:
-    state = copy.deepcopy(trainer.state_dict())
+    state = copy.deepcopy(training_state(trainer))
     return {name: state[name] for name in ("lora", "optimizer")}
 
 
@@ -127,7 +128,7 @@ def test_bad_updates_are_counted_across_a_resume(examples, monkeypatch):
     spoil(monkeypatch, True, True, True)
     trainer.train_step(), trainer.train_step()
     resumed = make_trainer(examples)
-    resumed.load_state_dict(trainer.state_dict())
+    load_training_state(resumed, training_state(trainer))
     with pytest.raises(UserError, match="step 3"):
         resumed.train_step()
 

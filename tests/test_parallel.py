@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from parallel_steps import steps
 from trainer_kit import make_trainer
 
+from grpo.checkpoint import load_training_state
 from grpo.distributed.parallel import SINGLE_PROCESS, Distributed
 
 TESTS = Path(__file__).resolve().parent
@@ -80,7 +81,7 @@ def test_one_process_goes_on_where_two_stopped(examples, tmp_path):
     done = launch(2, str(TESTS / "parallel_steps.py"), str(folder), str(file), json.dumps(options))
     assert done.returncode == 0, done.stderr[-3000:]
     trainer = make_trainer(examples, **options)
-    trainer.load_state_dict(torch.load(file)[1][0]["state"])
+    load_training_state(trainer, torch.load(file)[1][0]["state"])
     trainer.train_step()
     for name, tensor in steps(SINGLE_PROCESS, folder, options)[1]["lora"].items():
         assert (trainer.parameters[name] - tensor).norm() <= 1e-5 * tensor.norm(), name

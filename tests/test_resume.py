@@ -16,7 +16,7 @@ from trainer_kit import (
     without_clocks,
 )
 
-from grpo.checkpoint import load_state, save_state
+from grpo.checkpoint import load_state, load_training_state, save_state, training_state
 from grpo.config import Config
 from grpo.recipes import RECIPES
 from grpo.rewards import WEIGHTS, Rewards
@@ -60,13 +60,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(examples, tmp_path, changes, 
     whole, first, second = trainer(), trainer(), trainer(seed=1)
     expected = [without_clocks(whole.train_step()) for _ in range(4)]
     steps = [without_clocks(first.train_step()) for _ in range(2)]
-    save_state(tmp_path / "state.pt", first.state_dict())
+    save_state(tmp_path / "state.pt", training_state(first))
     torch.manual_seed(123)  # the global generator does not matter
-    second.load_state_dict(load_state(tmp_path / "state.pt"))
+    load_training_state(second, load_state(tmp_path / "state.pt"))
     steps += [without_clocks(second.train_step()) for _ in range(2)]
     assert steps == expected
     assert same(lora_of(second), lora_of(whole))
-    assert same(second.state_dict(), whole.state_dict())
+    assert same(training_state(second), training_state(whole))
     if questions == 3:
         assert first.questions.cursor % 3 and whole.questions.cursor > 6
 
@@ -77,12 +77,12 @@ def test_a_state_is_a_snapshot(examples):
     """
     trainer, other = make_trainer(examples), make_trainer(examples, policy=make_policy(1))
     trainer.train_step()
-    state = trainer.state_dict()
+    state = training_state(trainer)
     before = copy.deepcopy(state)
     expected = without_clocks(trainer.train_step()), lora_of(trainer)
     assert same(state, before)
     for resumed in (other, trainer, trainer):
-        resumed.load_state_dict(state)
+        load_training_state(resumed, state)
         assert same((without_clocks(resumed.train_step()), lora_of(resumed)), expected)
         assert same(state, before)
 

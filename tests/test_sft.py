@@ -15,10 +15,10 @@ from grpo.logprobs import completion_logprobs
 from grpo.lora import merge_lora
 from grpo.models import load_policy
 from grpo.prompt import PromptBuilder
+from grpo.schedules import trapezoid_schedule
 from grpo.sft import (
     PretrainingBatches,
     SftBatches,
-    lr_factor,
     shuffled_schema,
     supervised_loss,
     swap_values,
@@ -91,9 +91,11 @@ def test_a_shuffled_schema_names_the_same_tables_and_columns():
             assert table.name in text and all(column.name in text for column in table.columns)
 
 
-def test_lr_factor_by_hand():
+def test_schedule_by_hand():
     """40 steps: rises over 2, is 1 up to step 20, then falls by 1/20 a step."""
-    assert [lr_factor(step, 40) for step in (0, 1, 2, 20, 30, 39)] == [0.5, 1, 1, 1, 0.5, 0.05]
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    (factor,) = trapezoid_schedule(optimizer, 40).lr_lambdas
+    assert [factor(step) for step in (0, 1, 2, 20, 30, 39)] == [0.5, 1, 1, 1, 0.5, 0.05]
 
 
 def test_supervised_loss_by_hand():

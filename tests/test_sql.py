@@ -1,6 +1,7 @@
 """SQL as text: extraction from completions, ORDER BY of the outermost query, canonical and readable
 form."""
 
+import doctest
 import json
 import sqlite3
 import time
@@ -19,6 +20,7 @@ from sqlenv import (
     is_ordered,
     load_dataset,
 )
+from sqlenv import text as text_module
 from sqlenv.text import MAX_FORMATTED
 
 HOSTILE = Path(__file__).with_name("hostile_sql.jsonl")
@@ -277,6 +279,10 @@ def test_any_text_can_be_read(text):
         assert is_ordered(sql) in (True, False)
         assert canonical_sql(canonical_sql(sql)) == canonical_sql(sql)
         assert canonical_sql(format_sql(sql)) == canonical_sql(sql)
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(text_module) == (0, 6)  # (failed, tried)
 
 
 FORMATTED = """\
