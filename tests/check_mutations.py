@@ -80,7 +80,7 @@ MUTATIONS = [
         ["test_trainer"],
     ),
     Mutation(
-        "every row of the warm start divides by its own tokens",
+        "every row of SFT divides by its own tokens",
         "grpo",
         "-of_sql / counts[0]",
         "-of_sql / sql.sum()",
@@ -157,7 +157,7 @@ MUTATIONS = [
         ["test_checkpoint", "test_packing"],
     ),
     Mutation(
-        "LoRA folded into the base itself",
+        "LoRA merged into the base itself",
         "grpo",
         "return (self.base.weight.float() + update).to(self.base.weight.dtype)",
         "return self.base.weight.add_(update.to(self.base.weight.dtype))",
