@@ -10,16 +10,13 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from grpo.distributed.lockstep import Lockstep
 from sqlenv.errors import UserError
-
-if TYPE_CHECKING:
-    from grpo.distributed.shard import Lockstep
 
 
 @dataclass(frozen=True)
@@ -28,12 +25,12 @@ class Distributed:
     every method does nothing beyond returning its argument.
 
     Attributes:
-        lockstep: a ``shard.Lockstep`` if the model is sharded over the processes.
+        lockstep: keeps the processes at the same pass if the model is sharded over the processes.
     """
 
     rank: int = 0
     size: int = 1
-    lockstep: "Lockstep | None" = None
+    lockstep: Lockstep | None = None
 
     @property
     def is_main(self) -> bool:
