@@ -28,6 +28,7 @@ from sqlenv import EMBEDDED, Example, ExecutionVerifier, Sandbox, UserError, rea
 from sqlenv.errors import exit_code
 from sqlenv.files import write_file, write_json
 from sqlenv.metrics.predictions import read_predictions, without_prediction
+from sqlenv.metrics.tables import text_table
 
 OUTPUTS = ("json", "csv", "markdown", "save_predictions")
 
@@ -213,7 +214,7 @@ def measure(
 
 def show(reports: dict, difference: dict | None) -> None:
     for title, rows in report_files.sections(reports, difference).items():
-        print(f"{title}\n\n{report_files.table(rows)}\n")
+        print(f"{title}\n\n{text_table(rows)}\n")
     print("shares in percent with 95 % intervals")
     for note in report_files.notes(reports):
         print(note)

@@ -18,8 +18,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from grpo.evaluation.report import Rows, markdown_table
 from sqlenv.errors import UserError, exit_code
+from sqlenv.metrics.tables import Rows, markdown_table
 
 
 def sql_lists(sql: str) -> dict[str, list[str]]:

@@ -12,10 +12,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from grpo.evaluation.report import Rows, markdown_table
 from sqlenv import EMBEDDED, load_dataset
 from sqlenv.errors import exit_code
 from sqlenv.metrics.hardness import LEVELS, hardness
+from sqlenv.metrics.tables import Rows, markdown_table
 from sqlenv.query import parse
 
 SET_OPERATORS = ("union", "intersect", "except")

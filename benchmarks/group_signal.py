@@ -24,7 +24,6 @@ from encoder import ContrastiveEncoder, SemanticReward
 from grpo.advantages import group_advantages
 from grpo.checkpoint import load_adapter
 from grpo.config import ASSETS
-from grpo.evaluation.report import markdown_table
 from grpo.lora import lora_merged
 from grpo.models import Policy, load_policy
 from grpo.prompt import PromptBuilder
@@ -32,6 +31,7 @@ from grpo.rewards import WEIGHTS, ExecutionVerifier, Rewards
 from grpo.sampler import sample_groups
 from sqlenv import EMBEDDED, LANGUAGES, Example, Sandbox, load_dataset
 from sqlenv.errors import exit_code
+from sqlenv.metrics.tables import markdown_table
 
 SAMPLES, GROUP_SIZE, BATCH, MAX_NEW_TOKENS = 16, 8, 16, 96
 EXECUTION, SEMANTIC = (list(WEIGHTS).index(name) for name in ("execution", "semantic"))

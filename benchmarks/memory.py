@@ -18,10 +18,10 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.grpo_step import peak_rss, step
-from grpo.evaluation.report import Rows, markdown_table
 from grpo.lora import add_lora
 from grpo.memory import GIB, Workload, peak_bytes, shape_of
 from grpo.models import checkpoint_activations
+from sqlenv.metrics.tables import Rows, markdown_table
 
 FIELDS = (
     "hidden_size",

@@ -20,13 +20,13 @@ import numpy as np
 from benchmarks.paper_cells import LANGUAGE_CURVES, METRICS, read_cells
 from encoder import ContrastiveEncoder, SemanticReward
 from grpo.config import ASSETS
-from grpo.evaluation.report import Rows, markdown_table
-from grpo.evaluation.report import cell as share_text
-from grpo.evaluation.report import signed_cell as difference_text
 from grpo.rewards import WEIGHTS, ExecutionVerifier, Rewards
 from sqlenv import EMBEDDED, LANGUAGES, Sandbox, UserError, load_dataset
 from sqlenv.files import write_file
 from sqlenv.metrics.bootstrap import summary
+from sqlenv.metrics.tables import Rows, markdown_table
+from sqlenv.metrics.tables import share_cell as share_text
+from sqlenv.metrics.tables import signed_cell as difference_text
 
 RESAMPLES = 2000
 MAIN = ("zero-shot", "SFT policy", "larger SFT policy", "GRPO", "GRPO + contrastive")

@@ -6,10 +6,10 @@ words of its own training data.
 
 from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers.trainers import BpeTrainer
+from tokenizers import Regex, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 
+from encoder.bpe import train_bpe
 from encoder.model import MAX_TOKENS, ContrastiveEncoder
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # ids 0 to 3 as in XLM-R
@@ -22,23 +22,13 @@ WORDS = r"\p{Latin}+|[^\P{L}\p{Latin}]+|\p{N}|[<>!]=|<>|[^\s\p{L}\p{N}]"
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE over `texts`; no text is out of vocabulary, but spacing is lost."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()  # Vietnamese may be composed or decomposed
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
+    tokenizer = train_bpe(
         texts,
-        BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=SPECIAL_TOKENS,
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        split=pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+        use_regex=False,
+        normalizer=normalizers.NFC(),  # Vietnamese may be composed or decomposed
     )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +28,7 @@ from encoder.batches import (
     make_batch,
 )
 from encoder.calibration import Calibration, fit_calibration
+from encoder.checkpoint import load_state, save_state
 from encoder.loss import info_nce
 from encoder.model import MAX_LOG_SCALE, MAX_TOKENS, ContrastiveEncoder, require_new
 from encoder.reward import TARGETS, SemanticReward
@@ -37,7 +37,7 @@ from encoder.scratch import small_encoder
 from encoder.text import sql_text
 from sqlenv import EMBEDDED, LANGUAGES, by_database
 from sqlenv.errors import UserError, exit_code
-from sqlenv.files import write_file, write_json
+from sqlenv.files import write_json
 
 
 def fastest_dtype(device: str, hidden: int) -> str:
@@ -162,10 +162,9 @@ def train_step(
 
 
 def save_checkpoint(path: Path, parts: dict, settings: dict, step: int) -> None:
-    """Writes all that the next step depends on."""
+    """Writes everything that the next step depends on."""
     states = {name: part.state_dict() for name, part in parts.items()}
-    state = {"settings": settings, "step": step, "parts": states}
-    write_file(path, lambda temporary: torch.save(state, temporary))
+    save_state(path, {"settings": settings, "step": step, "parts": states})
 
 
 def load_checkpoint(path: Path, parts: dict, settings: dict) -> int:
@@ -176,16 +175,13 @@ def load_checkpoint(path: Path, parts: dict, settings: dict) -> int:
     """
     if not path.is_file():
         return 0
-    try:
-        state = torch.load(path, weights_only=True)
-        if settings["dtype"] == "auto":  # a new measurement might choose another
-            settings["dtype"] = state["settings"]["dtype"]
-        if state["settings"] != settings:
-            raise UserError(f"{path} is of a run with other settings: repeat those, or remove it")
-        for name, part in parts.items():
-            part.load_state_dict(state["parts"][name])
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
-        raise UserError(f"{path} is damaged: remove it to start anew") from error
+    state = load_state(path)
+    if settings["dtype"] == "auto":  # a new measurement might choose another
+        settings["dtype"] = state["settings"]["dtype"]
+    if state["settings"] != settings:
+        raise UserError(f"{path} is of a run with other settings: repeat those, or remove it")
+    for name, part in parts.items():
+        part.load_state_dict(state["parts"][name])
     return state["step"]
 
 

@@ -7,7 +7,6 @@ schedule, step and position in the data. ``adapter/`` holds the LoRA weights in 
 
 import copy
 import json
-import pickle
 from pathlib import Path
 
 import torch
@@ -25,26 +24,7 @@ UNSUPPORTED = (
     *("layers_to_transform", "exclude_modules", "target_parameters", "trainable_token_indices"),
     *("fan_in_fan_out", "lora_bias", "layer_replication"),
 )
-READ_ERRORS = (*SAFETENSORS_ERRORS, ValueError, EOFError, pickle.UnpicklingError)
-
-
-def save_state(path: Path, state: dict) -> None:
-    """Writes a training state: tensors, numbers, strings and containers of these."""
-    write_file(path, lambda temporary: torch.save(state, temporary))
-
-
-def load_state(path: Path) -> dict:
-    """Reads a training state without running code that the file may contain.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    if not path.is_file():
-        raise UserError(f"--resume: {path} does not exist; there is nothing to resume")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except READ_ERRORS as error:
-        raise UserError(f"--resume: {path} is damaged and cannot be read") from error
+READ_ERRORS = (*SAFETENSORS_ERRORS, ValueError, EOFError)
 
 
 def training_state(trainer) -> dict:

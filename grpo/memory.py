@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from grpo.config import Config
-from grpo.evaluation.report import Rows, table
 from grpo.logprobs import CHUNK
 from grpo.models import LOAD_ERRORS, choose_dtype, locate, reason
 from grpo.prompt import SCHEMA_BUDGET
 from sqlenv.errors import UserError
+from sqlenv.metrics.tables import Rows, text_table
 
 GIB = 2**30
 PROCESS = 0.6 * GIB  # Python and its libraries, or a GPU's context
@@ -238,7 +238,7 @@ def plan(shape: Shape, work: Workload, budget: float) -> str:
             f"{work.prompt_tokens} tokens; GiB, estimated:",
             *(f"  {name:<{width}}  {size / GIB:6.1f}" for name, size in parts.items()),
             f"It {fits} in {budget / GIB:.1f} GiB. Peaks with other settings:\n",
-            table(peak_table(shape, work)),
+            text_table(peak_table(shape, work)),
             f"\nThe largest settings that fit in {budget / GIB:.1f} GiB:",
             *(f"  {line}" for line in advice(shape, work, budget)),
         ]

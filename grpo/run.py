@@ -19,13 +19,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from grpo.checkpoint import (
-    load_state,
-    load_training_state,
-    save_adapter,
-    save_state,
-    training_state,
-)
+from encoder.checkpoint import load_state, save_state
+from grpo.checkpoint import load_training_state, save_adapter, training_state
 from grpo.config import Config
 from grpo.distributed.parallel import Distributed
 from grpo.evaluation import report

@@ -22,11 +22,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from tokenizers import pre_tokenizers
 from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from grpo.checkpoint import SAFETENSORS_ERRORS, load_state, save_state
+from encoder.bpe import train_bpe
+from encoder.checkpoint import load_state, save_state
+from grpo.checkpoint import SAFETENSORS_ERRORS
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, merge_lora
 from grpo.models import Policy, checkpoint_activations, load_policy
@@ -52,24 +55,9 @@ QUOTED = re.compile(r"'((?:[^']|'')*)'")  # a string literal; '' is a quote insi
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer: it covers all languages; each digit is a token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=SPECIAL,
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer = train_bpe(
+        texts, vocab_size=vocab_size, special_tokens=SPECIAL, split=digits, use_regex=True
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"

@@ -11,13 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from grpo.checkpoint import (
-    SAFETENSORS_ERRORS,
-    load_adapter,
-    load_state,
-    save_adapter,
-    save_state,
-)
+from encoder.checkpoint import load_state, save_state
+from grpo.checkpoint import SAFETENSORS_ERRORS, load_adapter, save_adapter
 from grpo.evaluation.report import append_metrics, keep_metrics, read_metrics
 from grpo.lora import add_lora, lora_parameters
 from sqlenv import UserError

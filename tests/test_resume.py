@@ -16,7 +16,8 @@ from trainer_kit import (
     without_clocks,
 )
 
-from grpo.checkpoint import load_state, load_training_state, save_state, training_state
+from encoder.checkpoint import load_state, save_state
+from grpo.checkpoint import load_training_state, training_state
 from grpo.config import Config
 from grpo.recipes import RECIPES
 from grpo.rewards import WEIGHTS, Rewards

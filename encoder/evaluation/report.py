@@ -6,6 +6,7 @@ from pathlib import Path
 from encoder.batches import KINDS
 from sqlenv import LANGUAGES, UserError
 from sqlenv.files import write_file
+from sqlenv.metrics.tables import Rows, markdown_table, share_cell
 
 LABELS = {
     "mean_over_kinds": "mean over kinds",
@@ -20,6 +21,11 @@ LABELS = {
 }
 SHARES = (*KINDS, "mean_over_kinds", "all_hard_negatives", "other_sql")
 RETRIEVAL = ("mrr", "recall@1", "english_recall@1", "gold_too_long")
+
+
+def cell(share: dict | None) -> str:
+    """The share with its interval in whole percent: the many columns leave no room for more."""
+    return share_cell(share, digits=0)
 
 
 def languages(report: dict) -> list[str]:
@@ -37,21 +43,17 @@ def text_of(report: dict) -> str:
         "Attacks above gold": gaming_table(report["gaming"]),
         "Right above wrong answers": row_table("AUC", report.get("auc")),
     }
-    parts = [f"{title}\n\n{markdown_table(rows)}\n" for title, rows in tables.items() if rows]
+    parts = [
+        f"{title}\n\n{markdown_table(rows, aligned=True)}\n"
+        for title, rows in tables.items()
+        if rows
+    ]
     return "\n".join(
         [*parts, "shares in percent with 95 % intervals; n: how many they are shares of"]
     )
 
 
-def cell(share: dict | None) -> str:
-    """A share with its 95 % interval, in percent: `61.4 (56-67)`."""
-    if share is None or share["value"] is None:
-        return "-"
-    value, low, high = (100 * share[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} ({low:.0f}-{high:.0f})"
-
-
-def metric_table(report: dict, metrics: tuple[str, ...]) -> list[tuple[str, ...]]:
+def metric_table(report: dict, metrics: tuple[str, ...]) -> Rows:
     """Metrics by language; n is over all languages."""
     columns = [*languages(report), "average"]
     rows = []
@@ -63,7 +65,7 @@ def metric_table(report: dict, metrics: tuple[str, ...]) -> list[tuple[str, ...]
     return [("", *columns, "n"), *rows] if rows else []
 
 
-def calibration_table(calibration: dict | None) -> list[tuple[str, ...]]:
+def calibration_table(calibration: dict | None) -> Rows:
     """A row for each bin of scores."""
     if not calibration:
         return []
@@ -79,7 +81,7 @@ def calibration_table(calibration: dict | None) -> list[tuple[str, ...]]:
     return [("score", "mean score", "right", "pairs"), *rows]
 
 
-def row_table(name: str, values: dict | None) -> list[tuple[str, ...]]:
+def row_table(name: str, values: dict | None) -> Rows:
     """A row of shares, and a row of their n."""
     if not values:
         return []
@@ -88,27 +90,20 @@ def row_table(name: str, values: dict | None) -> list[tuple[str, ...]]:
     return [heading, (name, *map(cell, values.values())), ("n", *ns)]
 
 
-def gaming_table(gaming: dict) -> list[tuple[str, ...]]:
+def gaming_table(gaming: dict) -> Rows:
     """A row for each attack, then the shares of questions where none succeeds."""
     rows = [
-        (name.replace("_", " "), "yes" if share["trained"] else "no", cell(share), str(share["n"]))
+        (
+            name.replace("_", " "),
+            "yes" if share["trained"] else "no",
+            cell(share),
+            str(share["n"]),
+        )
         for name, share in gaming["attacks"].items()
     ]
     for label, key in (("none of them", "none_above"), ("none held out", "none_held_out_above")):
         rows.append((label, "", cell(gaming[key]), str(gaming[key]["n"])))
     return [("attack", "in training", "above gold", "n"), *rows]
-
-
-def markdown_table(rows: list[tuple[str, ...]]) -> str:
-    """Rows as a Markdown table with aligned columns, the first row as its heading."""
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |"
-        for row in rows
-    ]
-    return "\n".join(
-        [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
-    )
 
 
 def plot(path: Path, report: dict) -> None:
@@ -183,7 +178,8 @@ def plot_calibration(axis, calibration: dict) -> None:
     axis.set_ylabel("share that is right")
     if "all" in calibration["ece"]:
         axis.set_title(
-            f"expected calibration error {cell(calibration['ece']['all'])} %", fontsize=9
+            f"expected calibration error {cell(calibration['ece']['all'])} %",
+            fontsize=9,
         )
     axis.grid(alpha=0.2)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sqlenv import LANGUAGES, UserError, format_sql
 from sqlenv.files import write_file
+from sqlenv.metrics.tables import Rows, markdown_table, share_cell, signed_cell, text_table
 
-Rows = list[tuple[str, ...]]  # of a table, the first being the heading
 LABELS = {"valid": "valid", "execution": "EX", "test_suite": "TS", "semantic": "semantic"}
 
 
@@ -66,35 +66,6 @@ def add_to_tensorboard(writer, metrics: dict) -> None:
     writer.flush()
 
 
-def cell(value: dict) -> str:
-    """A share with its 95 % interval, in percent: ``61.4 (56.1-66.7)``."""
-    if value["value"] is None:
-        return "-"
-    return f"{100 * value['value']:.1f} ({100 * value['low']:.1f}-{100 * value['high']:.1f})"
-
-
-def signed_cell(value: dict) -> str:
-    """A difference of shares with its interval, in percent points: ``+1.2 (-0.6 to +3.1)``."""
-    if value["value"] is None:
-        return "-"
-    value, low, high = (100 * value[key] for key in ("value", "low", "high"))
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
-def table(rows: Rows) -> str:
-    """Aligned columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def markdown_table(rows: Rows) -> str:
-    lines = ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
-
-
 def sections(reports: dict[str, dict], difference: dict | None = None) -> dict[str, Rows]:
     """The tables of one ``full_report``, or of two and their difference, by title; shares in
     percent with 95 % intervals.
@@ -143,7 +114,11 @@ def languages(report: dict) -> list[str]:
 
 
 def share_row(name: str, values: dict) -> tuple[str, ...]:
-    return name, str(next(iter(values.values()))["n"]), *(cell(value) for value in values.values())
+    return (
+        name,
+        str(next(iter(values.values()))["n"]),
+        *(share_cell(value) for value in values.values()),
+    )
 
 
 def difference_table(first: dict, second: dict, difference: dict, names: tuple[str, str]) -> Rows:
@@ -151,7 +126,7 @@ def difference_table(first: dict, second: dict, difference: dict, names: tuple[s
     rows = [("lang", "metric", "n", *names, "difference")]
     for lang, metrics in difference.items():
         for metric, value in metrics.items():
-            shares = cell(first[lang][metric]), cell(second[lang][metric])
+            shares = share_cell(first[lang][metric]), share_cell(second[lang][metric])
             rows.append((lang, LABELS[metric], str(value["n"]), *shares, signed_cell(value)))
     return rows
 
@@ -159,7 +134,7 @@ def difference_table(first: dict, second: dict, difference: dict, names: tuple[s
 def before_after_table(summary: dict) -> str:
     """Before, after and the paired difference of each language and metric."""
     before, after, difference = (summary[key] for key in ("before", "after", "difference"))
-    return table(difference_table(before, after, difference, ("before", "after")))
+    return text_table(difference_table(before, after, difference, ("before", "after")))
 
 
 def notes(reports: dict[str, dict]) -> Iterator[str]:
