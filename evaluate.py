@@ -1,5 +1,5 @@
-"""Measures a policy, a trained run, or anyone's predictions on questions with gold SQL, or compares
-two of them.
+"""Evaluates a policy, a run of train.py, or a predictions file on questions with gold SQL, or
+compares two of them.
 
 python evaluate.py --run runs/vi-1
 python evaluate.py --model DIR --lang all --data ROOT --split dev --json out.json

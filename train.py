@@ -1,20 +1,20 @@
-"""Trains a text-to-SQL policy with GRPO: loads, measures, trains, measures again.
+"""Trains a text-to-SQL policy with GRPO: loads it, evaluates it, trains it, evaluates it again.
 
     python train.py --lang vi
     python train.py --lang en,de --model DIR --data ROOT --steps 200
-    torchrun --nproc-per-node 4 train.py --lang all      # the prompts of a step over 4 processes
+    torchrun --nproc-per-node 4 train.py --lang all      # each step's prompts over 4 processes
 
-The algorithm is grpo/trainer.py: Trainer.train_step; examples/minimal_grpo.py has it on one page.
-Where the defaults differ from GRPO as published (DeepSeekMath, arXiv 2402.03300):
+The algorithm is in grpo/trainer.py: Trainer.train_step; examples/minimal_grpo.py has it on one
+page. Where the defaults differ from GRPO as published (DeepSeekMath, arXiv 2402.03300):
 
     option                default         published   why
     --advantage           centered        group       dividing by the std favours groups that are
                                                       nearly all right or all wrong (Dr. GRPO)
-    --loss-aggregation    token           sequence    each token counts alike (DAPO)
+    --loss-aggregation    token           sequence    every token counts the same (DAPO)
     --kl                  k3iw            k3          its gradient is that of KL(policy || ref)
     --beta                0.02            0.04        as in the paper, arXiv 2510.13827
     --lora-rank           32              all weights the reference needs no second model
-    dropout               none            -           samples would be off-policy
+    dropout               none            -           it makes samples off-policy
 
 --recipe grpo sets the published choices.
 """

@@ -3,8 +3,8 @@
     python -m examples.minimal_grpo --lang vi --steps 30
 
 `grpo_step` is the whole algorithm (DeepSeekMath, arXiv 2402.03300, section 4.1) and makes the same
-update as `grpo/trainer.py: Trainer.train_step`. What the trainer adds: micro-batches, several
-updates per batch, dynamic sampling, several processes, metrics, guards and checkpoints.
+update as `grpo/trainer.py: Trainer.train_step`. The trainer adds micro-batches, several updates per
+batch, dynamic sampling, several processes, metrics, guards and checkpoints.
 
 P prompts per step, G completions per prompt, T tokens in the longest completion.
 """
@@ -39,7 +39,7 @@ LEARNING_RATE, BETA = 6e-4, 0.02  # BETA: weight of the KL penalty
 def execution_rewards(
     verifier: ExecutionVerifier, examples: list[Example], texts: list[list[str]]
 ) -> Tensor:
-    """1 if the SQL's result equals that of gold, plus 0.1 if the SQL runs: (P, G) float32."""
+    """1 if the SQL's result equals that of the gold query, plus 0.1 if it runs: (P, G) float32."""
     flat = [example for example, group in zip(examples, texts) for _ in group]
     verdicts = verifier.verify(flat, [extract_sql(text) for group in texts for text in group])
     rewards = [1.0 * verdict.correct + 0.1 * verdict.valid for verdict in verdicts]

@@ -1,9 +1,9 @@
-"""GRPO (Group Relative Policy Optimization, arXiv 2402.03300) in plain PyTorch, one step a file:
+"""GRPO (Group Relative Policy Optimization, arXiv 2402.03300) in plain PyTorch, one file per step:
 config, prompt, sampler, attention, packing, rewards, advantages, logprobs, loss, lora, rollout and
-trainer. `distributed` has processes and sharding, `evaluation` has measuring and reporting.
+trainer. `distributed` has training on several processes, `evaluation` the evaluation of policies.
 
-The names below load on first use: a worker process that runs a custom reward imports this package
-as well, and must not wait for torch.
+The names below are imported on first use: the worker process of a custom reward also imports this
+package, and must not wait for torch.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Group-relative advantages: how much better a completion is than the others of its group."""
+"""Group-relative advantages: how much better a completion is than the others in its group."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Attention for groups that share a prompt, whose keys and values are computed and stored once.
+"""Attention for groups of completions: a group's prompt is computed and stored only once.
 
 The tokens of a whole batch form one row without padding, so that no matrix product of the model
 spends work on padding. Only attention needs to know which token belongs to which sequence. There
@@ -8,14 +8,17 @@ are two cases, each a *layout* that is passed through the model:
 
       prompt 0 | prompt 1 | completion 0 of 0 | completion 1 of 0 | completion 0 of 1 | ...
 
+  where "completion 1 of 0" is the second completion of prompt 0.
+
 - ``Decoding``: the newest token of each running completion, against a KV cache.
 
-transformers has a registry of attention functions; extra keyword arguments of a model's forward,
-here ``layout``, reach the function. So any Hugging Face decoder that uses this interface works
-unchanged: Llama, Qwen, Mistral, Gemma 3 with its sliding windows.
+transformers has a registry of attention functions, and passes extra keyword arguments of a model's
+forward, here ``layout``, to these functions. So any Hugging Face decoder that uses this interface
+works unchanged: Llama, Qwen, Mistral, Gemma 3 with its sliding windows.
 
-Shapes: N tokens of the row, P prompts of at most L tokens, C completions of at most T, G to each
-prompt; H query heads, K key-value heads, r = H / K queries to a key; D the width of a head.
+Shapes: N tokens in the row; P prompts of at most L tokens; C completions of at most T tokens, G for
+each prompt; H query heads, K key-value heads, r = H / K query heads for each of them; D the width
+of a head.
 """
 
 import torch

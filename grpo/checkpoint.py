@@ -1,4 +1,5 @@
-"""Checkpoints and adapters. Only whole files: each is written to a temporary name and renamed.
+"""Checkpoints and adapters. Each file is written under a temporary name and then renamed, so an
+interruption leaves no partly written file.
 
 ``checkpoint/state.pt`` holds everything that the next step depends on: LoRA weights, optimizer,
 schedule, step and position in the data. ``adapter/`` holds the LoRA weights in PEFT's file format

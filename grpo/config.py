@@ -1,5 +1,5 @@
-"""The settings of a run: a dataclass with one line of explanation each. ``train.py`` makes its
-options from it.
+"""The settings of a run: a dataclass with a one-line explanation of each field. ``train.py``
+derives its command-line options from it.
 """
 
 import argparse

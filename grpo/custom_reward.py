@@ -6,10 +6,10 @@ The function gets lists of P x G entries: ``prompts``, ``completions`` (texts), 
 ``question``, ``lang``, ``db_id``, ``db_path``, ``gold_sql`` and ``sql`` (extracted from the
 completion, or None). ``None`` in the list that it returns means "not applicable". It may be async.
 
-It runs in a process of its own, with one JSON line per call and one per answer. Only a process can
-be stopped: a regular expression that backtracks forever holds Python's lock, and no thread or
-asyncio timeout ends it. A call that raises, returns no list of numbers or takes too long counts as
-zeros and is logged; the run goes on.
+It runs in a process of its own, which gets one JSON line per call and answers with one. Only a
+process can be stopped: a regular expression that backtracks forever holds Python's global lock, and
+no thread or asyncio timeout ends it. If a call raises, does not return a list of numbers or takes
+too long, its rewards are zeros and a warning is logged; the run continues.
 """
 
 import asyncio

@@ -1,5 +1,6 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): replaces zero-variance groups, whose
-completions all have the same reward and therefore no gradient, by groups of further questions.
+"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): replaces zero-variance groups with
+groups for further questions. In a zero-variance group all completions have the same reward, so the
+group has no policy gradient.
 """
 
 from collections.abc import Callable

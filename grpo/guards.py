@@ -1,4 +1,4 @@
-"""What stops or warns a run whose numbers go wrong."""
+"""Guards: they stop a run, or log a warning, when its numbers are wrong."""
 
 import logging
 import math

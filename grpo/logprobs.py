@@ -7,7 +7,7 @@ from grpo.attention import hidden_states
 from grpo.head import head_logprobs
 from grpo.packing import pack_groups
 
-CHUNK = 256  # tokens whose logits exist at a time: 256 x 128k in float32 are an eighth gigabyte
+CHUNK = 256  # tokens whose logits exist at a time: 256 x 128k in float32 take 1/8 GB
 
 
 def completion_logprobs(

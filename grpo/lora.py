@@ -1,10 +1,10 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685): trains a low-rank change to the frozen linear layers of
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): trains a low-rank update of the frozen linear layers of
 a model.
 
 ``y = x W^T + (alpha / r) x A^T B^T`` with A (r, in) random and B (out, r) zero, so that training
-starts at the base model exactly. Because the base stays as it is, the reference policy of GRPO
-costs no second model: it is this one with LoRA off. A and B stay float32 whatever the base is: an
-Adam step of 1e-6 on a bfloat16 weight rounds away.
+starts exactly at the base model. The base weights never change, so the reference policy of GRPO
+needs no second model: it is the same model with LoRA off. A and B are float32 for every dtype of
+the base, because an Adam step of 1e-6 is lost when a bfloat16 weight is rounded.
 """
 
 import math
@@ -53,7 +53,7 @@ class LoRALinear(nn.Module):
         out = self.base(x)
         if not self.enabled:
             return out
-        # The products are of the base's dtype, as in sampling; the sums that Adam makes are not.
+        # Products use the base's dtype, as in sampling; only the trained weights are float32.
         narrow = F.linear(x, self.lora_A.to(x.dtype))  # (..., r)
         return out + F.linear(narrow, (self.scale * self.lora_B).to(x.dtype))
 

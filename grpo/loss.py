@@ -3,8 +3,8 @@
     L = - sum_it w_it [ min(ratio_it A_i, clip(ratio_it, 1 - e_low, 1 + e_high) A_i) - beta KL_it ]
 
 with ratio_it = exp(logp_new - logp_old) (PPO, arXiv 1707.06347, eq. 7; GRPO, arXiv 2402.03300,
-eq. 3). The weights w_it define the mean. They are computed once for a whole step, so that the loss
-of the step is the plain sum over its micro-batches, however it is split.
+eq. 3). The weights w_it define the mean over tokens. They are computed once for a whole step, so
+that the loss of the step is the sum of the losses of its micro-batches, however it is split.
 """
 
 import torch

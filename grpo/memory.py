@@ -1,11 +1,9 @@
 """Estimates the memory that a run needs before anything is loaded (``train.py --plan``), and turns
-running out of memory into a message.
+out-of-memory errors into a message that names the options to lower.
 
-The peak is what is held all the time plus the larger of what sampling and what a training pass
-need. Each is computed from the model's shape; docs/models.md compares estimates and
-measurements. P prompts of L tokens, G completions of T, M prompts in a
-training pass; h hidden size, I intermediate size, H heads and K key-value heads of D, V vocabulary;
-b bytes of a number.
+The peak is the memory that is held throughout, plus the memory for sampling or that for a training
+pass, whichever is larger. All three are computed from the model's shape. docs/models.md compares
+the estimates with measurements.
 """
 
 import math

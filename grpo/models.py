@@ -1,5 +1,5 @@
-"""Loads a policy: a Hugging Face causal language model with its tokenizer, and what ends its
-answers.
+"""Loads a policy: a Hugging Face causal language model, its tokenizer, and the ids of the tokens
+that end a completion.
 """
 
 import os
@@ -30,7 +30,7 @@ LOAD_ERRORS = (OSError, ValueError, SafetensorError, ImportError, struct.error, 
 
 @dataclass
 class Policy:
-    """A model in eval mode, its tokenizer, and the ids of all tokens that end an answer."""
+    """A model in eval mode, its tokenizer, and the ids of all tokens that end a completion."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"

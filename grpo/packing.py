@@ -2,10 +2,11 @@
 
     prompt 0 | prompt 1 | completion 0 of 0 | completion 1 of 0 | completion 0 of 1 | ...
 
-A group shares its prompt, which is in the row once instead of G times. The positions of a
-completion continue from the end of its prompt. Attention (grpo/attention.py) lets a token see its
-prompt and its own completion, up to itself. The model computes the same numbers as with G separate
-rows, for P (L + G T) tokens instead of P G (L + T), and without padding.
+("completion 1 of 0" is the second completion of prompt 0.) A group shares its prompt, which is in
+the row once instead of G times. The positions of a completion continue from the end of its prompt.
+Attention (grpo/attention.py) lets a completion token see its prompt, the earlier tokens of its own
+completion and itself. The model computes the same numbers as with G separate rows, for P (L + G T)
+tokens instead of P G (L + T), and without padding.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Turns a question and its schema into token ids.
 
-A model with a chat template gets a user message; a plain one gets the schema followed by the
-question as a comment, which it continues with SQL. From here on prompt and completion are token
-ids: nothing is decoded and tokenised again between sampling and training.
+A model with a chat template gets a user message. A plain model gets the schema followed by the
+question as a comment, and continues this text with SQL. From here on, prompts and completions are
+token ids: nothing is decoded and tokenised again between sampling and training.
 """
 
 from sqlenv import Example, load_schema, schema_text

@@ -1,4 +1,4 @@
-"""Which questions a run trains and is measured on, and the order in which they are drawn."""
+"""The questions that a run is trained and evaluated on, and the order in which they are drawn."""
 
 import random
 

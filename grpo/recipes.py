@@ -1,8 +1,8 @@
 """The settings of published methods as named presets: ``python train.py --recipe dapo``.
 
 A recipe sets what defines the method: advantages, importance ratio, loss, clipping, KL, sampling.
-Learning rates, batch sizes and rewards depend on model and task and keep their defaults, except for
-DAPO's length penalty, which is part of the method.
+Learning rates, batch sizes and rewards depend on the model and the task and keep their defaults,
+except that DAPO's length penalty is part of the method.
 """
 
 RECIPES = {

@@ -1,8 +1,8 @@
 """The reward terms: the paper's four (execution, syntax, schema match, semantic agreement),
 execution on a test suite, DAPO's length penalty, and custom rewards.
 
-The paper's terms are in [0, 1], the penalty in [-1, 0]. No wrong query may score above a right one,
-so the auxiliary terms together must weigh less than execution.
+All terms but the penalty and custom rewards are in [0, 1]; the penalty is in [-1, 0]. No wrong
+query may score above a right one, so the auxiliary terms together must weigh less than execution.
 """
 
 import math

@@ -1,12 +1,12 @@
-"""The folder of a run: settings, metrics, checkpoints and results; how a run starts, is interrupted
-and resumes. Only the main process writes.
+"""The folder of a run: settings, metrics, checkpoints and results. This file also has the code that
+starts, interrupts and resumes a run. Only the main process writes.
 
     config.json     the settings
     metrics.jsonl   one line per step
     checkpoint/     the training state
     adapter/        the LoRA weights in PEFT's format
     before.json     the predictions before training
-    summary.json    the measurements before and after, and their difference
+    summary.json    the metrics before and after training, and their difference
     curves.png      rewards, KL and entropy over the steps
 """
 

@@ -1,9 +1,8 @@
-"""Samples G completions for each prompt; a prompt's keys and values are computed and stored once
+"""Samples G completions for each prompt. A prompt's keys and values are computed and stored once
 per group (grpo/attention.py).
 
-As in any decoder, a prefill runs all prompts through the model once; then the newest tokens of all
-running completions go through it together, one step at a time. Finished completions leave the
-batch.
+A prefill runs all prompts through the model once. Then each decoding step runs the newest token of
+every unfinished completion through it. Finished completions leave the batch.
 """
 
 from dataclasses import dataclass

@@ -1,13 +1,13 @@
-"""Supervised fine-tuning (SFT): trains a policy on gold SQL until it can do the task imperfectly.
-RL from a model that never gets a reward cannot start.
+"""Supervised fine-tuning (SFT): trains a policy on gold SQL until some of its completions are
+right. A model that never gets a reward cannot learn by RL.
 
     python -m grpo.sft --output DIR                                          from scratch
     python -m grpo.sft --model M --data ROOT --split train --output DIR      an existing model
 
 Many questions share a schema, so a batch is packed like a GRPO group (grpo/packing.py): one
 schema, then many "question, SQL" continuations that do not see each other. An existing model gets
-the prompts of train.py, with its chat template if it has one, and is trained with LoRA, which is
-merged at the end, or with all its weights (--lora-rank 0).
+the prompts of train.py, with its chat template if it has one. It is trained with LoRA, which is
+merged at the end, or in all its weights (--lora-rank 0).
 
 assets/README.md has the command that made the shipped policy.
 """

@@ -1,9 +1,9 @@
 """The training loop of GRPO. ``Trainer.train_step`` is the algorithm: sample groups, reward them,
 compare within the group, update.
 
-Left out of published GRPO: the outer loop that replaces the reference by the policy now and then
-(DeepSeekMath, arXiv 2402.03300, algorithm 1). The reference is the frozen base throughout, which is
-the policy with LoRA off.
+Not implemented from published GRPO: the outer loop that periodically replaces the reference with
+the policy (DeepSeekMath, arXiv 2402.03300, algorithm 1). The reference is always the frozen base,
+that is, the policy with LoRA off.
 """
 
 from functools import reduce

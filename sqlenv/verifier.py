@@ -1,5 +1,5 @@
 """Verifies SQL by execution: runs a query and the gold query in the sandbox and compares the
-results. The only place that defines when a query answers a question correctly.
+results. This is the only place that defines when a query is correct.
 """
 
 from collections.abc import Mapping, Sequence
