@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from grpo.checks import check_rewards
+
 EPSILON = 1e-4  # added to the divisor; DeepSeekMath gives no value, this one is in common use
 NOISE = 1e-6  # relative spread of a group below which its rewards differ by rounding only
 
@@ -37,7 +39,7 @@ def group_advantages(
     >>> group_advantages(torch.tensor([[1., 0.], [2., 2.]])).tolist()
     [[0.5, -0.5], [0.0, 0.0]]
     """
-    _check(rewards, kind, weights)
+    check_rewards(rewards, kind, weights)
     rewards = rewards.float()
     if kind == "per_reward":
         terms = zip(weights, rewards.movedim(-1, 0))  # R pairs of a weight and (P, G)
@@ -53,17 +55,3 @@ def group_advantages(
     if kind == "rloo":
         return centered * rewards.shape[1] / (rewards.shape[1] - 1)
     return centered
-
-
-def _check(rewards: Tensor, kind: str, weights: Tensor | None) -> None:
-    if not isinstance(rewards, Tensor):
-        raise TypeError(f"rewards must be a tensor, not a {type(rewards).__name__}")
-    if kind not in ("centered", "group", "rloo", "per_reward"):
-        raise ValueError(f"unknown advantage {kind!r}: centered, group, rloo or per_reward")
-    shape = "(P, G, R)" if kind == "per_reward" else "(P, G)"
-    if rewards.dim() != shape.count(",") + 1:
-        raise ValueError(f"{kind} advantages take rewards {shape}, not {tuple(rewards.shape)}")
-    if kind != "centered" and rewards.shape[1] < 2:
-        raise ValueError(f"{kind} advantages need at least 2 completions in a group")
-    if kind == "per_reward" and (weights is None or len(weights) != rewards.shape[2]):
-        raise ValueError("per_reward advantages need `weights`, one for each reward term")

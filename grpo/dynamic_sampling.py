@@ -4,8 +4,26 @@ group has no policy gradient.
 """
 
 from collections.abc import Callable
+from dataclasses import fields
+
+import torch
+from torch import Tensor
 
 from grpo.rollout import Rollout
+
+
+def select_groups(rollout: Rollout, groups: list[int]) -> Rollout:
+    """The rollout of some of the P groups, given by index."""
+    values = [getattr(rollout, field.name) for field in fields(rollout)]
+    return Rollout(
+        *(v[groups] if isinstance(v, Tensor) else [v[p] for p in groups] for v in values)
+    )
+
+
+def concatenate(rollouts: list[Rollout]) -> Rollout:
+    """The groups of all rollouts."""
+    columns = [[getattr(r, field.name) for r in rollouts] for field in fields(Rollout)]
+    return Rollout(*(torch.cat(c) if isinstance(c[0], Tensor) else sum(c, []) for c in columns))
 
 
 def collect_groups(
@@ -26,13 +44,14 @@ def collect_groups(
     first = batch = sample(prompts)
     sampled, zero_variance = prompts, int(batch.zero_variance().sum())
     if rounds:
-        batch = batch.select((~batch.zero_variance()).nonzero()[:, 0].tolist())
+        batch = select_groups(batch, (~batch.zero_variance()).nonzero()[:, 0].tolist())
     for _ in range(rounds):
         missing = prompts - len(batch.examples)
         if not missing:
             break
         more = sample(missing)
         sampled, zero_variance = sampled + missing, zero_variance + int(more.zero_variance().sum())
-        batch = batch + more.select((~more.zero_variance()).nonzero()[:, 0].tolist())
+        useful = (~more.zero_variance()).nonzero()[:, 0].tolist()
+        batch = concatenate([batch, select_groups(more, useful)])
     stats = {"frac_reward_zero_std": zero_variance / sampled, "groups_sampled": sampled}
     return batch if batch.examples else first, stats

@@ -10,13 +10,14 @@ that the loss of the step is the sum of the losses of its micro-batches, however
 import torch
 from torch import Tensor
 
+from grpo.checks import check_tensors
 from grpo.kl import token_kl
 
 
 def token_weights(
     mask: Tensor, *, aggregation: str = "token", max_new_tokens: int | None = None
 ) -> Tensor:
-    """w_it, the share of each token in the loss of a step.
+    """w_it, the share of each token in the loss of a step, (P, G, T) float32.
 
     Args:
         mask: (P, G, T) bool, true where there is a completion token.
@@ -28,9 +29,6 @@ def token_weights(
             - ``constant``: 1 / (P G max_new_tokens), independent of all lengths (Dr. GRPO, arXiv
               2503.20783)
         max_new_tokens: for ``constant`` only.
-
-    Returns:
-        (P, G, T) float32.
     """
     count, size = mask.shape[:2]
     weights = mask.float()
@@ -54,9 +52,6 @@ def importance_ratio(
     completion, exp(mean_t (logp - logp_old)), one number for all of its tokens (GSPO, arXiv
     2507.18071, eq. 7): the reward belongs to the whole completion, so the completion is what is
     reweighted and clipped.
-
-    Raises:
-        ValueError: unknown ``kind``.
     """
     log_ratio = logprobs - old_logprobs
     if kind == "sequence":
@@ -84,9 +79,8 @@ def surrogate_objective(
     gradient.
 
     Args:
-        logprobs: (P, G, T) float32 with gradient.
+        logprobs, advantages: (P, G, T) float32 with gradient, and (P, G, 1).
         ratio: (P, G, T), or (P, G, 1) for ``sequence``, from ``importance_ratio``.
-        advantages: (P, G, 1).
 
     Returns:
         The objective (P, G, T), and ``clip_ratio/low`` and ``clip_ratio/high`` (P, G, T) bool:
@@ -137,7 +131,9 @@ def policy_loss(
         TypeError: one of the first four arguments is not a tensor.
         ValueError: ``beta`` is not 0 and there is no reference, or an option is unknown.
     """
-    _check_tensors(logprobs, old_logprobs, advantages, weights)
+    check_tensors(
+        logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, weights=weights
+    )
     if beta and ref_logprobs is None:
         raise ValueError(f"beta = {beta:g} needs ref_logprobs; without a reference, pass beta=0")
     ratio = importance_ratio(logprobs, old_logprobs, weights > 0, kind=importance_sampling)
@@ -153,9 +149,3 @@ def policy_loss(
         stats["kl"] = token_kl(logprobs, ref_logprobs, token_ratio, kl="k3")
     stats = {name: value.detach().expand_as(logprobs) for name, value in stats.items()}
     return -(weights * objective).sum(), stats
-
-
-def _check_tensors(*tensors: Tensor) -> None:
-    for name, value in zip(("logprobs", "old_logprobs", "advantages", "weights"), tensors):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, not a {type(value).__name__}")

@@ -1,6 +1,6 @@
 """A rollout: groups of completions and the rewards that they earned."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,23 +43,6 @@ class Rollout:
         """(P,) bool, whether all completions of the group have the same reward, up to rounding."""
         return (group_advantages(self.rewards, kind="centered") == 0).all(1)
 
-    def select(self, groups: list[int]) -> "Rollout":
-        """The rollout of these groups."""
-        return Rollout(*(
-            value[groups] if isinstance(value, Tensor) else [value[p] for p in groups]
-            for value in self._values()
-        ))  # fmt: skip
-
-    def __add__(self, other: "Rollout") -> "Rollout":
-        """The groups of both."""
-        return Rollout(*(
-            torch.cat([ours, theirs]) if isinstance(ours, Tensor) else ours + theirs
-            for ours, theirs in zip(self._values(), other._values())
-        ))  # fmt: skip
-
-    def _values(self) -> list:
-        return [getattr(self, field.name) for field in fields(self)]
-
     def completion_mask(self, *, include_truncated: bool = True) -> Tensor:
         """(P, G, T) bool, the tokens that the loss is taken over. It is built from lengths, never
         from token ids, so that an EOS that doubles as padding token stays in.
@@ -99,5 +82,4 @@ def sample_rollout(
         lengths = [[len(completion) for completion in group] for group in ids]  # P x G
         terms = rewards(examples, texts, prompts=decode(prompt_ids), lengths=lengths)  # (P, G, R)
     logprobs, finished = list(samples.logprobs.cpu()), samples.finished.cpu()
-    total = terms @ rewards.weights  # (P, G)
-    return Rollout(examples, prompt_ids, ids, logprobs, finished, terms, total)
+    return Rollout(examples, prompt_ids, ids, logprobs, finished, terms, terms @ rewards.weights)

@@ -6,9 +6,6 @@ the policy (DeepSeekMath, arXiv 2402.03300, algorithm 1). The reference is alway
 that is, the policy with LoRA off.
 """
 
-from functools import reduce
-from operator import add
-
 import torch
 from torch import Tensor
 
@@ -16,7 +13,7 @@ from grpo import metrics
 from grpo.advantages import group_advantages
 from grpo.config import Config
 from grpo.distributed.parallel import SINGLE_PROCESS, Distributed
-from grpo.dynamic_sampling import collect_groups
+from grpo.dynamic_sampling import collect_groups, concatenate
 from grpo.guards import NonFiniteGuard, SamplerGuard
 from grpo.logprobs import completion_logprobs
 from grpo.lora import lora_disabled, lora_parameters
@@ -111,7 +108,7 @@ class Trainer:
                 prompts=self.prompts, config=self.config, timer=self.timer,
             )  # fmt: skip
             groups.append(rollout)
-        return reduce(add, self.distributed.all_gather_list(groups))
+        return concatenate(self.distributed.all_gather_list(groups))
 
     def advantages(self, rollout: Rollout) -> Tensor:
         """(P, G) float32."""

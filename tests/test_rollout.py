@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from grpo.advantages import group_advantages
-from grpo.dynamic_sampling import collect_groups
+from grpo.dynamic_sampling import collect_groups, concatenate, select_groups
 from grpo.rollout import Rollout
 
 ANY_SPEED = settings(deadline=None)  # a busy machine is no failure
@@ -68,20 +68,22 @@ class Script:
 # ------------------------------------------------------------------------------------ groups
 
 
-def test_select_and_add_keep_every_field_together():
+def test_select_and_concatenate_keep_every_field_together():
     whole = groups([1.0, 0.0], [2.0, 2.0], [3.0, 0.0])
     assert numbers(whole) == [0, 1, 2]
-    assert numbers(whole.select([2, 0])) == [2, 0]
-    assert whole.select([2, 0]).rewards.tolist() == [[3, 0], [1, 0]]
-    assert numbers(whole.select([1]) + groups([4.0, 5.0], first=7)) == [1, 7]
-    assert (whole.select([1]) + groups([4.0, 5.0], first=7)).rewards.tolist() == [[2, 2], [4, 5]]
+    assert numbers(select_groups(whole, [2, 0])) == [2, 0]
+    assert select_groups(whole, [2, 0]).rewards.tolist() == [[3, 0], [1, 0]]
+    assert numbers(concatenate([select_groups(whole, [1]), groups([4.0, 5.0], first=7)])) == [1, 7]
+    assert concatenate(
+        [select_groups(whole, [1]), groups([4.0, 5.0], first=7)]
+    ).rewards.tolist() == [[2, 2], [4, 5]]
 
 
 def test_no_group_is_a_rollout_too():
     whole = groups([1.0, 0.0], [2.0, 2.0])
-    empty = whole.select([])
+    empty = select_groups(whole, [])
     assert numbers(empty) == [] and empty.rewards.shape == (0, 2)
-    assert numbers(empty + whole) == numbers(whole + empty) == [0, 1]
+    assert numbers(concatenate([empty, whole])) == numbers(concatenate([whole, empty])) == [0, 1]
 
 
 def test_token_mask_by_hand():

@@ -31,6 +31,7 @@ from trainer_kit import (
 import grpo.rollout
 from grpo.advantages import group_advantages
 from grpo.config import Config
+from grpo.dynamic_sampling import select_groups
 from grpo.logprobs import completion_logprobs
 from grpo.recipes import RECIPES
 from grpo.rewards import Rewards
@@ -266,7 +267,7 @@ def test_reward_metrics_by_hand(examples, sampled):
     short / 2, are (1.5, 0.5) and (0.5, 0.5): mean 0.75; the stds within the groups are
     sqrt(2 * 0.5^2) = 0.7071 and 0, their mean 0.3536.
     """
-    batch = sampled.select([0, 1])
+    batch = select_groups(sampled, [0, 1])
     batch.completion_ids = [group[:2] for group in batch.completion_ids]
     batch.sampling_logprobs = [group[:2] for group in batch.sampling_logprobs]
     batch.finished = torch.tensor([[True, False], [True, True]])
@@ -309,7 +310,7 @@ def test_without_beta_the_kl_is_that_of_the_first_group(examples, monkeypatch):
     batch = trainer.rollout(4)
     replay(trainer, batch)
     alone = Config(beta=0.0)
-    expected, _ = plain_step(trainer.model, batch.select([0]), torch.zeros(1, 3), alone)
+    expected, _ = plain_step(trainer.model, select_groups(batch, [0]), torch.zeros(1, 3), alone)
     passes = note_passes(monkeypatch, trainer.model)
     assert trainer.train_step()["kl"] == pytest.approx(expected["kl"], rel=1e-4)
     assert expected["kl"] > 1e-3

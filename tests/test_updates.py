@@ -28,6 +28,7 @@ from trainer_kit import (
 
 import grpo.rollout
 from grpo.advantages import group_advantages
+from grpo.dynamic_sampling import select_groups
 from grpo.logprobs import completion_logprobs
 from grpo.lora import lora_disabled
 from grpo.loss import policy_loss
@@ -295,8 +296,8 @@ def test_a_smaller_batch_is_trained_as_if_it_were_the_whole_batch(examples, samp
     assert batch.zero_variance().tolist() == [True, False, True, False]
     steps = []
     for prompts, rounds, batches in (
-        (4, 1, [batch, batch.select([0, 2])]),
-        (2, 0, [batch.select([1, 3])]),
+        (4, 1, [batch, select_groups(batch, [0, 2])]),
+        (2, 0, [select_groups(batch, [1, 3])]),
     ):
         trainer = make_trainer(
             examples, loss_aggregation=loss, prompts_per_step=prompts, dynamic_sampling=rounds
