@@ -101,14 +101,14 @@ def _table(db: str, name: str, entries: dict) -> Table:
     return table
 
 
-def create_table(table: Table) -> str:
-    """The CREATE TABLE statement."""
+def create_table(table: Table, tables: dict[str, Table]) -> str:
+    """The CREATE TABLE statement; ``tables`` are all of the database."""
     types = {"id": "INTEGER PRIMARY KEY", "int": "INTEGER", "real": "REAL", "date": "DATE"}
     lines = []
     for column in table.columns:
         kind = types.get(column.kind, "TEXT")
         if column.kind == "ref":
-            kind = f"INTEGER REFERENCES {column.args}({column.name})"
+            kind = f"INTEGER REFERENCES {column.args}({tables[column.args].key})"
         lines.append(f"  {column.name} {kind}")
     return f"CREATE TABLE {table.name} (\n" + ",\n".join(lines) + "\n)"
 
@@ -162,7 +162,7 @@ def write_database(tables: dict[str, Table], path: Path) -> None:
     sizes = {table.name: table.size for table in tables.values()}
     with sqlite3.connect(path) as connection:
         for table in tables.values():
-            connection.execute(create_table(table))
+            connection.execute(create_table(table, tables))
             values = []
             for column in table.columns:
                 rng = random.Random(f"{table.db}.{table.name}.{column.name}")

@@ -124,6 +124,7 @@ class Draw:
                 (child, column, self.tables[column.args])
                 for child in self.tables.values()
                 for column in child.with_role("ref")
+                if self.tables[column.args].label
             ]
         )
 
@@ -162,7 +163,7 @@ class Draw:
         if depth and references and self.rng.random() < 0.35:
             reference = self.rng.choice(references)
             parent = self.tables[reference.args]
-            if self.rng.random() < 0.4:
+            if self.rng.random() < 0.4 and parent.label:
                 name = self.rng.choice(self.literals(parent, parent.label))
                 return Condition(table.name, reference.name, "by", (name,))
             return Condition(

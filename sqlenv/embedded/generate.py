@@ -23,6 +23,7 @@ from sqlenv.embedded import LANGUAGES, SPLITS
 from sqlenv.embedded.databases import ENCODER, UNSEEN, load_databases, write_database
 from sqlenv.embedded.draw import Draw, Question
 from sqlenv.embedded.lexicon import Lexicon
+from sqlenv.embedded.schemas import SchemaGenerator
 from sqlenv.embedded.shapes import SHAPES, draw_question
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import cache_folder, locked, write_directory
@@ -143,8 +144,12 @@ def write_dataset(folder: Path) -> None:
             (questions / f"{split}_{lang}.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")
 
 
-def show(lang: str, count: str) -> None:
+def show(lang: str, count: str, invented: float | None = None) -> None:
     """Prints newly drawn questions in English and another language with their SQL.
+
+    Args:
+        invented: draws a new schema for each question, in which this share of the tables and
+            columns have invented names; None: the embedded databases.
 
     Raises:
         UserError: an unknown language, or a count that is not a number.
@@ -155,6 +160,13 @@ def show(lang: str, count: str) -> None:
     lexicons = {name: Lexicon(name) for name in dict.fromkeys(("en", lang))}
     rng = random.Random()
     databases = load_databases()
+    if invented is not None:
+        generator, databases = SchemaGenerator(tuple(lexicons)), {}
+        for number in range(int(count)):
+            schema = generator.draw(f"schema_{number}", rng, invented=invented)
+            databases[schema.db] = schema.tables
+            for name, lexicon in lexicons.items():
+                lexicon.entries[schema.db] = schema.words[name]
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(int(count)):
             db = rng.choice(list(databases))
@@ -179,8 +191,16 @@ def main(argv: list[str] | None = None) -> int:
         metavar=("LANG", "COUNT"),
         help="print random questions instead of building",
     )
+    parser.add_argument(
+        "--invented",
+        type=float,
+        metavar="SHARE",
+        help="with --show: on newly generated schemas, SHARE of whose names are invented words",
+    )
     arguments = parser.parse_args(argv)
-    return exit_code(lambda: show(*arguments.show) if arguments.show else print(build()))
+    if arguments.show:
+        return exit_code(lambda: show(*arguments.show, arguments.invented))
+    return exit_code(lambda: print(build()))
 
 
 if __name__ == "__main__":
