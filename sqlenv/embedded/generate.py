@@ -199,7 +199,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     if arguments.show:
-        return exit_code(lambda: show(*arguments.show, arguments.invented))
+        lang, count = arguments.show
+        return exit_code(lambda: show(lang, count, arguments.invented))
     return exit_code(lambda: print(build()))
 
 
