@@ -51,7 +51,9 @@ def german(section: str, noun: dict[str, str], kind: str | bool = "") -> Forms:
     *endings, a, the = GERMAN[gender]
     forms: Forms = dict(zip(("der", "den", "er", "en", "em", "es", "n"), endings))
     forms |= {"sg": sg, "akk": oblique, "dat": oblique, "gen": noun["gen"], "pl": pl}
-    forms["pl_dat"] = pl if pl[-1] in "ns" else pl + "n"
+    head, _, rest = pl.partition(" ")  # "Preise pro Nacht": the first word is inflected
+    head = head if head[-1] in "ns" else head + "n"
+    forms["pl_dat"] = f"{head} {rest}" if rest else head
     if section == "table":
         return forms | {"sein": "ihr" if gender == "f" else "sein"}
     number = kind == "number"
