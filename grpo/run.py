@@ -53,7 +53,8 @@ class RunFolder:
         resume: continue the run in ``output``.
 
     Raises:
-        UserError: the folder exists without ``resume``, or TensorBoard is missing.
+        UserError: the folder exists without ``resume``, or is not that of a run with the same
+            settings with it; TensorBoard is missing.
     """
 
     def __init__(self, config: Config, distributed: Distributed, output: str | None, resume: bool):
@@ -65,18 +66,12 @@ class RunFolder:
         self.path: Path = distributed.all_gather(folder)[0]
         self.metrics_path = self.path / "metrics.jsonl"
         self.state_path = self.path / "checkpoint" / "state.pt"
+        if resume:
+            self.check_settings()  # before the model is loaded
 
-    def start(self, trainer: Trainer) -> None:
-        """Writes the settings, or with ``resume`` loads the last checkpoint.
-
-        Raises:
-            UserError: the folder is not that of a run with the same settings.
-        """
+    def check_settings(self) -> None:
+        """Raises UserError if the folder is not that of a run with the same settings."""
         path = self.path / "config.json"
-        if not self.resume:
-            if self.distributed.is_main:
-                write_json(path, self.config.to_dict())
-            return
         if not path.is_file():
             raise UserError(
                 f"--resume: {path} does not exist; {self.path} is not the folder of a run"
@@ -87,6 +82,13 @@ class RunFolder:
                 f"--resume: the run was started with other settings ({'; '.join(different)}); "
                 "repeat its command line and add --resume"
             )
+
+    def start(self, trainer: Trainer) -> None:
+        """Writes the settings, or with ``resume`` loads the last checkpoint."""
+        if not self.resume:
+            if self.distributed.is_main:
+                write_json(self.path / "config.json", self.config.to_dict())
+            return
         if self.state_path.is_file():  # a run killed before its first checkpoint starts again
             load_training_state(trainer, load_state(self.state_path))
         if self.distributed.is_main:
