@@ -120,16 +120,14 @@ def policy_loss(
         weights: (P, G, T) float32 from ``token_weights`` of the whole step; 0 masks a token out.
         ref_logprobs: (P, G, T) float32, under the frozen reference; may be None if ``beta`` is 0.
         beta: weight of the KL term, whose estimator is ``kl`` (see ``token_kl``).
-        importance_sampling, epsilon_low, epsilon_high: see ``importance_ratio`` and
-            ``surrogate_objective``.
+        importance_sampling, epsilon_low, epsilon_high: see ``surrogate_objective``.
 
     Returns:
         The loss (scalar), and per token (P, G, T), without gradient: ``ratio``,
         ``clip_ratio/low``, ``clip_ratio/high``, and with a reference ``kl``, k3 >= 0.
 
     Raises:
-        TypeError: one of the first four arguments is not a tensor.
-        ValueError: ``beta`` is not 0 and there is no reference, or an option is unknown.
+        TypeError, ValueError: not a tensor; ``beta`` without a reference; an unknown option.
     """
     check_tensors(
         logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, weights=weights
