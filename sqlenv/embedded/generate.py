@@ -2,6 +2,7 @@
 
     python -m sqlenv.embedded.generate               build it in the cache folder, print the path
     python -m sqlenv.embedded.generate --show vi 20  print twenty random questions with their SQL
+    ... --show vi 20 --invented 0.3                  the same about newly generated schemas
 
 Four splits: ``sft`` for supervised fine-tuning (grpo.sft), ``train`` for RL training (train.py),
 ``encoder`` for additional data of the encoder (encoder.train), ``dev`` for evaluation. Every
