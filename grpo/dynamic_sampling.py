@@ -22,6 +22,8 @@ def select_groups(rollout: Rollout, groups: list[int]) -> Rollout:
 
 def concatenate(rollouts: list[Rollout]) -> Rollout:
     """The groups of all rollouts."""
+    if len(rollouts) == 1:
+        return rollouts[0]
     columns = [[getattr(r, field.name) for r in rollouts] for field in fields(Rollout)]
     return Rollout(*(torch.cat(c) if isinstance(c[0], Tensor) else sum(c, []) for c in columns))
 
