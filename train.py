@@ -53,7 +53,8 @@ def train(config: Config, folder: RunFolder, distributed: Distributed, device: s
         limits["overlong_buffer"] = config.overlong_buffer
         rewards = Rewards(verifier, semantic, config.reward, **limits)
         stack.callback(rewards.close)
-        questions, dev = load_questions(config, verifier)
+        questions, dev = load_questions(config)
+        questions = folder.usable_questions(questions, verifier)
         with distributed.main_first():  # builds the suites that are missing in the cache
             suites = load_suites(verifier.sandbox, dev)
             if config.reward.get("test_suite"):
@@ -88,8 +89,8 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
         return 0
     with open_distributed(config.device) as (distributed, device):
         with memory_errors(config.micro_batch):
-            folder = RunFolder(config, distributed, arguments.output, arguments.resume)
-            return train(config, folder, distributed, device)
+            with RunFolder(config, distributed, arguments.output, arguments.resume) as folder:
+                return train(config, folder, distributed, device)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,23 +8,33 @@ schedule, step and position in the data. ``adapter/`` holds the LoRA weights in 
 
 import copy
 import json
+import math
+import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from grpo.lora import add_lora, lora_layers, lora_parameters
 from sqlenv.errors import UserError
 from sqlenv.files import WRITE_ERRORS, write_file, write_json
 
 SAFETENSORS_ERRORS = (*WRITE_ERRORS, SafetensorError)
-# PEFT's settings that change what the tensors mean, or which tensors exist.
-UNSUPPORTED = (
-    *("bias", "use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"),
-    *("layers_to_transform", "exclude_modules", "target_parameters", "trainable_token_indices"),
-    *("fan_in_fan_out", "lora_bias", "layer_replication"),
-)
+# adapter_config.json of plain LoRA: settings with these values, settings that change nothing once
+# the adapter is trained, and settings that are off (None, False or empty), whatever their name, so
+# that the files of later versions of PEFT are read.
+PLAIN = {
+    "task_type": ["CAUSAL_LM"],
+    "bias": ["none"],
+    "init_lora_weights": [True, "gaussian", "orthogonal", "eva"],  # the others change the base
+}
+NEUTRAL = {
+    *("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode"),
+    *("lora_dropout", "eva_config"),
+    *("megatron_core", "qalora_group_size"),  # they go with settings that are off
+}
 READ_ERRORS = (*SAFETENSORS_ERRORS, ValueError, EOFError)
 
 
@@ -70,6 +80,10 @@ def save_adapter(model, folder: Path, base: str) -> None:
         SAFETENSORS_ERRORS,
     )
     rank = first.lora_A.shape[0]
+    targets = {name.rpartition(".")[2] for name in layers}
+    others = (name for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
+    if any(name.rpartition(".")[2] in targets for name in others):
+        targets = layers  # by their whole names: the last part would select others, too
     write_json(
         folder / "adapter_config.json",
         {
@@ -82,7 +96,7 @@ def save_adapter(model, folder: Path, base: str) -> None:
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,
-            "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
+            "target_modules": sorted(targets),
         },
     )
 
@@ -103,9 +117,7 @@ def load_adapter(model, folder: Path) -> None:
         tensors = load_file(paths[1])
     except READ_ERRORS as error:
         raise UserError(f"{folder}: the adapter is damaged and cannot be read: {error}") from error
-    for key, value in config.items():
-        if key in UNSUPPORTED and value not in (None, False, "none", [], {}):
-            raise UserError(f"{folder}: an adapter with {key} = {value} cannot be read here")
+    check_adapter_settings(paths[0], config)
     try:
         add_lora(
             model,
@@ -113,20 +125,56 @@ def load_adapter(model, folder: Path) -> None:
             alpha=config["lora_alpha"],
             targets=config["target_modules"],
         )
-    except KeyError as error:
-        raise UserError(f"{folder}: not a LoRA adapter: its settings have no {error}") from error
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     wanted = {
         f"base_model.model.{name}.weight": tensor for name, tensor in lora_parameters(model).items()
     }
-    if {name: tensor.shape for name, tensor in wanted.items()} != {
-        name: t.shape for name, t in tensors.items()
-    }:
+    shapes = [{name: tensor.shape for name, tensor in part.items()} for part in (wanted, tensors)]
+    differences = sorted(name for name, _ in shapes[0].items() ^ shapes[1].items())
+    if differences:
         raise UserError(
-            f"{folder}: this adapter does not fit the model; it was made for "
-            f"{config.get('base_model_name_or_path')}"
+            f"{folder}: this adapter does not fit the model (for one, {differences[0]}); it was "
+            f"made for {config.get('base_model_name_or_path')}"
         )
     with torch.no_grad():
         for name, tensor in wanted.items():
+            if not tensors[name].isfinite().all():
+                raise UserError(f"{folder}: {name} has values that are not finite; train it again")
             tensor.copy_(tensors[name])
+
+
+def check_adapter_settings(path: Path, config) -> None:
+    """Refuses what is not plain LoRA, or not understood, setting by setting.
+
+    Raises:
+        UserError: it names the setting.
+    """
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not the settings of an adapter")
+    for key in ("peft_type", "r", "lora_alpha", "target_modules"):
+        if key not in config:
+            raise UserError(f"{path}: not a LoRA adapter: its settings have no {key!r}")
+    rank, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
+    named = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
+    understood = {
+        "peft_type": config["peft_type"] == "LORA",
+        "r": type(rank) is int and rank > 0,
+        "lora_alpha": type(alpha) in (int, float) and math.isfinite(alpha),
+        "target_modules": bool(targets) and (named or is_pattern(targets)),
+    }
+    for key, value in config.items():
+        off = value is None or value is False or value in ([], {})
+        if not understood.get(key, off or key in NEUTRAL or value in PLAIN.get(key, [])):
+            raise UserError(
+                f"{path}: {key} = {value!r:.60} is not plain LoRA as it is understood here; merge "
+                "the adapter into its base with PEFT, and use the merged model"
+            )
+
+
+def is_pattern(value) -> bool:
+    """Whether it is a regular expression."""
+    try:
+        return isinstance(value, str) and re.compile(value) is not None
+    except re.error:
+        return False

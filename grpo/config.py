@@ -161,14 +161,16 @@ class Config:
 
 
 def chosen_languages(text: str) -> list[str]:
-    """``"vi,en"`` -> ``["vi", "en"]``; ``"all"`` -> all seven. Raises UserError for others."""
+    """``"vi,en"`` -> ``["en", "vi"]``: always in one order, so that both draw the same questions;
+    ``"all"`` -> all seven. Raises UserError for others.
+    """
     langs = list(LANGUAGES) if text == "all" else text.split(",")
     unknown = [lang for lang in langs if lang not in LANGUAGES]
     if unknown:
         raise UserError(
             f"--lang {unknown[0]!r}: unknown language; choose from {', '.join(LANGUAGES)}, or all"
         )
-    return list(dict.fromkeys(langs))
+    return [lang for lang in LANGUAGES if lang in langs]
 
 
 def parse_rewards(texts: list[str]) -> dict[str, float]:

@@ -17,7 +17,8 @@ from torch import nn
 
 from grpo.config import Config
 from grpo.logprobs import CHUNK
-from grpo.models import LOAD_ERRORS, choose_dtype, locate, reason
+from grpo.model_checks import decoder_blocks
+from grpo.models import choose_dtype, locate, named
 from grpo.prompt import SCHEMA_BUDGET
 from sqlenv.errors import UserError
 from sqlenv.metrics.tables import Rows, text_table
@@ -85,7 +86,7 @@ def shape_of(config) -> Shape:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    blocks, text = model.get_decoder().layers, config.get_text_config()
+    blocks, text = decoder_blocks(model), config.get_text_config()
     heads = text.num_attention_heads
     linear = [module for module in blocks.modules() if isinstance(module, nn.Linear)]
     return Shape(
@@ -109,11 +110,8 @@ def read_shape(path: str, encoder: str) -> Shape:
     from transformers import AutoConfig
 
     source, keywords = locate(path)
-    try:
+    with named(path):
         shape = shape_of(AutoConfig.from_pretrained(source, **keywords))
-    except LOAD_ERRORS as error:
-        message = f"{path}: cannot read the model's configuration: {reason(error)}"
-        raise UserError(message) from error
     files = Path(encoder).glob("*.safetensors")
     return replace(shape, others=sum(file.stat().st_size for file in files))
 

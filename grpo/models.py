@@ -2,30 +2,45 @@
 that end a completion.
 """
 
+import logging
 import os
 import struct
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 
-from grpo.attention import Groups, hidden_states
 from grpo.config import Config
 from grpo.distributed.parallel import Distributed
 from grpo.distributed.shard import open_mesh, shard, with_lockstep
 from grpo.lora import add_lora
+from grpo.model_checks import (
+    check_loading,
+    check_logits,
+    check_numbers,
+    check_tokenizer,
+    decoder_blocks,
+    fixed_context,
+    reason,
+    refuse_longer,
+)
 from sqlenv.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# transformers' own; ImportError where its version needs the package gguf
-LOAD_ERRORS = (OSError, ValueError, SafetensorError, ImportError, struct.error, LookupError)
+LOAD_ERRORS = (  # transformers' own
+    *(OSError, ValueError, SafetensorError, struct.error, LookupError),
+    ImportError,  # where its version needs the package gguf
+    *(RuntimeError, StrictDataclassError),  # weights or settings that contradict each other
+)
 
 
 @dataclass
@@ -66,11 +81,6 @@ def end_tokens(model, tokenizer) -> set[int]:
     return ids - {None}
 
 
-def reason(error: Exception) -> str:
-    """An error's first line; its kind if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def locate(path: str) -> tuple[str, dict]:
     """Where transformers finds a model, and the keyword arguments to load it with.
 
@@ -84,6 +94,11 @@ def locate(path: str) -> tuple[str, dict]:
         return str(local.parent), {"gguf_file": local.name}
     if local.is_dir():
         names = set(os.listdir(path))
+        if "adapter_config.json" in names:
+            raise UserError(
+                f"{path}: an adapter; --model takes a whole model (evaluate.py takes an adapter by "
+                "--adapter, beside the --model that it was made for)"
+            )
         if "config.json" not in names:
             raise UserError(
                 f"{path}: no config.json; --model takes a Hugging Face model directory, a .gguf "
@@ -98,6 +113,51 @@ def locate(path: str) -> tuple[str, dict]:
     return path, {}
 
 
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Within it, errors of the model called ``path`` say so."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except LOAD_ERRORS as error:
+        hint = "" if Path(path).exists() else "; without the hub, give the model's directory"
+        raise UserError(f"{path}: cannot load the model: {reason(error)}{hint}") from error
+
+
+def no_report(record: logging.LogRecord) -> bool:
+    """Filters out transformers' table of weights: a UserError says it in a line."""
+    return "LOAD REPORT" not in record.getMessage()
+
+
+def read_model(source: str, dtype: torch.dtype, keywords: dict) -> "PreTrainedModel":
+    """The model with its weights. Raises UserError if they do not agree with its config.json."""
+    from transformers import AutoModelForCausalLM
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(no_report)
+    try:
+        options = keywords | {
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,
+            "dtype": dtype,
+        }
+        model, info = AutoModelForCausalLM.from_pretrained(source, **options)  # pyright: ignore[reportGeneralTypeIssues]
+    except RuntimeError as error:
+        if "conversion of the weights" not in str(error):
+            raise
+        raise UserError(
+            "the weights of the experts cannot be put together as config.json describes them; use "
+            "the files of one model"
+        ) from error
+    finally:
+        logger.removeFilter(no_report)
+    check_loading(model, info)
+    return model
+
+
 def load_policy(
     path: str, device: str = "cpu", dtype: str = "auto", stay_on_cpu: bool = False
 ) -> Policy:
@@ -108,24 +168,26 @@ def load_policy(
 
     Raises:
         UserError: the directory is missing or has no model or no tokenizer, the hub cannot be
-        reached, or the model computes something that this project does not.
+        reached, or the model would be trained on wrong numbers (grpo/model_checks.py).
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source, keywords = locate(path)
-    try:
+    with named(path):
         tokenizer = AutoTokenizer.from_pretrained(source, **keywords)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=choose_dtype(dtype, device), **keywords
-        )
-    except LOAD_ERRORS as error:
-        hint = "" if Path(path).exists() else "; without the hub, give the model's directory"
-        raise UserError(f"{path}: cannot load the model: {reason(error)}{hint}") from error
-    model.to("cpu" if stay_on_cpu else device).eval()
-    eos_ids = end_tokens(model, tokenizer)
-    if not eos_ids:
-        raise UserError(f"{path}: neither model nor tokenizer names an end-of-sequence token")
-    check_model(model)
+        config = AutoConfig.from_pretrained(source, **keywords)
+        with torch.device("meta"):  # no weights yet
+            decoder_blocks(AutoModelForCausalLM.from_config(config))
+        check_tokenizer(tokenizer, config.get_text_config().vocab_size)
+        model = read_model(source, choose_dtype(dtype, device), keywords)
+        model.to("cpu" if stay_on_cpu else device).eval()
+        eos_ids = end_tokens(model, tokenizer)
+        if not eos_ids:
+            raise UserError("neither model nor tokenizer names an end-of-sequence token")
+        check_numbers(model)
+        check_logits(model)
+    if limit := fixed_context(model.config.get_text_config()):
+        refuse_longer(model, limit)
     return Policy(model, tokenizer, eos_ids)
 
 
@@ -149,29 +211,9 @@ def load_policy_with_lora(
     return policy, with_lockstep(distributed, policy.model) if mesh else distributed
 
 
-@torch.no_grad()
-def check_model(model) -> None:
-    """Compares the model's own logits for three tokens with those by `hidden_states` and the head.
-
-    Raises:
-        UserError: its layers attend otherwise than grpo/attention.py can, or its logits are more
-        than a product with the head, so that log-probabilities would be wrong.
-    """
-    ids = torch.tensor([1, 2, 3], device=model.device)
-    with torch.device(model.device):
-        hidden_states(model, ids, torch.arange(3), Groups([3], []))
-    output = model(input_ids=ids[None], output_hidden_states=True, use_cache=False)
-    logits = model.get_output_embeddings()(output.hidden_states[-1])
-    if not torch.allclose(logits, output.logits, rtol=1e-3, atol=1e-3):
-        raise UserError(
-            f"{type(model).__name__}: its logits are scaled or capped after the output head, which "
-            "is not supported; choose another model"
-        )
-
-
 def checkpoint_activations(model) -> None:
     """Turns on activation checkpointing: the decoder blocks keep only their input for the backward
     pass and recompute the rest in it. One more forward pass for a fraction of the memory.
     """
-    for layer in model.get_decoder().layers:
+    for layer in decoder_blocks(model):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

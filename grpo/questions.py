@@ -1,35 +1,40 @@
 """The questions that a run is trained and evaluated on, and the order in which they are drawn."""
 
+import hashlib
+import json
 import random
 
 import torch
 
 from grpo.config import Config, chosen_languages
-from sqlenv import Example, ExecutionVerifier, UserError, load_dataset
+from sqlenv import Example, ExecutionVerifier, load_dataset
 
 
-def load_questions(
-    config: Config, verifier: ExecutionVerifier
-) -> tuple[list[Example], list[Example]]:
-    """Training questions, evenly from all languages, and dev questions. Training questions whose
-    gold query fails or returns no row are left out: empty equals empty, so they would reward junk.
-    """
+def load_questions(config: Config) -> tuple[list[Example], list[Example]]:
+    """Training questions, evenly from all languages, and dev questions."""
     langs = chosen_languages(config.lang)
     train = [example for lang in langs for example in load_dataset(config.data, lang, "train")]
     random.Random(config.seed).shuffle(train)
-    train = train[: config.examples]
-    gold = verifier.run_gold(train)
-    useful = [e for e, result in zip(train, gold) if result.status == "ok" and result.rows]
-    if not useful:
-        raise UserError(
-            f"--data {config.data}: no training question has a gold query that returns rows"
-        )
-    if len(useful) < len(train):
-        left_out = f"left out {len(train) - len(useful)} of {len(train)} training questions"
-        print(f"{left_out}: gold fails or returns no row")
     limit = config.dev_limit or None
     dev = [e for lang in langs for e in load_dataset(config.data, lang, "dev")[:limit]]
-    return useful, dev
+    return train[: config.examples], dev
+
+
+def without_result(questions: list[Example], verifier: ExecutionVerifier) -> list[int]:
+    """The indices of questions whose gold query fails or returns no row: empty equals empty, so
+    they would reward junk.
+    """
+    gold = verifier.run_gold(questions)
+    return [i for i, result in enumerate(gold) if result.status != "ok" or not result.rows]
+
+
+def hash_of(questions: list[Example]) -> str:
+    """A hash of everything that is trained on: the questions, their order and their gold SQL."""
+    digest = hashlib.sha256()
+    for example in questions:
+        row = (example.lang, example.db_id, example.question, example.gold_sql)
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
 
 
 class QuestionStream:

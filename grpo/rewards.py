@@ -125,11 +125,13 @@ class Rewards:
         """P examples, P x G completion texts -> (P, G, R) float32.
 
         Args:
-            prompts: P texts, passed to custom rewards.
+            prompts: P texts, passed to custom rewards; ``extract_sql`` looks at how they end.
             lengths: P x G numbers of tokens, for ``overlong``.
         """
         flat = [example for example, group in zip(examples, texts) for _ in group]
-        verdicts = self.verifier.verify(flat, [extract_sql(t) for group in texts for t in group])
+        asked = prompts or [""] * len(texts)
+        sqls = [extract_sql(t, prompt=p) for p, group in zip(asked, texts) for t in group]
+        verdicts = self.verifier.verify(flat, sqls)
         columns = []
         for spec in self.specs:
             if spec in self.custom:

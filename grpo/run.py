@@ -2,6 +2,7 @@
 starts, interrupts and resumes a run. Only the main process writes.
 
     config.json     the settings
+    questions.json  which training questions are left out, and a hash of the others
     metrics.jsonl   one line per step
     checkpoint/     the training state
     adapter/        the LoRA weights in PEFT's format
@@ -10,12 +11,16 @@ starts, interrupts and resumes a run. Only the main process writes.
     curves.png      rewards, KL and entropy over the steps
 """
 
+import fcntl
+import itertools
 import json
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -25,10 +30,13 @@ from grpo.config import Config
 from grpo.distributed.parallel import Distributed
 from grpo.evaluation import report
 from grpo.evaluation.measure import Prediction, failed_gold, prediction_rows, summarize
+from grpo.questions import hash_of, without_result
 from grpo.trainer import Trainer
-from sqlenv import UserError, paired_difference
+from sqlenv import Example, ExecutionVerifier, UserError, paired_difference
 from sqlenv.files import write_json
 
+LOCK, QUESTIONS = ".lock", "questions.json"
+EARLY = {LOCK, QUESTIONS}  # what a folder has before the run begins
 PROGRESS = {"reward": "reward", "EX": "reward/execution", "KL": "kl"}  # in the progress bar
 
 
@@ -54,7 +62,7 @@ class RunFolder:
 
     Raises:
         UserError: the folder exists without ``resume``, or is not that of a run with the same
-            settings with it; TensorBoard is missing.
+            settings with it; another process is using it; TensorBoard is missing.
     """
 
     def __init__(self, config: Config, distributed: Distributed, output: str | None, resume: bool):
@@ -62,12 +70,24 @@ class RunFolder:
             report.summary_writer()  # fails now rather than after the first measurement
         self.config, self.distributed, self.resume = config, distributed, resume
         self.started = time.time()
-        folder = choose_folder(config, output, resume) if distributed.is_main else None
-        self.path: Path = distributed.all_gather(folder)[0]
+        claim = claim_folder(config, output, resume) if distributed.is_main else (None, None)
+        self.lock = claim[1]  # held as long as this process lives
+        self.path: Path = distributed.all_gather(claim[0])[0]
         self.metrics_path = self.path / "metrics.jsonl"
         self.state_path = self.path / "checkpoint" / "state.pt"
         if resume:
             self.check_settings()  # before the model is loaded
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *error) -> None:
+        """Releases the folder, and removes it if the run ended before it began."""
+        if self.distributed.is_main:
+            if is_unused(self.path):
+                shutil.rmtree(self.path, ignore_errors=True)
+            if self.lock:
+                self.lock.close()
 
     def check_settings(self) -> None:
         """Raises UserError if the folder is not that of a run with the same settings."""
@@ -93,6 +113,42 @@ class RunFolder:
             load_training_state(trainer, load_state(self.state_path))
         if self.distributed.is_main:
             report.keep_metrics(self.metrics_path, trainer.step)
+
+    def usable_questions(
+        self, questions: list[Example], verifier: ExecutionVerifier
+    ) -> list[Example]:
+        """The training questions whose gold query returns rows. Gold queries run against the clock,
+        so the main process decides, once for all processes and for every resume.
+
+        Raises:
+            UserError: no question is left, or the resumed run was trained on others.
+        """
+        left_out = self._left_out(questions, verifier) if self.distributed.is_main else None
+        left_out = set(self.distributed.all_gather(left_out)[0])
+        useful = [e for i, e in enumerate(questions) if i not in left_out]
+        if not useful:
+            raise UserError(
+                f"--data {self.config.data}: no training question has a gold query that returns "
+                "rows"
+            )
+        if left_out:
+            message = f"left out {len(left_out)} of {len(questions)} training questions"
+            print(f"{message}: gold fails or returns no row")
+        return useful
+
+    def _left_out(self, questions: list[Example], verifier: ExecutionVerifier) -> list[int]:
+        path, digest = self.path / QUESTIONS, hash_of(questions)
+        if not self.resume or not path.is_file():
+            decided = {"hash": digest, "left_out": without_result(questions, verifier)}
+            write_json(path, decided)
+            return decided["left_out"]
+        decided = json.loads(path.read_text(encoding="utf-8"))
+        if decided["hash"] != digest:
+            raise UserError(
+                f"--resume: --data {self.config.data} has other training questions than when the "
+                f"run was started ({path}); start a new run"
+            )
+        return decided["left_out"]
 
     def measure_before(self, measure: Callable[[str], list[Prediction]]) -> list[Prediction]:
         """The predictions before training, kept in the folder so that a resumed run does not repeat
@@ -164,33 +220,72 @@ class RunFolder:
         return " ".join([*start, "train.py", *words, "--resume"])
 
 
-def choose_folder(config: Config, output: str | None, resume: bool) -> Path:
-    """The run's folder: an existing one only with ``resume``, else a new one."""
+def claim_folder(config: Config, output: str | None, resume: bool) -> tuple[Path, TextIO]:
+    """The run's folder, an existing one only with ``resume``, else a new one, and its lock. Of two
+    processes that want the same new folder at the same moment, one gets it.
+    """
     if output:
         folder = Path(output)
-        if not resume and folder.exists():
+        if folder.exists() and not resume and not is_unused(folder):
             raise UserError(
                 f"--output {folder} exists; add --resume to go on with it, or name another folder"
             )
-        return folder
-    number = 1
-    while (folder := Path("runs") / f"{config.lang.replace(',', '-')}-{number}").exists():
-        number += 1
-    return folder
+        lock = lock_folder(folder) if folder.is_dir() or not resume else None
+        if lock is None and folder.is_dir():
+            raise UserError(f"--output {folder}: another process is training in this folder")
+        return folder, lock
+    name = config.lang.replace(",", "-")
+    for number in itertools.count(1):
+        folder = Path("runs") / f"{name}-{number}"
+        lock = lock_folder(folder) if is_unused(folder) else None
+        if lock and is_unused(folder):
+            return folder, lock
+    raise AssertionError("unreachable")
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a folder is missing, empty, or left by a run that ended before it began."""
+    return not folder.exists() or folder.is_dir() and {p.name for p in folder.iterdir()} <= EARLY
+
+
+def lock_folder(folder: Path) -> TextIO | None:
+    """Creates the folder if it is missing, and locks it; None if another process holds the lock.
+    The lock ends with the process.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error}") from error
+    return file
 
 
 def summary_of(before: list[Prediction], after: list[Prediction], seconds: float) -> dict:
-    """summary.json: before, after and the paired difference for each language and metric."""
-    summary = {
-        "before": summarize(before),
-        "after": summarize(after),
-        "difference": {},
+    """summary.json: before, after and the paired difference for each language and metric; the same
+    for each part of the questions, under "parts", where they have parts.
+    """
+    in_parts = [(old, new) for old, new in zip(before, after) if old.part]
+    return {
+        **before_and_after(before, after, "lang"),
+        "parts": before_and_after(*map(list, zip(*in_parts)), "part") if in_parts else {},
         "seconds": round(seconds, 1),
         "failed_gold": failed_gold(before),
     }
-    for lang, metrics in summary["before"].items():
-        pairs = [(old, new) for old, new in zip(before, after) if old.lang == lang and old.gold_ok]
-        summary["difference"][lang] = {
+
+
+def before_and_after(before: list[Prediction], after: list[Prediction], by: str) -> dict:
+    """{"before", "after", "difference"}, each by a field of the predictions and by metric."""
+    summary = {"before": summarize(before, by), "after": summarize(after, by), "difference": {}}
+    for group, metrics in summary["before"].items():
+        pairs = [
+            (old, new)
+            for old, new in zip(before, after)
+            if getattr(old, by) == group and old.gold_ok
+        ]
+        summary["difference"][group] = {
             metric: paired_difference(
                 [getattr(old, metric) for old, _ in pairs],
                 [getattr(new, metric) for _, new in pairs],

@@ -21,13 +21,14 @@ from sqlenv.dataset import (
     read_dataset,
 )
 from sqlenv.errors import UserError
+from sqlenv.extraction import extract_sql
 from sqlenv.metrics.bootstrap import paired_difference, share
 from sqlenv.metrics.execution_match import results_match
 from sqlenv.sandbox.sandbox import Execution, Sandbox
 from sqlenv.schema import Column, ForeignKey, Schema, Table, load_schema, sample_values, schema_text
 from sqlenv.testsuite.mutants import Mutant, make_mutants
 from sqlenv.testsuite.suite import Suite, load_suite, suite_matches
-from sqlenv.text import canonical_sql, extract_sql, format_sql, is_ordered
+from sqlenv.text import canonical_sql, format_sql, is_ordered
 from sqlenv.verifier import ExecutionVerifier, Verdict
 
 __all__ = [

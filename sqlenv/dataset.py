@@ -27,13 +27,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A question in one language, with its database and the gold SQL that answers it."""
+    """A question in one language, with its database and the gold SQL that answers it.
+
+    Attributes:
+        part: of its split, where the dataset names parts: results are also reported by part.
+    """
 
     question: str
     lang: str
     db_id: str
     gold_sql: str
     db_path: Path
+    part: str = ""
 
 
 def load_dataset(path: str | PathLike, lang: str, split: str) -> list[Example]:
@@ -82,13 +87,13 @@ def read_dataset(path: str | PathLike, lang: str, split: str) -> tuple[list[Exam
     root = _published(path)
     file = _follow(root / "dataset" / "multispider") / "with_English_value" / f"{split}_{lang}.json"
     examples, missing = [], Counter()
-    for db_id, question, query in read_questions(file):
+    for db_id, question, query, part in read_questions(file):
         db_path = _database_path(root, db_id)
         # Each database is looked up until it is known to be missing.
         if db_id in missing or not db_path.is_file():
             missing[db_id] += 1
         else:
-            examples.append(Example(question, lang, db_id, query, db_path))
+            examples.append(Example(question, lang, db_id, query, db_path, part))
     return examples, missing
 
 
@@ -132,8 +137,8 @@ def _listing(folder: Path) -> str:
     return (", ".join(names[:20]) or "nothing") + more
 
 
-def read_questions(file: Path) -> list[tuple[str, str, str]]:
-    """Returns (db_id, question, query) for each entry of a split's file.
+def read_questions(file: Path) -> list[tuple[str, str, str, str]]:
+    """Returns (db_id, question, query, part or "") for each entry of a split's file.
 
     Raises:
         UserError: the file is missing or malformed, or an entry lacks a field. The message names
@@ -156,7 +161,8 @@ def read_questions(file: Path) -> list[tuple[str, str, str]]:
         if problem:
             line = _line_of_entry(text, index)
             raise UserError(f"{file}:{line}: entry {index + 1} {problem}")
-        questions.append((entry["db_id"], entry["question"], entry["query"]))
+        part = str(entry.get("part", ""))
+        questions.append((entry["db_id"], entry["question"], entry["query"], part))
     return questions
 
 

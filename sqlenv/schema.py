@@ -71,15 +71,19 @@ def load_schema(db_path: str | os.PathLike) -> Schema:
 def _load_schema(path: str, _mtime: int, _size: int) -> Schema:
     connection = open_read_only(path)
     try:
-        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        names = [name for (name,) in names if not name.lower().startswith("sqlite_")]
-        columns = {name: _columns(connection, name) for name in names}
-        tables = [Table(n, columns[n], _foreign_keys(connection, n, columns)) for n in names]
+        return read_schema(connection)
     except sqlite3.Error as error:
         raise UserError(f"{path}: cannot be read as a SQLite database ({error})") from error
     finally:
         connection.close()
-    return Schema(tuple(tables))
+
+
+def read_schema(connection: sqlite3.Connection) -> Schema:
+    """Returns the schema of an open database."""
+    names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    names = [name for (name,) in names if not name.lower().startswith("sqlite_")]
+    columns = {name: _columns(connection, name) for name in names}
+    return Schema(tuple(Table(n, columns[n], _foreign_keys(connection, n, columns)) for n in names))
 
 
 def open_read_only(path: str | os.PathLike) -> sqlite3.Connection:

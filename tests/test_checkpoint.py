@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from adapter_kit import logits, make, trained
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from encoder.checkpoint import load_state, save_state
 from grpo.checkpoint import SAFETENSORS_ERRORS, load_adapter, save_adapter
@@ -18,39 +18,7 @@ from grpo.lora import add_lora, lora_parameters
 from sqlenv import UserError
 from sqlenv.files import write_directory, write_file, write_json
 
-SHAPE = dict(
-    vocab_size=50,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=64,
-)
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10]])
-
-
-def make(**changes) -> LlamaForCausalLM:
-    """A tiny Llama, the same weights every time."""
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SHAPE | changes)).eval()
-
-
-def trained(rank: int = 3, alpha: float = 5) -> LlamaForCausalLM:
-    """The same with LoRA weights that are not 0."""
-    model = add_lora(make(), rank=rank, alpha=alpha)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for tensor in lora_parameters(model).values():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
-    return model
-
-
-@torch.no_grad()
-def logits(model) -> torch.Tensor:
-    return model(TOKENS).logits
 
 
 @contextmanager
@@ -306,48 +274,6 @@ def test_peft_reads_the_adapter(tmp_path):
     assert torch.allclose(logits(theirs), logits(model), atol=1e-5)
 
 
-def peft_adapter(folder, **settings):
-    """A model with an adapter of PEFT whose weights are not 0, also saved in ``folder``."""
-    peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(make(), peft.LoraConfig(r=3, lora_alpha=5, **settings)).eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if "lora_" in name:
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
-    model.save_pretrained(folder)
-    return model
-
-
-@pytest.mark.parametrize(
-    "targets, count",
-    [(["q_proj", "v_proj"], 4), (r".*layers\.1\..*(up|down)_proj", 2), ("all-linear", 14)],
-)
-def test_an_adapter_of_peft_is_read(tmp_path, targets, count):
-    """Suffixes, a regular expression (for 1 of the 2 layers) and PEFT's list of all layers."""
-    theirs, ours = peft_adapter(tmp_path, target_modules=targets), make()
-    assert not torch.allclose(logits(ours), logits(theirs), atol=1e-2)
-    load_adapter(ours, tmp_path)
-    assert torch.allclose(logits(ours), logits(theirs), atol=1e-5)
-    assert len(lora_parameters(ours)) == 2 * count
-
-
-@pytest.mark.parametrize(
-    "settings, what",
-    [
-        ({"use_rslora": True}, "use_rslora = True"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-        ({"layers_to_transform": [1]}, "layers_to_transform"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head.*down_proj, gate_proj"),
-    ],
-)
-def test_an_adapter_that_is_more_than_plain_lora_is_refused(tmp_path, settings, what):
-    peft_adapter(tmp_path, **{"target_modules": ["q_proj"]} | settings)
-    with pytest.raises(UserError, match=f"{tmp_path}.*{what}"):
-        load_adapter(make(), tmp_path)
-
-
 def test_an_adapter_of_another_method_is_refused(tmp_path):
     """Such as IA3, which has no rank."""
     save_adapter(trained(), tmp_path, "base")
@@ -355,7 +281,7 @@ def test_an_adapter_of_another_method_is_refused(tmp_path):
     settings = json.loads(path.read_text())
     del settings["r"]
     path.write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=f"{tmp_path}: not a LoRA adapter.*'r'"):
+    with pytest.raises(UserError, match=f"{tmp_path}.*: not a LoRA adapter.*'r'"):
         load_adapter(make(), tmp_path)
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from sqlenv.embedded import LANGUAGES
 from sqlenv.embedded.concepts import PARTS, load_concepts, load_words
+from sqlenv.embedded.sources import load_sources
+from sqlenv.embedded.wording import WORDING
 
 COLUMNS, TABLES = load_concepts()
 SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -76,3 +78,43 @@ def test_every_concept_has_its_noun(lang):
         for key, table in tables.items():
             nouns = Counter(next(iter(words["columns"][c].values())) for c in table.columns)
             assert max(nouns.values()) == 1, (key, nouns.most_common(1))
+
+
+def generic(lang: str, column: str, role: str) -> dict:
+    return WORDING[lang][0]("column", load_words(lang)["columns"][column], role)
+
+
+AFTER = {
+    "en": "have a founding year after {v}",
+    "de": "ein Gründungsjahr nach {v} haben",
+    "es": "tienen un año de fundación posterior a {v}",
+    "fr": "ont une année de fondation postérieure à {v}",
+    "ja": "設立年が{v}年より後の",
+    "vi": "có năm thành lập sau năm {v}",
+    "zh": "成立年份晚于{v}年",
+}
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_years_are_after_and_before_not_above_and_below(lang):
+    """Year columns have all forms of numbers, and are worded as times."""
+    year, number = (generic(lang, "founded_year", role) for role in ("year", "number"))
+    assert set(year) == set(number)
+    after = year["gt"]["base"] if lang == "ja" else year["gt"]
+    assert after == AFTER[lang]
+    assert all(year[key] != number[key] for key in ("ge", "lt", "max", "min"))
+    sources = load_sources((lang,)).values()
+    columns = [c for tables in sources for table in tables.values() for c in table.columns]
+    assert year in [c.words[lang] for c in columns if c.kind.startswith("year ")]
+
+
+def test_spanish_times_agree_with_their_noun():
+    year = generic("es", "founded_year", "year")
+    assert year["desc"] == "del más reciente al más antiguo"
+    date = WORDING["es"][0]("column", {"sg": "fecha", "pl": "fechas", "gender": "f"}, "date")
+    assert date["asc"] == "de la más antigua a la más reciente"
+
+
+def test_french_adjectives_follow_an_average():
+    price = WORDING["fr"][0]("column", {"sg": "prix moyen", "pl": "", "gender": "m"}, "number")
+    assert (price["n"], price["cpl"]) == ("prix moyen", "")

@@ -67,7 +67,7 @@ def test_published_numbers_of_the_dev_set(lang):
     file = root / "dev3" / "dataset" / "multispider" / "with_English_value" / f"dev_{lang}.json"
     if not file.is_file():
         pytest.skip(f"no MultiSpider data in {root}; set TEXT2SQL_DATA to its folder")
-    levels = Counter(hardness(gold) for _, _, gold in read_questions(file))
+    levels = Counter(hardness(gold) for _, _, gold, _ in read_questions(file))
     assert levels == {"easy": 248, "medium": 446, "hard": 174, "extra": 166}
 
 

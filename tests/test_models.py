@@ -5,7 +5,10 @@ import json
 import pytest
 import torch
 from model_kit import CHAT, SHAPE, make_model, make_tokenizer, write_gguf
+from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3Config,
@@ -16,6 +19,7 @@ from transformers import (
 
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, lora_parameters
+from grpo.memory import read_shape
 from grpo.models import choose_dtype, end_tokens, has_fast_bfloat16, load_policy
 from sqlenv import UserError
 
@@ -204,3 +208,181 @@ def test_an_unknown_architecture_is_a_user_error(folder):
     (folder / "config.json").write_text(json.dumps(settings | {"model_type": "abacus"}))
     with pytest.raises(UserError, match="policy"):
         load_policy(str(folder), "cpu")
+
+
+# ------------------------------------------------------------------------- weights
+
+
+def change_weights(folder, change) -> None:
+    """Calls ``change`` with the dict of the weights, and writes them again."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def without(part: str):
+    """Leaves out the weights with this in their names."""
+
+    def change(weights):
+        for name in [name for name in weights if part in name]:
+            del weights[name]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "part", ["lm_head", "embed_tokens", "norm", "layers.0.mlp", "layers.0.self_attn.q_proj", ""]
+)
+def test_missing_weights_are_a_user_error(folder, part):
+    """They would be random. An untied head, embeddings, a layer's parts, and all of them."""
+    change_weights(folder, without(part))
+    with pytest.raises(UserError, match=rf"policy: .*missing.*{part}") as error:
+        load_policy(str(folder))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["experts.1.w1", "experts.1.", "experts."])
+def test_missing_weights_of_experts_are_a_user_error(folder, part, caplog):
+    """transformers puts the matrices of all experts into one."""
+    config = AutoConfig.for_model("mixtral", **SHAPE, num_local_experts=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    change_weights(folder, without(part))
+    with pytest.raises(UserError, match="policy: .*experts.*use the files of one model") as error:
+        load_policy(str(folder))
+    assert "\n" not in str(error.value) and "REPORT" not in caplog.text
+
+
+def test_a_tied_head_is_not_missing(folder):
+    make_model(tie_word_embeddings=True).save_pretrained(folder)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    policy = load_policy(str(folder), "cpu", "float32")
+    assert torch.equal(policy.model.lm_head.weight, policy.model.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("more", ["layers.1.mlp.up_proj.weight", "layers.0.self_attn.q_proj.bias"])
+def test_weights_that_the_configuration_has_no_place_for_are_a_user_error(folder, more):
+    """A layer more, or biases: the model that was trained was another one."""
+    change_weights(folder, lambda weights: weights.update({f"model.{more}": torch.zeros(16)}))
+    with pytest.raises(UserError, match=f"policy: .*config.json.*model.{more}"):
+        load_policy(str(folder))
+
+
+def test_weights_outside_the_language_model_are_left_out(folder):
+    change_weights(folder, lambda weights: weights.update({"score.weight": torch.zeros(2, 16)}))
+    assert "score.weight" not in load_policy(str(folder)).model.state_dict()
+
+
+def test_weights_of_another_size_are_a_user_error(folder, caplog):
+    """In one line, without the table of transformers."""
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"intermediate_size": 24}))
+    expected = r"policy: .*layers.0.mlp.down_proj.weight.* \(16, 16\).* \(16, 24\)"
+    with pytest.raises(UserError, match=expected) as error:
+        load_policy(str(folder))
+    assert "\n" not in str(error.value) and not caplog.records
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+def test_weights_that_are_not_finite_are_a_user_error(folder, name, value):
+    """Even of a token that the check of the model does not see."""
+    change_weights(folder, lambda weights: weights[name][-1:].fill_(value))
+    with pytest.raises(UserError, match=f"policy: .*{name}.*not finite"):
+        load_policy(str(folder))
+
+
+def test_numbers_too_large_for_float16_are_a_user_error(folder):
+    """1e5 is infinite in float16; 6e4 is not, but products with it are."""
+    change_weights(folder, lambda weights: weights["lm_head.weight"].fill_(1e5))
+    with pytest.raises(UserError, match="policy: lm_head.weight.*not finite in float16.*--dtype"):
+        load_policy(str(folder), "cpu", "float16")
+    change_weights(
+        folder, lambda weights: weights["lm_head.weight"].copy_(6e4 * torch.eye(262, 16))
+    )
+    change_weights(folder, lambda weights: weights["model.norm.weight"].fill_(100))
+    with pytest.raises(UserError, match="logits are not finite in float16.*--dtype"):
+        load_policy(str(folder), "cpu", "float16")
+
+
+# ------------------------------------------------------------------------- kinds of models
+
+GPT = dict(vocab_size=262, n_embd=16, n_layer=1, n_head=2, eos_token_id=1)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "gpt_bigcode"])
+def test_a_model_whose_blocks_cannot_get_lora_is_refused_before_its_weights_are_read(folder, name):
+    AutoConfig.for_model(name, **GPT, rotary_dim=4).save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="policy: GPT.*cannot be used.*choose another"):
+        load_policy(str(folder))
+    with pytest.raises(UserError, match="policy: GPT.*cannot be used"):  # train.py --plan
+        read_shape(str(folder), "")
+
+
+@pytest.mark.parametrize("name", ["bloom", "mamba", "stablelm", "openai-gpt", "gpt_neo", "bert"])
+def test_models_that_compute_otherwise_are_a_user_error(folder, name):
+    """Attention with ALiBi or none, masks of a model's own, other position ids, ...: whatever
+    exception they raise.
+    """
+    more = {"openai-gpt": GPT, "bert": SHAPE | {"is_decoder": True}}
+    more["gpt_neo"] = SHAPE | dict(num_layers=1, attention_types=[[["global"], 1]])
+    config = AutoConfig.for_model(name, **more.get(name, SHAPE))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    with pytest.raises(UserError, match="choose another model") as error:
+        load_policy(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_that_contradicts_itself_is_a_user_error(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"num_attention_heads": "two"}))
+    with pytest.raises(UserError, match="policy: cannot load the model") as error:
+        load_policy(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_is_no_model(folder):
+    """Beside a whole model, transformers would add it in silence, if PEFT is installed."""
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="policy: .*adapter"):
+        load_policy(str(folder))
+
+
+# ------------------------------------------------------------------------- tokenizers
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused_before_its_weights_are_read(folder):
+    make_model(vocab_size=200).config.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="policy: the tokenizer.* 261,.*only 200"):
+        load_policy(str(folder))
+
+
+def test_a_special_token_that_no_prompt_contains_may_lie_beyond_the_model(folder):
+    """As that for images in Gemma 3's tokenizer."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
+    assert tokenizer.encode("<image>") == [262]
+    tokenizer.save_pretrained(folder)
+    assert len(load_policy(str(folder)).tokenizer) == 263
+
+
+@pytest.mark.parametrize("where", ["chat template", "bos_token"])
+def test_a_special_token_of_every_prompt_may_not(folder, where):
+    """Such as <|im_start|>, added to a tokenizer whose model was not resized."""
+    template = CHAT.replace("<|turn|>", "<|new|>") if where == "chat template" else None
+    tokenizer = make_tokenizer(chat_template=template)
+    special = {"bos_token": "<|new|>"} if where == "bos_token" else {}
+    tokenizer.add_special_tokens(special or {"extra_special_tokens": ["<|new|>"]})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"policy: the tokenizer.*'<\|new\|>'.* 262,.*only 262"):
+        load_policy(str(folder))
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no system\\nmessage') }}", "{% if"])
+def test_a_chat_template_that_takes_no_question_is_a_user_error(folder, template):
+    make_tokenizer(chat_template=template).save_pretrained(folder)
+    with pytest.raises(UserError, match="policy: the chat template.*user message") as error:
+        load_policy(str(folder))
+    assert "\n" not in str(error.value)

@@ -47,6 +47,7 @@ class Prediction:
         status: of the execution, "no SQL" where there is none to run.
         error: the execution's error message, in one line.
         test_suite: None if not requested.
+        part: the example's.
     """
 
     db_id: str
@@ -61,6 +62,7 @@ class Prediction:
     status: str
     error: str | None = None
     test_suite: bool | None = None
+    part: str = ""
 
 
 def generate(
@@ -150,6 +152,7 @@ def score(
             semantic=semantic[i],
             status=(verdict.execution or NO_SQL).status,
             error=(verdict.execution or NO_SQL).error,
+            part=example.part,
         )
         for i, (example, verdict) in enumerate(zip(examples, verdicts))
     ]
@@ -170,7 +173,9 @@ def evaluate_policy(
     verifier.run_gold(examples)  # a damaged database shows before the model has worked for an hour
     prompts = PromptBuilder(policy.tokenizer)
     texts = generate(policy, prompts, examples, max_new_tokens=max_new_tokens, progress=progress)
-    sqls = [extract_sql(text) for text in texts]
+    # A chat template may open the reasoning; all prompts of one template end alike.
+    asked = policy.tokenizer.decode(prompts(examples[0])) if examples else ""
+    sqls = [extract_sql(text, prompt=asked) for text in texts]
     return score(verifier, semantic_score, examples, sqls, suites=suites)
 
 
@@ -179,12 +184,16 @@ def measured(predictions: list[Prediction]) -> list[str]:
     return [m for m in METRICS if not predictions or getattr(predictions[0], m) is not None]
 
 
-def summarize(predictions: list[Prediction]) -> dict:
-    """``{lang: {metric: {"value", "low", "high", "n"}}}``: shares with 95 % bootstrap intervals."""
+def summarize(predictions: list[Prediction], by: str = "lang") -> dict:
+    """``{lang: {metric: {"value", "low", "high", "n"}}}``: shares with 95 % bootstrap intervals.
+
+    Args:
+        by: the field of predictions to group by.
+    """
     report = {}
-    for lang in dict.fromkeys(prediction.lang for prediction in predictions):
-        rows = [row for row in predictions if row.lang == lang and row.gold_ok]
-        report[lang] = {
+    for group in dict.fromkeys(getattr(prediction, by) for prediction in predictions):
+        rows = [row for row in predictions if getattr(row, by) == group and row.gold_ok]
+        report[group] = {
             metric: share([getattr(row, metric) for row in rows])
             for metric in measured(predictions)
         }

@@ -78,8 +78,13 @@ def sections(reports: dict[str, dict], difference: dict | None = None) -> dict[s
             "B minus A": difference_table(first, second, difference, ("A", "B")),
         }
     (report,) = reports.values()
-    tables = {"Languages": share_table(report), "Hardness": hardness_table(report)}
-    return {**tables, "Errors": error_table(report)} if report["errors"] else tables
+    tables = {
+        "Languages": share_table(report),
+        "Hardness": group_table("hardness", report, report["hardness"]),
+        "Parts": group_table("part", report, report["parts"]),
+        "Errors": error_table(report),
+    }
+    return {title: rows for title, rows in tables.items() if len(rows) > 1}
 
 
 def share_table(report: dict) -> Rows:
@@ -96,9 +101,10 @@ def share_table(report: dict) -> Rows:
     return rows
 
 
-def hardness_table(report: dict) -> Rows:
-    rows = [("hardness", "n", *(LABELS[metric] for metric in report["average"]))]
-    return rows + [share_row(level, values) for level, values in report["hardness"].items()]
+def group_table(name: str, report: dict, groups: dict) -> Rows:
+    """The shares of groups of questions, such as levels of hardness."""
+    rows = [(name, "n", *(LABELS[metric] for metric in report["average"]))]
+    return rows + [share_row(group, values) for group, values in groups.items()]
 
 
 def error_table(report: dict) -> Rows:
@@ -132,9 +138,17 @@ def difference_table(first: dict, second: dict, difference: dict, names: tuple[s
 
 
 def before_after_table(summary: dict) -> str:
-    """Before, after and the paired difference of each language and metric."""
+    """Before, after and the paired difference of each language and metric, and of each part of the
+    questions.
+    """
     before, after, difference = (summary[key] for key in ("before", "after", "difference"))
-    return text_table(difference_table(before, after, difference, ("before", "after")))
+    names = ("before", "after")
+    rows = difference_table(before, after, difference, names)
+    if parts := summary["parts"]:
+        sides = (parts[key] for key in ("before", "after", "difference"))
+        (_, *header), *more = difference_table(*sides, names)
+        rows += [("", *[""] * len(header)), *more]
+    return text_table(rows)
 
 
 def notes(reports: dict[str, dict]) -> Iterator[str]:
@@ -182,6 +196,7 @@ def csv_text(reports: dict[str, dict], difference: dict | None = None) -> str:
             "language": {key: report[key] for key in [*languages(report), "average"]},
             "gap to en": report["gap"],
             "hardness": report["hardness"],
+            "part": report["parts"],
         }
         rows += [(name, *row) for key, part in sections.items() for row in csv_rows(key, part)]
         for key, error in report["errors"].items():

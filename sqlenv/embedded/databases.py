@@ -9,6 +9,7 @@ import math
 import random
 import sqlite3
 import tomllib
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -159,20 +160,24 @@ def _separate_from_mean(values: list) -> None:
 def write_database(tables: dict[str, Table], path: Path) -> None:
     """Creates a SQLite file with its tables and rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        fill_database(connection, tables)
+
+
+def fill_database(connection: sqlite3.Connection, tables: dict[str, Table]) -> None:
+    """Creates the tables with their rows in an empty database."""
     sizes = {table.name: table.size for table in tables.values()}
-    with sqlite3.connect(path) as connection:
-        for table in tables.values():
-            connection.execute(create_table(table, tables))
-            values = []
-            for column in table.columns:
-                rng = random.Random(f"{table.db}.{table.name}.{column.name}")
-                drawn = _draw(column, table.size, sizes, rng)
-                if column.nullable:
-                    for row in rng.sample(range(table.size), table.size // 10):
-                        drawn[row] = None
-                if column.kind == "real":
-                    _separate_from_mean(drawn)
-                values.append(drawn)
-            marks = ", ".join("?" * len(table.columns))
-            connection.executemany(f"INSERT INTO {table.name} VALUES ({marks})", zip(*values))
-    connection.close()
+    for table in tables.values():
+        connection.execute(create_table(table, tables))
+        values = []
+        for column in table.columns:
+            rng = random.Random(f"{table.db}.{table.name}.{column.name}")
+            drawn = _draw(column, table.size, sizes, rng)
+            if column.nullable:
+                for row in rng.sample(range(table.size), table.size // 10):
+                    drawn[row] = None
+            if column.kind == "real":
+                _separate_from_mean(drawn)
+            values.append(drawn)
+        marks = ", ".join("?" * len(table.columns))
+        connection.executemany(f"INSERT INTO {table.name} VALUES ({marks})", zip(*values))

@@ -1,5 +1,5 @@
-"""Schemas without end: draws a fresh schema from the concepts (concepts.toml), with identifiers in
-one of many styles, and the words for it in every language.
+"""Schemas without end: draws a fresh schema from the sources (sources.py), with identifiers in one
+of many styles, and the words for it in every language.
 
 In an *invented* schema tables and columns have made-up words for names, which stand in the question
 as foreign nouns, so that a question can only be understood by comparing its words with the schema,
@@ -7,10 +7,11 @@ letter by letter.
 """
 
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from sqlenv.embedded.concepts import ColumnConcept, TableConcept, load_concepts, load_words
 from sqlenv.embedded.databases import Column, Table
+from sqlenv.embedded.sources import SourceColumn, SourceTable, load_sources
 from sqlenv.embedded.wording import WORDING
 from sqlenv.text import RESERVED
 
@@ -50,6 +51,7 @@ class Style:
         self.key = rng.choice(("id", "{table}_id", "{table}_id", "{table}_no", "{table}_code"))
         self.abbreviate = rng.random() < 0.15
         self.usual = rng.random() < 0.5  # the usual name of a concept, not a synonym
+        self.qualify = rng.random() < 0.1  # the table's name in its columns' names
 
     def write(self, words: str) -> str:
         """``"birth_date"`` in this style; never a word that SQL reserves."""
@@ -68,8 +70,7 @@ class Style:
     def choose(self, names: tuple[str, ...]) -> str:
         return names[0] if self.usual else self.rng.choice(names)
 
-    def table(self, names: tuple[str, ...]) -> str:
-        words = self.choose(names)
+    def table(self, words: str) -> str:
         return self.prefix + self.write(english_plural(words) if self.plural else words)
 
 
@@ -92,6 +93,17 @@ def invented_word(rng: random.Random) -> str:
     return text if len(text) > 2 else text + rng.choice("lmnrt")
 
 
+def invented_values(rng: random.Random, count: int) -> list[str]:
+    """Different invented texts for a column, written alike: one or two words, in one case."""
+    write = rng.choice((str.capitalize, str.capitalize, str.lower, str.upper, str.title))
+    longest = rng.choice((1, 1, 2))
+    values: dict[str, None] = {}
+    while len(values) < count:
+        words = [invented_word(rng) for _ in range(rng.randint(1, longest))]
+        values[write(" ".join(words))] = None
+    return list(values)
+
+
 def invented_noun(lang: str, word: str) -> dict[str, str]:
     """A made-up word as a foreign noun of the language."""
     plural = {"sg": word, "pl": f"{word}s"}
@@ -107,79 +119,109 @@ def invented_noun(lang: str, word: str) -> dict[str, str]:
 
 
 class SchemaGenerator:
-    """Draws schemas. Loads the concepts and their nouns once.
+    """Draws schemas. Loads the sources once.
 
     Args:
         langs: the languages that words are made for.
+        invent: draws an invented word.
     """
 
-    def __init__(self, langs: tuple[str, ...]):
-        self.columns, self.domains = load_concepts()
-        self.langs, self.nouns = langs, {lang: load_words(lang) for lang in langs}
+    def __init__(
+        self, langs: tuple[str, ...], invent: Callable[[random.Random], str] = invented_word
+    ):
+        self.langs, self.invent, self.domains = langs, invent, load_sources(langs)
 
-    def draw(self, db: str, rng: random.Random, *, invented: float = 0.0) -> GeneratedSchema:
+    def draw(
+        self, db: str, rng: random.Random, *, invented: float = 0.0, largest: int = 12
+    ) -> GeneratedSchema:
         """A schema called ``db``; the same generator state gives the same schema.
 
         Args:
-            invented: share of its tables and columns that have invented names.
+            invented: share of its tables, columns and columns' values that are invented words.
+            largest: the most tables that it may have.
         """
-        concepts = self._choose_tables(rng)
-        style = Style(rng)
-        schema = GeneratedSchema(db, {}, {lang: {} for lang in self.langs})
-        keys: dict[str, str] = {}  # table concept -> name of its table
-        for key, concept in concepts.items():
-            word = invented_word(rng) if rng.random() < invented else None
-            names = (word,) if word else concept.names
-            name = style.table(names)
-            while name.lower() in {other.lower() for other in schema.tables}:
-                name += rng.choice("23456789")
-            keys[key] = name
-            self._add_table(schema, name, key, word, concept, concepts, keys, style, invented)
-        return schema
+        return SchemaDraw(self, db, rng, invented).draw(largest)
 
-    def _choose_tables(self, rng: random.Random) -> dict[str, TableConcept]:
+
+class SchemaDraw:
+    """The state of drawing one schema."""
+
+    def __init__(self, generator: SchemaGenerator, db: str, rng: random.Random, invented: float):
+        self.langs, self.domains = generator.langs, generator.domains
+        self.invent = generator.invent
+        self.rng, self.invented, self.style = rng, invented, Style(rng)
+        self.schema = GeneratedSchema(db, {}, {lang: {} for lang in self.langs})
+        self.names: dict[str, str] = {}  # source -> name of its table
+        self.renamed: set[str] = set()  # tables with an invented name
+
+    def draw(self, largest: int) -> GeneratedSchema:
+        for source, table in self._choose(min(self.rng.choice(SIZES), largest)).items():
+            self._add_table(source, table)
+        return self.schema
+
+    def _choose(self, size: int) -> dict[str, SourceTable]:
         """Tables of one domain, or of two, parents before children: a table's parents come along
         while there is room.
         """
-        size = rng.choice(SIZES)
-        domains = rng.sample(list(self.domains), 1 if size <= 8 and rng.random() < 0.7 else 2)
+        count = 1 if size <= 8 and self.rng.random() < 0.7 else 2
+        domains = self.rng.sample(list(self.domains), count)
         pool = {key: table for domain in domains for key, table in self.domains[domain].items()}
-        chosen: dict[str, TableConcept] = {}
+        chosen: dict[str, SourceTable] = {}
 
         def add(key: str) -> None:
-            for parent in pool[key].refs:
+            for parent, _ in pool[key].references:
                 if parent not in chosen and len(chosen) + 1 < size:
                     add(parent)
             if key not in chosen and len(chosen) < size:
                 chosen[key] = pool[key]
 
-        for key in rng.sample(list(pool), len(pool)):
+        for key in self.rng.sample(list(pool), len(pool)):
             add(key)
         return chosen
 
-    def _add_table(
-        self, schema, name, key, word, concept, concepts, keys, style: Style, invented: float
-    ) -> None:
-        rng = style.rng
-        short = style.choose(concept.names) if word is None else word
-        table = Table(schema.db, name, rng.randint(12, 120))
-        id_name = style.write(style.key.format(table=short))
-        table.columns.append(Column(id_name, "id", "", False, False))
-        for lang in self.langs:
-            noun = self.nouns[lang]["tables"][key] if word is None else invented_noun(lang, word)
-            schema.words[lang][name] = dict(WORDING[lang][0]("table", noun, concept.person))
-        # Forms and columns of a table share a dictionary, so no column may be called like a form.
-        used = {
-            id_name.lower(),
-            *(form for lang in self.langs for form in schema.words[lang][name]),
-        }
-        for parent in concept.refs:
-            if parent in keys and parent in concepts:
-                self._add_reference(schema, table, schema.tables[keys[parent]], used)
-        self._add_columns(schema, table, concept, style, invented, used)
-        schema.tables[name] = table
+    def _new_word(self) -> str | None:
+        """An invented word for the next table or column, if it gets one."""
+        return self.invent(self.rng) if self.rng.random() < self.invented else None
 
-    def _add_reference(self, schema, table: Table, parent: Table, used: set[str]) -> None:
+    def _words(self, section: str, word: str, kind) -> dict[str, dict]:
+        """The forms of an invented word."""
+        return {
+            lang: WORDING[lang][0](section, invented_noun(lang, word), kind) for lang in self.langs
+        }
+
+    def _add_table(self, source: str, drawn: SourceTable) -> None:
+        rng, style, word = self.rng, self.style, self._new_word()
+        short = word or style.choose(drawn.names)
+        name = style.table(short)
+        while name.lower() in {other.lower() for other in self.schema.tables}:
+            name += rng.choice("23456789")
+        self.names[source] = name
+        if word:
+            self.renamed.add(name)
+        words = self._words("table", word, drawn.person) if word else drawn.words
+        for lang in self.langs:
+            self.schema.words[lang][name] = dict(words[lang])
+        table = Table(self.schema.db, name, rng.randint(12, 120))
+        key = style.write(style.key.format(table=short))
+        table.columns.append(Column(key, "id", "", False, False))
+        # Forms and columns of a table share a dictionary, so no column may be called like a form.
+        used = {key.lower(), *(form for lang in self.langs for form in words[lang])}
+        for parent, own_words in drawn.references:
+            if parent in self.names:
+                self._add_reference(table, self.schema.tables[self.names[parent]], own_words, used)
+        labels = [column for column in drawn.columns if column.is_label]
+        others = [column for column in drawn.columns if not column.is_label]
+        count = rng.randint(min(3, len(others)), len(others))
+        for column in [*labels, *rng.sample(others, count)]:
+            self._add_column(table, column, short, used)
+        for column in table.columns:
+            if column.kind == "combine":  # its values are unique
+                heads, tails = column.args.split(" + ")
+                combinations = (heads.count("|") + 1) * (tails.count("|") + 1)
+                table.size = min(table.size, combinations)
+        self.schema.tables[name] = table
+
+    def _add_reference(self, table: Table, parent: Table, own_words: dict, used: set[str]) -> None:
         """A foreign key, called like the key of its parent, unless that says only "id"."""
         name = parent.key
         if name.lower() in used or len(name) < 4:
@@ -189,48 +231,50 @@ class SchemaGenerator:
         used.add(name.lower())
         table.columns.append(Column(name, "ref", parent.name, False, False))
         for lang in self.langs:
-            forms = WORDING[lang][1](schema.words[lang][parent.name])
-            schema.words[lang][table.name][name] = forms
+            parent_words = self.schema.words[lang][parent.name]
+            # "written by authors" speaks of authors: not if they have an invented name here.
+            own = own_words.get(lang) if parent.name not in self.renamed else None
+            self.schema.words[lang][table.name][name] = own or WORDING[lang][1](parent_words)
 
-    def _add_columns(
-        self, schema, table: Table, concept: TableConcept, style: Style, invented, used: set[str]
-    ) -> None:
-        rng = style.rng
-        labels = [key for key in concept.columns if self.columns[key].kind in ("name", "person")]
-        others = [key for key in concept.columns if key not in labels]
-        count = rng.randint(min(3, len(others)), len(others))
-        for key in [*labels, *rng.sample(others, count)]:
-            drawn = self.columns[key]
-            word = invented_word(rng) if rng.random() < invented and key not in labels else None
-            name = style.write(style.choose(drawn.names) if word is None else word)
-            if name.lower() in used:
-                continue
-            used.add(name.lower())
-            column = make_column(name, drawn, concept.person and key == "name", rng)
-            table.columns.append(column)
-            for lang in self.langs:
-                nouns = self.nouns[lang]["columns"]
-                noun = nouns[key] if word is None else invented_noun(lang, word)
-                forms = WORDING[lang][0]("column", noun, column.role)
-                schema.words[lang][table.name][name] = forms
+    def _add_column(self, table: Table, drawn: SourceColumn, short: str, used: set[str]) -> None:
+        word = None if drawn.is_label else self._new_word()
+        text = word or self.style.choose(drawn.names)
+        name = self.style.write(f"{short}_{text}" if self.style.qualify else text)
+        if name.lower() in used:
+            return
+        used.add(name.lower())
+        kind = drawn.kind
+        has_word = all("null" in drawn.words[lang] for lang in self.langs)
+        if has_word and not drawn.is_label and self.rng.random() < 0.12:
+            kind = kind.removesuffix(" ?") + " ?"
+        column = make_column(name, kind, self.rng, invented=self.rng.random() < self.invented)
+        table.columns.append(column)
+        words = self._words("column", word, column.role) if word else drawn.words
+        for lang in self.langs:
+            self.schema.words[lang][table.name][name] = words[lang]
 
 
-def make_column(name: str, concept: ColumnConcept, person: bool, rng: random.Random) -> Column:
-    """The column of a concept, in the kinds of databases.toml; every eighth can be NULL."""
-    kind, _, args = concept.kind.removesuffix(" +").partition(" ")
-    additive, nullable = concept.kind.endswith(" +"), rng.random() < 0.12
-    if kind == "person" or person:
-        return Column(name, "person", "", False, False)
-    if kind == "name":
-        return Column(name, "combine", f"{'|'.join(NAMES)} + {'|'.join(TAILS)}", False, False)
-    column = Column(name, kind, args, nullable, additive)
-    if kind == "year":
-        return replace(column, kind="int")
-    if kind in ("int", "real"):
+def make_column(name: str, kind: str, rng: random.Random, *, invented: bool) -> Column:
+    """A column with values of a kind, sometimes with NULL.
+
+    Args:
+        invented: text values are invented words.
+    """
+    kind, nullable = kind.removesuffix(" ?"), kind.endswith(" ?")
+    additive = kind.endswith(" +")
+    kind, _, args = kind.removesuffix(" +").partition(" ")
+    if kind in ("name", "combine", "person"):
+        if invented:
+            heads, tails = invented_values(rng, 14), invented_values(rng, 13)
+            args, kind = f"{'|'.join(heads)} + {'|'.join(tails)}", "combine"
+        elif kind == "name":
+            args, kind = f"{'|'.join(NAMES)} + {'|'.join(TAILS)}", "combine"
+        return Column(name, kind, args, False, False)
+    if kind == "choice" and invented:
+        args = "|".join(invented_values(rng, rng.randint(3, 8)))
+    elif kind in ("int", "real"):
         low, high = (float(text) for text in args.split())
         scale = 1 if high - low >= 2 else 10  # a narrow range would have two values only
         low, high = round(low * scale), max(round(high * scale), 3)
-        if high > 1000:  # drawn on a logarithmic scale
-            low = max(low, 1)
-        return replace(column, args=f"{low} {high}")
-    return column
+        args = f"{max(low, 1) if high > 1000 else low} {high}"  # large: on a logarithmic scale
+    return Column(name, "int" if kind == "year" else kind, args, nullable, additive)

@@ -5,10 +5,11 @@ A noun is a dictionary of its parts (concepts.py: PARTS). Each language has thre
 
 - ``table(noun, person)``: the forms of a table's noun
 - ``column(noun, role)``: the forms of a column's noun and its predicates; ``role`` is name,
-  category, number or date
+  category, number, year (a number that is a year) or date
 - ``reference(parent)``: the predicates of a foreign key to a table with these forms
 """
 
+import re
 from collections.abc import Callable
 
 Forms = dict[str, str | dict[str, str]]
@@ -22,14 +23,17 @@ def english(section: str, noun: dict[str, str], kind: str | bool = "") -> Forms:
     vowel = vowel or sg.startswith(("hour", "X-ray", "ID", "MRI", "SMS"))
     a = f"{'an' if vowel else 'a'} {sg}"
     forms: Forms = {"sg": sg, "pl": pl, "eq": f"have the {sg} {{v}}", "null": f"have no {sg}"}
-    if kind == "date":
+    if kind in ("date", "year"):
         forms |= {"gt": f"have {a} after {{v}}", "lt": f"have {a} before {{v}}"}
         forms |= {"max": f"with the latest {sg}", "min": f"with the earliest {sg}"}
     else:
         forms |= {"gt": f"have {a} above {{v}}", "lt": f"have {a} below {{v}}"}
         forms |= {"max": f"with the highest {sg}", "min": f"with the lowest {sg}"}
-    forms |= {"ge": f"have {a} of at least {{v}}", "between": f"have {a} between {{v}} and {{w}}"}
-    return forms
+    least = "{v} or later" if kind == "year" else "at least {v}"
+    return forms | {
+        "ge": f"have {a} of {least}",
+        "between": f"have {a} between {{v}} and {{w}}",
+    }
 
 
 def english_reference(parent: Forms) -> Forms:
@@ -60,16 +64,18 @@ def german(section: str, noun: dict[str, str], kind: str | bool = "") -> Forms:
     forms["ist"], forms["sind"] = (
         ("wie hoch ist", "wie hoch sind") if number else ("wie lautet", "wie lauten")
     )
-    sup, inf = ("späteste", "früheste") if kind == "date" else ("höchste", "niedrigste")
+    time = kind in ("date", "year")
+    sup, inf = ("späteste", "früheste") if time else ("höchste", "niedrigste")
     on = "dem " if kind == "date" else ""
-    over, under = ("nach", "vor") if kind == "date" else ("über", "unter")
+    over, under = ("nach", "vor") if time else ("über", "unter")
+    least = "ab" if kind == "year" else "von mindestens"
     return forms | {
         "sup": sup,
         "inf": inf,
         "eq": f"{forms['den']} {oblique} {{v}} haben",
         "null": f"k{a} {oblique} haben",
         "gt": f"{a} {oblique} {over} {on}{{v}} haben",
-        "ge": f"{a} {oblique} von mindestens {{v}} haben",
+        "ge": f"{a} {oblique} {least} {{v}} haben",
         "lt": f"{a} {oblique} {under} {on}{{v}} haben",
         "between": f"{a} {oblique} zwischen {on}{{v}} und {on}{{w}} haben",
         "max": f"mit {the} {sup}n {oblique}",
@@ -101,27 +107,36 @@ def spanish(section: str, noun: dict[str, str], kind: str | bool = "") -> Forms:
         return forms | {"ningun": none}
     head, _, rest = sg.partition(" ")
     forms |= {"n": head, "de": f" {rest}" if rest else "", "un": a}
-    forms |= {"mayor": "mayor", "menor": "menor", "alto": f"más alt{o}", "bajo": f"más baj{o}"}
     forms |= {"eq": f"tienen {el} {sg} {{v}}", "null": f"no tienen {sg}"}
-    forms["ge"] = f"tienen {a} {sg} de al menos {{v}}"
-    if kind == "date":
-        desc = ("de la más reciente a la más antigua", "de la más antigua a la más reciente")
-        return forms | {
-            **{"superior": "posterior", "inferior": "anterior", "desc": desc[0], "asc": desc[1]},
-            "gt": f"tienen {a} {sg} posterior al {{v}}",
-            "lt": f"tienen {a} {sg} anterior al {{v}}",
-            "between": f"tienen {a} {sg} entre el {{v}} y el {{w}}",
-            "max": f"con {el} {sg} más reciente",
-            "min": f"con {el} {sg} más antigu{o}",
-        }
+    forms |= spanish_times(o) if kind in ("date", "year") else spanish_numbers(o)
+    above, below, on = forms["superior"], forms["inferior"], "el " if kind == "date" else ""
+    to = "al" if kind == "date" else "a"
+    least = "igual o posterior a" if kind == "year" else "de al menos"
     return forms | {
+        "gt": f"tienen {a} {sg} {above} {to} {{v}}",
+        "ge": f"tienen {a} {sg} {least} {{v}}",
+        "lt": f"tienen {a} {sg} {below} {to} {{v}}",
+        "between": f"tienen {a} {sg} entre {on}{{v}} y {on}{{w}}",
+        "max": f"con {el} {sg} {forms['alto']}",
+        "min": f"con {el} {sg} {forms['bajo']}",
+    }
+
+
+def spanish_numbers(o: str) -> Forms:
+    return {
+        **{"mayor": "mayor", "menor": "menor", "alto": f"más alt{o}", "bajo": f"más baj{o}"},
         **{"superior": "superior", "inferior": "inferior"},
         **{"desc": "de mayor a menor", "asc": "de menor a mayor"},
-        "gt": f"tienen {a} {sg} superior a {{v}}",
-        "lt": f"tienen {a} {sg} inferior a {{v}}",
-        "between": f"tienen {a} {sg} entre {{v}} y {{w}}",
-        "max": f"con {el} {sg} más alt{o}",
-        "min": f"con {el} {sg} más baj{o}",
+    }
+
+
+def spanish_times(o: str) -> Forms:
+    late, early = "más reciente", f"más antigu{o}"
+    start, end = ("de la", "a la") if o == "a" else ("del", "al")
+    return {
+        **{"mayor": f"últim{o}", "menor": "primera" if o == "a" else "primer"},
+        **{"alto": late, "bajo": early, "superior": "posterior", "inferior": "anterior"},
+        **{"desc": f"{start} {late} {end} {early}", "asc": f"{start} {early} {end} {late}"},
     }
 
 
@@ -148,30 +163,39 @@ def french(section: str, noun: dict[str, str], kind: str | bool = "") -> Forms:
     if section == "table":
         all_those = ("toutes", "celles") if feminine else ("tous", "ceux")
         return forms | {"tous": all_those[0], "ceux": all_those[1], "son": its}
-    head, _, rest = sg.partition(" ")
-    article = "la" if feminine else "le"
-    high, low = (f"{article} plus élevé{e}", f"{article} plus bas{'se' if feminine else ''}")
-    above, below, on = f"supérieur{e} à", f"inférieur{e} à", ""
-    limits = (f"maximal{e}", f"minimal{e}")
-    if kind == "date":
-        high = limits_high = f"{article} plus récent{e}"
-        low = limits_low = f"{article} plus ancien{'ne' if feminine else ''}"
-        limits = limits_high, limits_low
-        above, below, on = f"postérieur{e} au", f"antérieur{e} au", "le "
-    a = "une" if feminine else "un"
+    # "prix moyen" is not split: "prix moyen maximal". No adjective goes into a year's noun.
+    head, average, rest = re.fullmatch(r"(\S+)( moyen(?:ne)?)?(.*)", sg).groups(default="")
+    n, complement = (sg, "") if kind == "year" else (head + average, rest)
+    extremes, above, below = french_degrees(e, str(kind))
+    a, on = "une" if feminine else "un", "le " if kind == "date" else ""
+    least = f"égal{e} ou postérieur{e} à" if kind == "year" else "d'au moins"
     return forms | {
-        **{"n": head, "cpl": f" {rest}" if rest else "", "ne": "ne" if feminine else ""},
-        **{"leur": f"leur {sg}", "son": f"{its} {sg}", "haut": high, "bas": low},
-        **{"maxi": limits[0], "mini": limits[1]},
+        **{"n": n, "cpl": complement, "ne": "ne" if feminine else ""},
+        **{"leur": f"leur {sg}", "son": f"{its} {sg}", **extremes},
         "eq": f"ont {the}{sg} {{v}}",
         "null": f"n'ont pas {forms['de']}{sg}",
         "gt": f"ont {a} {sg} {above} {{v}}",
-        "ge": f"ont {a} {sg} d'au moins {{v}}",
+        "ge": f"ont {a} {sg} {least} {{v}}",
         "lt": f"ont {a} {sg} {below} {{v}}",
         "between": f"ont {a} {sg} compris{e} entre {on}{{v}} et {on}{{w}}",
-        "max": {key: f"avec {the}{sg} {high}" for key in ("base", "pl")},
-        "min": {key: f"avec {the}{sg} {low}" for key in ("base", "pl")},
+        "max": {key: f"avec {the}{sg} {extremes['haut']}" for key in ("base", "pl")},
+        "min": {key: f"avec {the}{sg} {extremes['bas']}" for key in ("base", "pl")},
     }
+
+
+def french_degrees(e: str, kind: str) -> tuple[Forms, str, str]:
+    """The words for extreme values and those for above and below; ``e`` is the feminine ending."""
+    article = "la" if e else "le"
+    if kind in ("date", "year"):
+        late, early = f"{article} plus récent{e}", f"{article} plus ancien{'ne' if e else ''}"
+        forms: Forms = {"haut": late, "bas": early, "maxi": late, "mini": early}
+        to = "au" if kind == "date" else "à"
+        return forms, f"postérieur{e} {to}", f"antérieur{e} {to}"
+    forms = {
+        **{"haut": f"{article} plus élevé{e}", "bas": f"{article} plus bas{'se' if e else ''}"},
+        **{"maxi": f"maximal{e}", "mini": f"minimal{e}"},
+    }
+    return forms, f"supérieur{e} à", f"inférieur{e} à"
 
 
 def french_reference(parent: Forms) -> Forms:
@@ -198,8 +222,10 @@ def japanese(section: str, noun: dict[str, str], kind: str | bool = "") -> Forms
             },
             **{"ref": n, "own": n, "onum": f"{n}の数"},
         }
-    date = kind == "date"
-    high, low = ("新しい", "古い") if date else ("高い", "低い")
+    time, unit = kind in ("date", "year"), "年" if kind == "year" else ""
+    high, low = ("新しい", "古い") if time else ("高い", "低い")
+    ask = {"date": "いつ", "year": "何年", "number": "いくつ"}.get(str(kind), "何")
+    v, w = f"{{v}}{unit}", f"{{w}}{unit}"
 
     def clauses(text: str) -> dict[str, str]:  # text stands before の
         return {"base": f"{n}が{text}の", "te": f"{n}が{text}で", "ka": f"{n}が{text}であるか"}
@@ -211,13 +237,13 @@ def japanese(section: str, noun: dict[str, str], kind: str | bool = "") -> Forms
     more = {"base": f"{n}が{{v}}を超える", "te": f"{n}が{{v}}を超え", "ka": f"{n}が{{v}}を超えるか"}
     return {
         **{"n": n, "s": n, "cnt": "いくつ", "hi": high, "lo": low, "avg": f"{n}の平均"},
-        "q": "いつ" if date else "いくつ" if kind == "number" else "何",
-        "eq": clauses("{v}"),
+        "q": ask,
+        "eq": clauses(v),
         "null": clauses("未登録"),
-        "gt": clauses("{v}より後") if date else more,
-        "ge": clauses("{v}以上"),
-        "lt": clauses("{v}より前" if date else "{v}未満"),
-        "between": clauses("{v}から{w}まで" if date else "{v}以上{w}以下"),
+        "gt": clauses(f"{v}より後") if time else more,
+        "ge": clauses(f"{v}以降" if unit else f"{v}以上"),
+        "lt": clauses(f"{v}より前" if time else f"{v}未満"),
+        "between": clauses(f"{v}から{w}まで" if time else f"{v}以上{w}以下"),
         "max": most(high),
         "min": most(low),
     }
@@ -237,17 +263,20 @@ def vietnamese(section: str, noun: dict[str, str], kind: str | bool = "") -> For
     if section == "table":
         classifier = noun["sg"].removesuffix(n).strip()
         return {"n": n, "sg": noun["sg"], "one": classifier or ("người" if kind else n)}
-    ask = {"number": "là bao nhiêu", "date": "là ngày nào"}.get(str(kind), "là gì")
-    day = "ngày " if kind == "date" else ""
-    up, down = ("muộn", "sớm") if kind == "date" else ("cao", "thấp")
+    ask = {"number": "là bao nhiêu", "year": "là năm nào", "date": "là ngày nào"}
+    q = ask.get(str(kind), "là gì")
+    unit = {"year": "năm ", "date": "ngày "}.get(str(kind), "")
+    up, down = ("muộn", "sớm") if unit else ("cao", "thấp")
+    over, under = ("sau", "trước") if unit else ("lớn hơn", "nhỏ hơn")
+    onwards = "trở đi" if kind == "year" else "trở lên"
     return {
-        **{"n": n, "np": n, "vp": "có", "ask": f"có {n} {ask}", "q": ask, "up": up, "down": down},
+        **{"n": n, "np": n, "vp": "có", "ask": f"có {n} {q}", "q": q, "up": up, "down": down},
         "eq": f"có {n} là {{v}}",
         "null": f"chưa có thông tin về {n}",
-        "gt": f"có {n} sau ngày {{v}}" if day else f"có {n} lớn hơn {{v}}",
-        "ge": f"có {n} từ {{v}} trở lên",
-        "lt": f"có {n} trước ngày {{v}}" if day else f"có {n} nhỏ hơn {{v}}",
-        "between": f"có {n} từ {day}{{v}} đến {day}{{w}}",
+        "gt": f"có {n} {over} {unit}{{v}}",
+        "ge": f"có {n} từ {unit}{{v}} {onwards}",
+        "lt": f"có {n} {under} {unit}{{v}}",
+        "between": f"có {n} từ {unit}{{v}} đến {unit}{{w}}",
         "max": f"có {n} {up} nhất",
         "min": f"có {n} {down} nhất",
     }
@@ -264,17 +293,19 @@ def chinese(section: str, noun: dict[str, str], kind: str | bool = "") -> Forms:
             **{"n": n, "m": m, "c": f"{m}{n}", "num": f"{n}数量", "ref": n, "own": n},
             **{"of": f"的{n}", "has": "有", "no": "没有"},
         }
-    date = kind == "date"
-    high, low = ("晚", "早") if date else ("高", "低")
-    ask = {"number": "多少", "date": "哪一天"}.get(str(kind), "什么")
+    time, unit = kind in ("date", "year"), "年" if kind == "year" else ""
+    high, low = ("晚", "早") if time else ("高", "低")
+    above, below = ("晚于", "早于") if time else ("大于", "小于")
+    least = "不早于" if time else "不小于"
+    ask = {"number": "多少", "year": "哪一年", "date": "哪一天"}.get(str(kind), "什么")
     return {
         **{"n": n, "k": n, "m": m, "q": ask, "hi": high, "lo": low},
-        "eq": f"{n}为{{v}}",
+        "eq": f"{n}为{{v}}{unit}",
         "null": f"{n}未知",
-        "gt": f"{n}{'晚于' if date else '大于'}{{v}}",
-        "ge": f"{n}不小于{{v}}",
-        "lt": f"{n}{'早于' if date else '小于'}{{v}}",
-        "between": f"{n}在{{v}}到{{w}}之间",
+        "gt": f"{n}{above}{{v}}{unit}",
+        "ge": f"{n}{least}{{v}}{unit}",
+        "lt": f"{n}{below}{{v}}{unit}",
+        "between": f"{n}在{{v}}{unit}到{{w}}{unit}之间",
         "max": f"{n}最{high}",
         "min": f"{n}最{low}",
     }

@@ -1,7 +1,8 @@
 """Predictions files: SQL of any system for questions with gold SQL, to be scored.
 
 Each line is a JSON object with the strings ``db_id``, ``question``, ``lang``, ``gold`` and
-``predicted``; the last may be null or empty if the system gave no SQL. Further fields are ignored.
+``predicted``; the last may be null or empty if the system gave no SQL. ``part``, a part of the
+questions to report on, may be there; further fields are ignored.
 The SQL is used unchanged: no statement is extracted from a longer text.
 """
 
@@ -49,7 +50,14 @@ def read_predictions(
     if not rows:
         raise UserError(f"{path}: no prediction{f' in {langs}' if langs else ''}")
     examples = [
-        Example(row["question"], row["lang"], row["db_id"], row["gold"], databases[row["db_id"]])
+        Example(
+            row["question"],
+            row["lang"],
+            row["db_id"],
+            row["gold"],
+            databases[row["db_id"]],
+            str(row.get("part", "")),
+        )
         for row in rows
     ]
     return examples, [row["predicted"] or None for row in rows]
