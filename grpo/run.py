@@ -12,7 +12,6 @@ starts, interrupts and resumes a run. Only the main process writes.
 """
 
 import fcntl
-import itertools
 import json
 import shutil
 import signal
@@ -220,9 +219,10 @@ class RunFolder:
         return " ".join([*start, "train.py", *words, "--resume"])
 
 
-def claim_folder(config: Config, output: str | None, resume: bool) -> tuple[Path, TextIO]:
+def claim_folder(config: Config, output: str | None, resume: bool) -> tuple[Path, TextIO | None]:
     """The run's folder, an existing one only with ``resume``, else a new one, and its lock. Of two
-    processes that want the same new folder at the same moment, one gets it.
+    processes that want the same new folder at the same moment, one gets it. A folder to resume that
+    is missing has no lock.
     """
     if output:
         folder = Path(output)
@@ -234,13 +234,13 @@ def claim_folder(config: Config, output: str | None, resume: bool) -> tuple[Path
         if lock is None and folder.is_dir():
             raise UserError(f"--output {folder}: another process is training in this folder")
         return folder, lock
-    name = config.lang.replace(",", "-")
-    for number in itertools.count(1):
+    name, number = config.lang.replace(",", "-"), 1
+    while True:
         folder = Path("runs") / f"{name}-{number}"
         lock = lock_folder(folder) if is_unused(folder) else None
         if lock and is_unused(folder):
             return folder, lock
-    raise AssertionError("unreachable")
+        number += 1
 
 
 def is_unused(folder: Path) -> bool:
@@ -267,10 +267,10 @@ def summary_of(before: list[Prediction], after: list[Prediction], seconds: float
     """summary.json: before, after and the paired difference for each language and metric; the same
     for each part of the questions, under "parts", where they have parts.
     """
-    in_parts = [(old, new) for old, new in zip(before, after) if old.part]
+    old, new = ([prediction for prediction in side if prediction.part] for side in (before, after))
     return {
         **before_and_after(before, after, "lang"),
-        "parts": before_and_after(*map(list, zip(*in_parts)), "part") if in_parts else {},
+        "parts": before_and_after(old, new, "part") if old else {},
         "seconds": round(seconds, 1),
         "failed_gold": failed_gold(before),
     }

@@ -167,6 +167,21 @@ def test_average_and_gap_by_hand():
     assert report["gap"]["vi"]["execution"]["n"] == 2
 
 
+def test_parts_by_hand():
+    """Part a has 1 of 2, b 1 of 1; questions without a part are in none."""
+    parts = [("a", True), ("a", False), ("b", True), ("", False)]
+    predictions = [
+        prediction(right, question=f"{i}?", part=p) for i, (p, right) in enumerate(parts)
+    ]
+    report = full_report(predictions)
+    values = {part: values["execution"] for part, values in report["parts"].items()}
+    assert {part: (v["value"], v["n"]) for part, v in values.items()} == {
+        "a": (0.5, 2),
+        "b": (1, 1),
+    }
+    assert full_report(predictions[-1:])["parts"] == {}
+
+
 def test_translations_are_drawn_together():
     """Two languages, right on the same 30 of 60 questions. The interval of their average is as wide
     as that of each, 1.96 * sqrt(1/4 / 60) = 0.127 to either side, and that of their gap has width

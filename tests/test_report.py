@@ -6,12 +6,15 @@ import json
 import pytest
 
 import train
+from grpo.evaluation.measure import Prediction
 from grpo.evaluation.report import (
     add_to_tensorboard,
     append_metrics,
+    before_after_table,
     open_tensorboard,
     read_metrics,
 )
+from grpo.run import summary_of
 from sqlenv import UserError
 
 
@@ -66,3 +69,34 @@ def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatc
     error = capsys.readouterr().err
     assert "pip install tensorboard" in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_parts_stand_below_the_languages():
+    """Two questions of part a, of which training makes the second right, and one of part b."""
+    before = [asked("a", False), asked("a", False), asked("b", True), asked("", True)]
+    after = [asked("a", False), asked("a", True), asked("b", True), asked("", True)]
+    summary = summary_of(before, after, 1.0)
+    assert {part: m["execution"]["n"] for part, m in summary["parts"]["before"].items()} == {
+        "a": 2,
+        "b": 1,
+    }
+    assert summary["parts"]["difference"]["a"]["execution"]["value"] == 0.5
+    lines = before_after_table(summary).splitlines()
+    starts = [line.split("  ")[0] for line in lines]
+    assert starts == ["lang", "----", "en", "en", "", "a", "a", "b", "b"]
+    without = summary_of([asked("", True)], [asked("", True)], 1.0)
+    assert without["parts"] == {} and len(before_after_table(without).splitlines()) == 4
+    del without["parts"]  # of a run of an earlier version
+    assert len(before_after_table(without).splitlines()) == 4
+
+
+def asked(part: str, right: bool) -> Prediction:
+    return Prediction(
+        *("shop", f"How many {part}?", "en", "SELECT 1", "SELECT 1"),
+        gold_ok=True,
+        valid=True,
+        execution=right,
+        semantic=None,
+        status="ok",
+        part=part,
+    )

@@ -144,10 +144,11 @@ def before_after_table(summary: dict) -> str:
     before, after, difference = (summary[key] for key in ("before", "after", "difference"))
     names = ("before", "after")
     rows = difference_table(before, after, difference, names)
-    if parts := summary["parts"]:
-        sides = (parts[key] for key in ("before", "after", "difference"))
-        (_, *header), *more = difference_table(*sides, names)
-        rows += [("", *[""] * len(header)), *more]
+    if parts := summary.get("parts"):  # not in runs of earlier versions
+        header, *more = difference_table(
+            parts["before"], parts["after"], parts["difference"], names
+        )
+        rows += [("",) * len(header), *more]
     return text_table(rows)
 
 
