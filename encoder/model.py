@@ -15,6 +15,7 @@ import inspect
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,8 +34,10 @@ from transformers import (
 )
 
 from encoder.calibration import Calibration
+from encoder.text import sql_text
 from sqlenv.errors import UserError
 from sqlenv.files import WRITE_ERRORS, write_directory, write_json
+from sqlenv.schema import Schema
 
 PREFIXES = {"query": "query: ", "sql": "sql: "}
 MAX_TOKENS = 256
@@ -46,8 +49,9 @@ TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "vocab.json", "*.model"]
 class ContrastiveEncoder(nn.Module):
     """Embeds questions and SQL. Weights are float32, in eval mode unless `train()` is called.
 
-    Give it SQL as in training: in the form that `encoder.text.sql_text` returns (with the schema if
-    `with_schema`), which hides letter case, spacing and aliases.
+    It is trained on SQL in the form that `encoder.text.sql_text` returns (with the schema if
+    `with_schema`), which hides letter case, spacing and aliases. `similarity` brings SQL into this
+    form; `encode` and `embed` take texts as they are.
 
     Args:
         backbone: Hugging Face encoder with hidden size H.
@@ -146,18 +150,27 @@ class ContrastiveEncoder(nn.Module):
         self.train(training)
         return embeddings
 
-    def similarity(self, questions: list[str], sqls: list[str]) -> Tensor:
+    def similarity(
+        self, questions: list[str], sqls: list[str], schemas: Sequence[Schema | None] | None = None
+    ) -> Tensor:
         """Cosine of question i with SQL i, float32[N] on the CPU, in [-1, 1].
 
-        A repeated text is embedded once: a question occurs once per completion of its group.
+        Equal queries have equal cosines, however they are written. A repeated text is embedded
+        once: a question occurs once per completion of its group.
+
+        Args:
+            schemas: the schema of each SQL's database, which an encoder `with_schema` reads; None:
+                they are not known.
 
         Raises:
             ValueError: the lists differ in length.
         """
-        if len(questions) != len(sqls):
+        schemas = schemas if self.with_schema and schemas is not None else [None] * len(sqls)
+        if not len(questions) == len(sqls) == len(schemas):
             raise ValueError(f"{len(questions)} questions but {len(sqls)} SQL texts")
+        texts = [sql_text(sql, schema) for sql, schema in zip(sqls, schemas)]
         left = _embed_unique(self, questions, "query")  # (N, D)
-        right = _embed_unique(self, sqls, "sql")  # (N, D)
+        right = _embed_unique(self, texts, "sql")  # (N, D)
         return (left * right).sum(dim=-1).clamp(-1.0, 1.0).cpu()
 
     @classmethod

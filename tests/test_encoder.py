@@ -11,7 +11,9 @@ from encoder import ContrastiveEncoder
 from encoder.calibration import Calibration, fit_calibration
 from encoder.loss import info_nce
 from encoder.scratch import small_encoder
+from encoder.text import sql_text
 from sqlenv.errors import UserError
+from sqlenv.schema import Column, Schema, Table
 
 PAIRS = [
     ("List the age of all orders", "SELECT age FROM orders"),
@@ -115,6 +117,22 @@ def test_what_is_too_long_to_read_does_not_fit(encoder):
     assert encoder.fits([]) == []
 
 
+def test_similarity_does_not_depend_on_how_sql_is_written(encoder):
+    """Letter case, spacing and comments mean nothing. The schema counts for an encoder that was
+    trained with it.
+    """
+    question = "What is the highest age of the singers?"
+    written = ["SELECT max(age) FROM singer", "select MAX( AGE )\nfrom singer -- oldest"]
+    first, second = encoder.similarity([question] * 2, written).tolist()
+    assert first == pytest.approx(second, abs=1e-6)
+    schema = Schema((Table("singer", (Column("age", "INTEGER", False),), ()),))
+    known = encoder.similarity([question], written[:1], [schema]).item()
+    assert known == pytest.approx(first, abs=1e-6)
+    encoder.with_schema = True
+    assert encoder.similarity([question], written[:1], [schema]).item() != pytest.approx(first)
+    encoder.with_schema = False
+
+
 def test_similarity_is_a_cosine_and_embeds_repeats_once(encoder, monkeypatch):
     questions = [question for question, _ in PAIRS for _ in range(8)]
     sqls = [sql for _, sql in PAIRS] * 8
@@ -127,7 +145,7 @@ def test_similarity_is_a_cosine_and_embeds_repeats_once(encoder, monkeypatch):
     assert [len(texts) for texts in seen] == [3, 3]
     assert cosines.shape == (24,) and cosines.dtype == torch.float32
     assert cosines.abs().max() <= 1
-    expected = embed([questions[5]], "query") @ embed([sqls[5]], "sql").T
+    expected = embed([questions[5]], "query") @ embed([sql_text(sqls[5])], "sql").T
     assert cosines[5].item() == pytest.approx(expected.item(), abs=1e-5)
     with pytest.raises(ValueError, match="24 questions but 1 SQL"):
         encoder.similarity(questions, sqls[:1])
