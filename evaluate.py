@@ -131,9 +131,7 @@ def load_questions(arguments: argparse.Namespace) -> tuple[list[Example], Counte
     examples, skipped = [], Counter()
     for lang in chosen_languages(arguments.lang or "all"):
         questions, missing = read_dataset(arguments.data, lang, arguments.split or "dev")
-        if missing:
-            names = ", ".join(f"{db} ({count})" for db, count in sorted(missing.items()))
-            print(f"{lang}: skipped {missing.total()} questions whose database is missing: {names}")
+        report_missing(lang, missing)
         skipped.update(missing)
         examples += questions[: arguments.limit or None]
     if not examples:
@@ -141,16 +139,27 @@ def load_questions(arguments: argparse.Namespace) -> tuple[list[Example], Counte
     return examples, skipped
 
 
-def load_predictions(arguments: argparse.Namespace) -> tuple[list[Example], list[str | None]]:
+def report_missing(lang: str, missing: Counter) -> None:
+    """Prints a line if there are questions whose database is missing."""
+    if missing:
+        names = ", ".join(f"{db} ({count})" for db, count in sorted(missing.items()))
+        print(f"{lang}: skipped {missing.total()} questions whose database is missing: {names}")
+
+
+def load_predictions(
+    arguments: argparse.Namespace,
+) -> tuple[list[Example], list[str | None], Counter]:
     """The lines of a predictions file in the languages asked for, and a line to say so if they are
-    not all of the dataset's questions.
+    not all of the dataset's questions; and how many were skipped for each missing database.
 
     Raises:
         UserError: with --split they must be.
     """
     langs = chosen_languages(arguments.lang) if arguments.lang else None
     path, data = arguments.predictions, arguments.data
-    examples, sqls = read_predictions(path, data, langs=langs, limit=arguments.limit)
+    examples, sqls, absent = read_predictions(path, data, langs=langs, limit=arguments.limit)
+    for lang, missing in absent.items():
+        report_missing(lang, missing)
     questions = []
     for lang in dict.fromkeys(langs or (example.lang for example in examples)):
         try:
@@ -169,7 +178,7 @@ def load_predictions(arguments: argparse.Namespace) -> tuple[list[Example], list
         if arguments.split:
             raise UserError(f"{message}; where a system gives no SQL, predicted is null")
         print(f"{message}: they are not counted (with --split {split}, this is an error)")
-    return examples, sqls
+    return examples, sqls, sum(absent.values(), Counter())
 
 
 def sources(arguments: argparse.Namespace) -> list[argparse.Namespace]:
@@ -188,7 +197,7 @@ def load(
 ) -> tuple[list[Example], list[str | None] | None, Counter]:
     """The questions of a source, their SQL if it comes from a file, and how many were skipped."""
     if arguments.predictions:
-        return *load_predictions(arguments), Counter()
+        return load_predictions(arguments)
     examples, skipped = load_questions(arguments)
     return examples, None, skipped
 

@@ -200,9 +200,9 @@ def test_resume_with_other_settings_is_refused(finished, capsys):
         ("{", "not JSON"),
         ('{"db_id": "shop"}', "needs db_id"),
         (
-            '{"db_id": "nothing", "question": "?", "lang": "en", "gold": "SELECT 1", '
+            '{"db_id": "shop", "question": "?", "lang": "xx", "gold": "SELECT 1", '
             '"predicted": "SELECT 1"}',
-            "no database 'nothing'",
+            "unknown language 'xx'",
         ),
     ],
 )

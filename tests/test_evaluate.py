@@ -352,7 +352,7 @@ def test_compare_raises_what_the_command_line_says():
         (json.dumps(line(["x"])).encode(), ["line 1", "'predicted' is not a text"]),
         (json.dumps(line("\ud800")).encode(), ["line 1", "'predicted' is not valid Unicode"]),
         (json.dumps(line(GOLD, lang="xx")).encode(), ["line 1", "unknown language 'xx'"]),
-        (json.dumps(line(GOLD, db_id="rock")).encode(), ["line 1", "no database 'rock'"]),
+        (json.dumps(line(GOLD, db_id="rock")).encode(), ["no database 'rock'", "rock.sqlite"]),
         (json.dumps(line(GOLD, db_id="../pop")).encode(), ["line 1", "not a plain name"]),
         (b'{"db_id": "pop"\xff}\n', ["line 1", "not UTF-8"]),
         (b"\n\n" + json.dumps(line(GOLD)).encode() + b"\n\xc3\x28", ["line 4", "not UTF-8"]),
@@ -365,6 +365,17 @@ def test_bad_predictions_are_named_by_line(root, tmp_path, capsys, text, words):
     assert run(root, path) == 2
     (error,) = [row for row in capsys.readouterr().err.splitlines() if row.startswith("error: ")]
     assert all(word in error for word in [*words, str(path)]), error
+
+
+def test_questions_without_a_database_are_skipped_and_counted(root, tmp_path, capsys):
+    """As those of a dataset are."""
+    lines = [line(GOLD, db_id="rock"), line(GOLD), line("SELECT 1", db_id="rock")]
+    path = write(tmp_path / "p.jsonl", lines)
+    assert run(root, path, "--json", tmp_path / "out.json") == 0
+    said = "en: skipped 2 questions whose database is missing: rock (2)"
+    assert said in capsys.readouterr().out
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["en"]["execution"]["n"] == 1 and report["skipped"] == {"rock": 2}
 
 
 def test_fewer_lines_than_the_dataset_has(root, tmp_path, capsys):
@@ -454,7 +465,7 @@ def test_gold_is_right_by_its_own_measure(folder, lang, n, tmp_path):
     rows = [line(e.gold_sql, e.question, e.gold_sql, lang, db_id=e.db_id) for e in examples]
     write(path, rows)
     with Sandbox(timeout=20) as sandbox:
-        predictions = score(ExecutionVerifier(sandbox), None, *read_predictions(path, root))
+        predictions = score(ExecutionVerifier(sandbox), None, *read_predictions(path, root)[:2])
     report = full_report(predictions)
     assert report[lang]["execution"]["value"] == report[lang]["valid"]["value"] == 1
     assert report[lang]["execution"]["n"] == (n or len(examples))

@@ -60,11 +60,16 @@ def read_samples(
         UserError: `read_predictions` refuses the file, an answer was never executed, or no answer
             is valid.
     """
-    examples, _ = read_predictions(path, data, langs=langs)
+    examples, _, absent = read_predictions(path, data, langs=langs)
     # The examples do not say whether the answers are right: read the lines once more.
     lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
     rows = [(n, json.loads(line)) for n, line in enumerate(lines, 1) if line.strip()]
-    rows = [row for lang in langs for row in rows if row[1]["lang"] == lang]
+    rows = [
+        (n, row)
+        for lang in langs
+        for n, row in rows
+        if row["lang"] == lang and row["db_id"] not in absent[lang]
+    ]
     schema_of, samples = functools.lru_cache(None)(load_schema), []
     for example, (number, row) in zip(examples, rows, strict=True):
         valid, right = row.get("valid"), row.get("test_suite")

@@ -20,8 +20,9 @@ FIELDS = ("db_id", "question", "lang", "gold", "predicted")
 
 def read_predictions(
     path: str | PathLike, data: str | PathLike, *, langs: list[str] | None = None, limit: int = 0
-) -> tuple[list[Example], list[str | None]]:
-    """Returns the questions of a file and the predicted SQL for each.
+) -> tuple[list[Example], list[str | None], dict[str, Counter]]:
+    """Returns the questions of a file, the predicted SQL for each, and for each language the number
+    of questions that are skipped for each missing database.
 
     Args:
         path: the predictions file.
@@ -31,7 +32,7 @@ def read_predictions(
 
     Raises:
         UserError: the file is missing, is not UTF-8 or has no line in these languages, a line is
-            malformed, or its database does not exist. The message names the file and the line.
+            malformed, or no database exists. The message names the file and the line.
     """
     path, databases, rows = Path(path), {}, []
     for number, line in enumerate(_lines(path), 1):
@@ -42,12 +43,20 @@ def read_predictions(
                 databases[row["db_id"]] = _database(where, data, row["db_id"])
             rows.append(row)
     langs = langs or list(dict.fromkeys(row["lang"] for row in rows))
+    by_lang = {lang: [row for row in rows if row["lang"] == lang] for lang in langs}
+    absent = {
+        lang: Counter(row["db_id"] for row in asked if not databases[row["db_id"]].is_file())
+        for lang, asked in by_lang.items()
+    }
     rows = [
         row
-        for lang in langs
-        for row in [row for row in rows if row["lang"] == lang][: limit or None]
+        for lang, asked in by_lang.items()
+        for row in [row for row in asked if row["db_id"] not in absent[lang]][: limit or None]
     ]
     if not rows:
+        missing = next((db for counts in absent.values() for db in counts), None)
+        if missing:
+            raise UserError(f"{path}: no database {missing!r} at {databases[missing]}")
         raise UserError(f"{path}: no prediction{f' in {langs}' if langs else ''}")
     examples = [
         Example(
@@ -60,7 +69,7 @@ def read_predictions(
         )
         for row in rows
     ]
-    return examples, [row["predicted"] or None for row in rows]
+    return examples, [row["predicted"] or None for row in rows], absent
 
 
 def without_prediction(examples: list[Example], questions: list[Example]) -> list[Example]:
@@ -91,13 +100,11 @@ def _lines(path: Path) -> list[str]:
 
 
 def _database(where: str, data: str | PathLike, db_id: str) -> Path:
+    """Where the database should be. Raises UserError if its name is not a plain one."""
     try:
-        path = database_path(data, db_id)
+        return database_path(data, db_id)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    if not path.is_file():
-        raise UserError(f"{where}: no database {db_id!r} at {path}")
-    return path
 
 
 def _row(where: str, line: str) -> dict[str, str | None]:
