@@ -3,11 +3,13 @@
 import hashlib
 import json
 import random
+from pathlib import Path
 
 import torch
 
 from grpo.config import Config, chosen_languages
-from sqlenv import Example, ExecutionVerifier, load_dataset
+from sqlenv import Example, ExecutionVerifier, UserError, load_dataset
+from sqlenv.files import write_json
 
 
 def load_questions(config: Config) -> tuple[list[Example], list[Example]]:
@@ -35,6 +37,28 @@ def hash_of(questions: list[Example]) -> str:
         row = (example.lang, example.db_id, example.question, example.gold_sql)
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
+
+
+def decide_left_out(
+    path: Path, questions: list[Example], verifier: ExecutionVerifier, *, resume: bool
+) -> list[int]:
+    """``without_result``, written to ``path``; with ``resume`` what was written there.
+
+    Raises:
+        UserError: it was written for other questions.
+    """
+    digest = hash_of(questions)
+    if not resume or not path.is_file():
+        decided = {"hash": digest, "left_out": without_result(questions, verifier)}
+        write_json(path, decided)
+        return decided["left_out"]
+    decided = json.loads(path.read_text(encoding="utf-8"))
+    if decided["hash"] != digest:
+        raise UserError(
+            "--resume: --data has other training questions than when the run was started "
+            f"({path}); start a new run"
+        )
+    return decided["left_out"]
 
 
 class QuestionStream:

@@ -29,7 +29,7 @@ from grpo.config import Config
 from grpo.distributed.parallel import Distributed
 from grpo.evaluation import report
 from grpo.evaluation.measure import Prediction, failed_gold, prediction_rows, summarize
-from grpo.questions import hash_of, without_result
+from grpo.questions import decide_left_out
 from grpo.trainer import Trainer
 from sqlenv import Example, ExecutionVerifier, UserError, paired_difference
 from sqlenv.files import write_json
@@ -122,7 +122,10 @@ class RunFolder:
         Raises:
             UserError: no question is left, or the resumed run was trained on others.
         """
-        left_out = self._left_out(questions, verifier) if self.distributed.is_main else None
+        left_out = None
+        if self.distributed.is_main:
+            path = self.path / QUESTIONS
+            left_out = decide_left_out(path, questions, verifier, resume=self.resume)
         left_out = set(self.distributed.all_gather(left_out)[0])
         useful = [e for i, e in enumerate(questions) if i not in left_out]
         if not useful:
@@ -134,20 +137,6 @@ class RunFolder:
             message = f"left out {len(left_out)} of {len(questions)} training questions"
             print(f"{message}: gold fails or returns no row")
         return useful
-
-    def _left_out(self, questions: list[Example], verifier: ExecutionVerifier) -> list[int]:
-        path, digest = self.path / QUESTIONS, hash_of(questions)
-        if not self.resume or not path.is_file():
-            decided = {"hash": digest, "left_out": without_result(questions, verifier)}
-            write_json(path, decided)
-            return decided["left_out"]
-        decided = json.loads(path.read_text(encoding="utf-8"))
-        if decided["hash"] != digest:
-            raise UserError(
-                f"--resume: --data {self.config.data} has other training questions than when the "
-                f"run was started ({path}); start a new run"
-            )
-        return decided["left_out"]
 
     def measure_before(self, measure: Callable[[str], list[Prediction]]) -> list[Prediction]:
         """The predictions before training, kept in the folder so that a resumed run does not repeat

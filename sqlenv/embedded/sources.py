@@ -61,10 +61,10 @@ def load_sources(langs: tuple[str, ...]) -> dict[str, dict[str, SourceTable]]:
 def _concepts(langs: tuple[str, ...]) -> dict[str, dict[str, SourceTable]]:
     columns, domains = load_concepts()
     nouns = {lang: load_words(lang) for lang in langs}
-    made: dict[tuple[str, bool], SourceColumn] = {}  # columns that tables share
+    shared: dict[tuple[str, bool], SourceColumn] = {}  # columns that tables share
 
     def column(key: str, person: bool) -> SourceColumn:
-        if (key, person) not in made:
+        if (key, person) not in shared:
             kind = "person" if person and key == "name" else columns[key].kind
             role = "number" if kind.startswith(("int", "real")) else kind.partition(" ")[0]
             role = {"choice": "category", "person": "name"}.get(role, role)
@@ -72,8 +72,8 @@ def _concepts(langs: tuple[str, ...]) -> dict[str, dict[str, SourceTable]]:
                 lang: WORDING[lang][0]("column", nouns[lang]["columns"][key], role)
                 for lang in langs
             }
-            made[key, person] = SourceColumn(columns[key].names, kind, words)
-        return made[key, person]
+            shared[key, person] = SourceColumn(columns[key].names, kind, words)
+        return shared[key, person]
 
     def table(domain: str, key: str, concept: TableConcept) -> SourceTable:
         words = {
