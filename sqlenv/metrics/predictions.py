@@ -34,14 +34,8 @@ def read_predictions(
         UserError: the file is missing, is not UTF-8 or has no line in these languages, a line is
             malformed, or no database exists. The message names the file and the line.
     """
-    path, databases, rows = Path(path), {}, []
-    for number, line in enumerate(_lines(path), 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            row = _row(where, line)
-            if row["db_id"] not in databases:
-                databases[row["db_id"]] = _database(where, data, row["db_id"])
-            rows.append(row)
+    path = Path(path)
+    rows, databases = _rows(path, data)
     langs = langs or list(dict.fromkeys(row["lang"] for row in rows))
     by_lang = {lang: [row for row in rows if row["lang"] == lang] for lang in langs}
     absent = {
@@ -70,6 +64,19 @@ def read_predictions(
         for row in rows
     ]
     return examples, [row["predicted"] or None for row in rows], absent
+
+
+def _rows(path: Path, data: str | PathLike) -> tuple[list[dict], dict[str, Path]]:
+    """The lines of a file, and where each database that they name should be."""
+    rows, databases = [], {}
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            row = _row(where, line)
+            if row["db_id"] not in databases:
+                databases[row["db_id"]] = _database(where, data, row["db_id"])
+            rows.append(row)
+    return rows, databases
 
 
 def without_prediction(examples: list[Example], questions: list[Example]) -> list[Example]:
