@@ -49,6 +49,7 @@ def training_state(trainer) -> dict:
         "config": trainer.config.to_dict(),
         "optimizer": copy.deepcopy(trainer.optimizer.state_dict()),  # it would change in place
         "schedule": trainer.schedule.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
         "lora": {name: value.detach().cpu().clone() for name, value in trainer.parameters.items()},
     }
 
@@ -60,6 +61,7 @@ def load_training_state(trainer, state: dict) -> None:
             tensor.copy_(state["lora"][name])
     trainer.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
     trainer.schedule.load_state_dict(state["schedule"])
+    trainer.scaler.load_state_dict(state["scaler"])
     trainer.step, trainer.questions.cursor = state["step"], state["cursor"]
     trainer.non_finite.bad_updates = state["bad_updates"]
 

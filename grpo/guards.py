@@ -23,8 +23,12 @@ class NonFiniteGuard:
     def __init__(self):
         self.bad_updates = 0
 
-    def allows(self, step: int, loss: float, grad_norm: float) -> bool:
+    def allows(self, step: int, loss: float, grad_norm: float, *, scale: float = 1.0) -> bool:
         """Whether the update may be made.
+
+        Args:
+            scale: what the loss was multiplied by. While it is above 1, a gradient that is not
+                finite means that it is too large: it will be halved, and nothing is wrong.
 
         Raises:
             UserError: this is the ``MAX_BAD_UPDATES``-th in a row that may not.
@@ -32,6 +36,8 @@ class NonFiniteGuard:
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self.bad_updates = 0
             return True
+        if math.isfinite(loss) and scale > 1:
+            return False
         self.bad_updates += 1
         log.warning("step %d: the loss or its gradient is not finite; skipped", step)
         if self.bad_updates >= MAX_BAD_UPDATES:
@@ -44,20 +50,22 @@ class NonFiniteGuard:
 
 
 class SamplerGuard:
-    """Warns, once, if sampler and trainer disagree on the first batch that has a trained token."""
+    """Warns, at the first step in which sampler and trainer disagree."""
 
     def __init__(self):
-        self.checked = False
+        self.warned = False
 
-    def check(self, gap: float, dtype: torch.dtype) -> None:
+    def check(self, step: int, gap: float, dtype: torch.dtype) -> None:
         """``gap``: mean |sampler - trainer| of the tokens' log-probs."""
         limit = SAMPLER_GAP.get(dtype, 1e-2)
-        if not self.checked and gap > limit:
+        if not self.warned and gap > limit:
+            self.warned = True
             log.warning(
-                "sampler and trainer differ by %.2g per token in log-probability (expected at most "
-                "%.0e in %s): the samples are not quite on policy; try --dtype float32",
+                "step %d: sampler and trainer differ by %.2g per token in log-probability "
+                "(expected at most %.0e in %s): the samples are not quite on policy; try "
+                "--dtype float32",
+                step,
                 gap,
                 limit,
                 str(dtype).removeprefix("torch."),
             )
-        self.checked |= gap > 0

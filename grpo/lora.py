@@ -58,10 +58,36 @@ class LoRALinear(nn.Module):
         return out + F.linear(narrow, (self.scale * self.lora_B).to(x.dtype))
 
     @torch.no_grad()
-    def merged_weight(self) -> Tensor:
-        """W + scale * B A, (out, in) in the base's dtype."""
-        update = self.scale * (self.lora_B @ self.lora_A)
-        return (self.base.weight.float() + update).to(self.base.weight.dtype)
+    def update(self) -> Tensor:
+        """scale * B A, (out, in) float32."""
+        return self.scale * (self.lora_B @ self.lora_A)
+
+    @torch.no_grad()
+    def merged_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """W + scale * B A, (out, in), rounded by ``round_dithered`` to ``dtype``, by default the
+        base's.
+        """
+        weight = self.base.weight
+        return round_dithered(weight.float() + self.update(), dtype or weight.dtype)
+
+
+def round_dithered(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounds float32 values to a neighbour in ``dtype``, up with the probability of how far they
+    are on the way up, so that a sum of many keeps its value.
+
+    W lies on the grid of ``dtype``. Rounding W + update to the nearest value would give W back
+    wherever the update is below half a step of the grid, as most are at a low learning rate. The
+    dither is the same in every call, so the result depends on ``x`` alone. Values that ``dtype``
+    has stay as they are. (Dither: Schuchman 1964.)
+    """
+    if dtype == torch.float32:
+        return x
+    # A float32 has 23 bits after the leading one, of which ``dtype`` keeps the first.
+    step = 1 << 23 - round(-math.log2(torch.finfo(dtype).eps))
+    generator = torch.Generator(x.device).manual_seed(0)
+    dither = torch.randint(step, x.shape, dtype=torch.int32, device=x.device, generator=generator)
+    bits = x.contiguous().view(torch.int32) + dither & -step
+    return bits.view(torch.float32).to(dtype)
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
@@ -154,7 +180,7 @@ def lora_disabled(model: nn.Module):
 @contextmanager
 def lora_merged(model: nn.Module):
     """Within it every LoRA layer multiplies by one matrix, a *copy* of the base weight with the
-    update added: for sampling.
+    update added: for sampling and evaluation.
 
     The base weights are never added to and subtracted from, which would drift in bfloat16. Layers
     whose weight is spread over processes (grpo/distributed/shard.py) are left as they are.
@@ -171,12 +197,25 @@ def lora_merged(model: nn.Module):
             layer.merged = None
 
 
-def merge_lora(model: Model) -> Model:
-    """Replaces every LoRA layer by its base layer with the update added to the weight, in place and
-    for good. Returns ``model``.
+def update_kept(model: nn.Module, dtype: torch.dtype) -> float:
+    """The share of LoRA's update that weights merged in ``dtype`` keep: <W' - W, update> / <update,
+    update> over all layers; 1 without an update.
+    """
+    kept, total = 0.0, 0.0
+    for _, layer in lora_layers(model):
+        update = layer.update()
+        change = layer.merged_weight(dtype).float() - layer.base.weight.float()
+        kept += (change * update).sum(dtype=torch.float64).item()
+        total += update.square().sum(dtype=torch.float64).item()
+    return kept / total if total else 1.0
+
+
+def merge_lora(model: Model, dtype: torch.dtype) -> Model:
+    """Replaces every LoRA layer by its base layer with the update added to the weight, and brings
+    the model into ``dtype``, in place and for good. Returns ``model``.
     """
     for name, layer in list(lora_layers(model)):
         parent, _, child = name.rpartition(".")
-        layer.base.weight.data = layer.merged_weight()
+        layer.base.weight.data = layer.merged_weight(dtype)
         setattr(model.get_submodule(parent), child, layer.base)
-    return model
+    return model.to(dtype)

@@ -13,7 +13,7 @@ import torch
 
 from grpo.checkpoint import READ_ERRORS, SAFETENSORS_ERRORS, load_adapter
 from grpo.evaluation.report import before_after_table
-from grpo.lora import merge_lora
+from grpo.lora import merge_lora, update_kept
 from grpo.models import load_policy
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_directory
@@ -58,9 +58,11 @@ def merge(run: Path, output: Path, dtype: str) -> None:
     if output.exists():
         raise UserError(f"{output} exists; name another folder or remove it")
     text, base = card(run, output.name), read(run / "config.json")["model"]
-    policy = load_policy(base, "cpu", "float32")  # the sum is rounded once, at the end
+    torch_dtype = getattr(torch, dtype)
+    policy = load_policy(base, "cpu", "float32")  # the sum is rounded once
     load_adapter(policy.model, run / "adapter")
-    model = merge_lora(policy.model).to(getattr(torch, dtype))
+    kept = update_kept(policy.model, torch_dtype)
+    model = merge_lora(policy.model, torch_dtype)
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -68,7 +70,7 @@ def merge(run: Path, output: Path, dtype: str) -> None:
         (folder / "README.md").write_text(text, encoding="utf-8")
 
     write_directory(output, write, SAFETENSORS_ERRORS)
-    print(f"wrote {output}")
+    print(f"wrote {output}, {dtype}, with {100 * kept:.1f} % of the update")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -335,7 +335,7 @@ def sft(arguments: argparse.Namespace) -> None:
     print(f"{size:.1f} M parameters to train, {len(examples)} examples")
     checkpoint = output.with_name(output.name + ".checkpoint.pt")
     train(model, batches, arguments, checkpoint)
-    model = merge_lora(model).to(torch.bfloat16)
+    model = merge_lora(model, torch.bfloat16)
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)

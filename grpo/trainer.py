@@ -47,6 +47,9 @@ class Trainer:
         self.total_steps = config.steps or -(-len(examples) // config.prompts_per_step)
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=config.lr, weight_decay=0.0)
         self.schedule = linear_schedule(self.optimizer, config.warmup_steps, self.total_steps)
+        # The gradient of a mean over thousands of tokens is below what float16 can hold.
+        scaled = self.model.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=scaled)
         self.step = 0
         self.timer, self.non_finite, self.sampler = PhaseTimer(), NonFiniteGuard(), SamplerGuard()
 
@@ -82,7 +85,7 @@ class Trainer:
                         importance_sampling=config.importance_sampling,
                         epsilon_low=config.epsilon_low, epsilon_high=config.epsilon_high,
                     )  # fmt: skip
-                    distributed.backward(loss)
+                    distributed.backward(self.scaler.scale(loss))
                     gap = metrics.sampler_gap(old_logprobs[i], rollout.sampling_logprobs[part])
                     stats |= {"entropy": entropy, "sampling_logp_difference": gap}
                     update.add(part, loss, stats)
@@ -131,10 +134,13 @@ class Trainer:
     def optimizer_step(self, update: metrics.UpdateMetrics) -> dict[str, float]:
         """Clips the gradient and updates the weights, unless it is not finite. Returns metrics."""
         values = metrics.reduce_metrics(self.distributed.all_gather(update.values))
+        self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
-        allowed = self.non_finite.allows(self.step + 1, values["loss"], norm.item())
+        scale = self.scaler.get_scale()
+        allowed = self.non_finite.allows(self.step + 1, values["loss"], norm.item(), scale=scale)
         if allowed:
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return values | {"grad_norm": norm.item(), "skipped": int(not allowed)}
 
@@ -145,7 +151,7 @@ class Trainer:
         values["lr"] = self.schedule.get_last_lr()[0]
         self.schedule.step()
         self.step += 1
-        self.sampler.check(values["sampling_logp_difference"], self.model.dtype)
+        self.sampler.check(self.step, values["sampling_logp_difference"], self.model.dtype)
         failures = self.distributed.all_gather(self.rewards.failures())
         clocks = self.distributed.all_gather(self.timer.seconds)
         return {

@@ -23,7 +23,7 @@ def run(tmp_path):
     save_adapter(model, tmp_path / "run" / "adapter", str(tmp_path / "base"))
     for _, layer in lora_layers(model):
         layer.lora_B.data.zero_()
-    merge_lora(model).save_pretrained(tmp_path / "base")
+    merge_lora(model, torch.float32).save_pretrained(tmp_path / "base")
     TOKENIZER.save_pretrained(tmp_path / "base")
     config = Config(model=str(tmp_path / "base"), lang="vi").to_dict()
     right = {"valid": share([1, 1, 0]), "execution": share([1, 0, 0])}
@@ -35,8 +35,9 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])
-def test_plain_transformers_reads_what_was_trained(run, tmp_path, dtype, tolerance):
+def test_plain_transformers_reads_what_was_trained(run, tmp_path, capsys, dtype, tolerance):
     assert merge.main([str(run), str(tmp_path / "out"), "--dtype", dtype]) == 0
+    assert f"out, {dtype}, with 100.0 % of the update" in capsys.readouterr().out
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32").eval()
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="float32").eval()
     plain = base(IDS).logits

@@ -2,9 +2,6 @@
 and the sampler agrees with it.
 """
 
-import doctest
-from types import SimpleNamespace
-
 import pytest
 import torch
 from transformers import (
@@ -16,9 +13,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-import grpo.lora
 from grpo.logprobs import completion_logprobs
-from grpo.lora import add_lora, lora_disabled, lora_merged, lora_parameters
+from grpo.lora import add_lora, lora_merged, lora_parameters
 from grpo.packing import pack_groups
 from grpo.sampler import sample_groups
 from sqlenv import UserError
@@ -185,49 +181,6 @@ def test_sampling_follows_the_distribution():
     frequencies = torch.bincount(tokens, minlength=50) / draws
     standard_errors = (probabilities * (1 - probabilities) / draws).sqrt()
     assert ((frequencies - probabilities).abs() <= 4 * standard_errors + 1e-3).all()
-
-
-def test_lora_by_hand():
-    """Base weight [[1, 2]], A = [[1, 1]], B = [[0.5]], alpha / r = 2: y = x1 + 2 x2 + 2 * 0.5 *
-    (x1 + x2).
-    """
-    model = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False)))
-    model.get_decoder = lambda: SimpleNamespace(layers=model[0])
-    layer = add_lora(model, rank=1, alpha=2)[0][0]
-    with torch.no_grad():
-        layer.base.weight.copy_(torch.tensor([[1.0, 2.0]]))
-        layer.lora_A.copy_(torch.tensor([[1.0, 1.0]]))
-        layer.lora_B.copy_(torch.tensor([[0.5]]))
-    x = torch.tensor([[3.0, 5.0]])
-    assert model(x).item() == 13 + 8
-    with lora_disabled(model):
-        assert model(x).item() == 13
-    with lora_merged(model):
-        assert model(x).item() == 21
-    assert layer.base.weight.tolist() == [[1.0, 2.0]]  # the merged weight is a copy
-    model(x).sum().backward()
-    assert layer.base.weight.grad is None
-    assert layer.lora_B.grad.tolist() == [[2.0 * 8]]  # scale * A x
-    assert layer.lora_A.grad.tolist() == [[3.0, 5.0]]  # scale * B^T x
-
-
-def test_a_target_is_a_whole_name_or_ends_after_a_dot():
-    assert doctest.testmod(grpo.lora).failed == 0
-
-
-def test_a_target_without_a_layer_is_a_user_error():
-    with pytest.raises(UserError, match="LoRA target 'query' matches no.*: down_proj, gate_proj"):
-        add_lora(make(), targets=["q_proj", "query"])
-
-
-def test_fresh_lora_is_the_base_and_stays_float32():
-    model = make().to(torch.bfloat16)
-    before = model(torch.tensor([PROMPTS[0]])).logits
-    add_lora(model)
-    assert torch.equal(model(torch.tensor([PROMPTS[0]])).logits, before)
-    assert {tensor.dtype for tensor in lora_parameters(model).values()} == {torch.float32}
-    assert not any("lm_head" in name or "embed" in name for name in lora_parameters(model))
-    assert len(lora_parameters(model)) == 2 * 7 * 2  # 2 layers, 7 linear maps, A and B
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

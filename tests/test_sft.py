@@ -213,7 +213,7 @@ def test_an_existing_model_learns_to_answer(root, tmp_path, rank, template):
     answer, become more likely. The base is not changed.
     """
     base = make_policy()
-    merge_lora(base.model).save_pretrained(tmp_path / "base")
+    merge_lora(base.model, torch.float32).save_pretrained(tmp_path / "base")
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.chat_template = template or None
     tokenizer.save_pretrained(tmp_path / "base")
