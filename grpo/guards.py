@@ -9,6 +9,9 @@ from sqlenv.errors import UserError
 
 log = logging.getLogger("grpo")
 MAX_BAD_UPDATES = 3  # updates in a row with a non-finite loss or gradient that end a run
+SICK_STEPS = 5  # steps in a row with the same sign of a run that learns nothing, or the wrong thing
+MAX_KL = 1.0  # nats per token; a run that learns stays below 0.5
+MAX_GRAD_NORM = 100.0  # in units of --max-grad-norm, to which the gradient is clipped
 # Mean |sampler - trainer| of a token's log-prob above which a warning is given.
 SAMPLER_GAP = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
@@ -69,3 +72,39 @@ class SamplerGuard:
                 limit,
                 str(dtype).removeprefix("torch."),
             )
+
+
+class CollapseGuard:
+    """Warns if the last ``SICK_STEPS`` steps had the sign of a run that learns
+    nothing or falls apart.
+
+    Args:
+        max_grad_norm: what the gradient's norm is clipped to.
+    """
+
+    def __init__(self, max_grad_norm: float):
+        self.max_grad_norm = max_grad_norm
+        self.steps = {"groups": 0, "kl": 0, "gradient": 0}  # with the sign, in a row
+
+    def check(self, metrics: dict[str, float]) -> None:
+        """``metrics``: those of a step (docs/grpo.md)."""
+        step, norm = int(metrics["step"]), metrics["grad_norm"] / self.max_grad_norm
+        signs = {
+            "groups": metrics["frac_reward_zero_std"] == 1,
+            "kl": metrics["kl"] > MAX_KL,
+            "gradient": norm > MAX_GRAD_NORM,
+        }
+        advice = {
+            "groups": "every completion of a group had the same reward, in all groups, so there is "
+            f"no policy gradient (mean reward {metrics['reward']:.2f}); if the reward was higher "
+            "before, start again with a lower --lr; if no answer was ever right, train the model "
+            "with grpo.sft first; if all are right, take harder questions",
+            "kl": f"the KL divergence from the reference is {metrics['kl']:.3g} per token; start "
+            "again with a lower --lr or a higher --beta",
+            "gradient": f"the gradient's norm is {norm:.3g} times --max-grad-norm; start again "
+            "with a lower --lr",
+        }
+        for sign, shown in signs.items():
+            self.steps[sign] = self.steps[sign] + 1 if shown else 0
+            if self.steps[sign] == SICK_STEPS:
+                log.warning("steps %d to %d: %s", step - SICK_STEPS + 1, step, advice[sign])

@@ -6,6 +6,7 @@ starts, interrupts and resumes a run. Only the main process writes.
     metrics.jsonl   one line per step
     checkpoint/     the training state
     adapter/        the LoRA weights in PEFT's format
+    best_adapter/   those of the steps with the highest training reward
     before.json     the predictions before training
     summary.json    the metrics before and after training, and their difference
     curves.png      rewards, KL and entropy over the steps
@@ -24,6 +25,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from encoder.checkpoint import load_state, save_state
+from grpo.best_adapter import collapse_note, keep_best
 from grpo.checkpoint import load_training_state, save_adapter, training_state
 from grpo.config import Config
 from grpo.distributed.parallel import Distributed
@@ -180,10 +182,12 @@ class RunFolder:
         return True
 
     def save(self, trainer: Trainer) -> None:
-        """Writes a checkpoint and the adapter."""
+        """Writes a checkpoint and the adapter, and keeps the best adapter."""
         if self.distributed.is_main:
             save_state(self.state_path, training_state(trainer))
             save_adapter(trainer.model, self.path / "adapter", self.config.model)
+            rows, window = report.read_metrics(self.metrics_path), self.config.save_every
+            keep_best(self.path, trainer.model, self.config.model, rows, window)
 
     def finish(self, before: list[Prediction], after: list[Prediction]) -> None:
         """Writes summary.json and curves.png, and prints the table of before and after."""
@@ -191,12 +195,16 @@ class RunFolder:
             return
         summary = summary_of(before, after, time.time() - self.started)
         write_json(self.path / "summary.json", summary)
-        report.plot_curves(self.path / "curves.png", report.read_metrics(self.metrics_path))
+        rows = report.read_metrics(self.metrics_path)
+        report.plot_curves(self.path / "curves.png", rows)
         print(
             f"\n{report.before_after_table(summary)}\n\nshares in percent with 95 % intervals; "
             f"{summary['seconds'] / 60:.1f} minutes; curves, adapter and summary.json are in "
             f"{self.path}"
         )
+        note = collapse_note(self.path, rows, self.config.save_every)
+        if note:
+            print(note)
 
     def command(self) -> str:
         """The command line that resumes this run."""

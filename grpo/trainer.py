@@ -14,7 +14,7 @@ from grpo.advantages import group_advantages
 from grpo.config import Config
 from grpo.distributed.parallel import SINGLE_PROCESS, Distributed
 from grpo.dynamic_sampling import collect_groups, concatenate
-from grpo.guards import NonFiniteGuard, SamplerGuard
+from grpo.guards import CollapseGuard, NonFiniteGuard, SamplerGuard
 from grpo.logprobs import completion_logprobs
 from grpo.lora import lora_disabled, lora_parameters
 from grpo.loss import policy_loss, token_weights
@@ -52,6 +52,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=scaled)
         self.step = 0
         self.timer, self.non_finite, self.sampler = PhaseTimer(), NonFiniteGuard(), SamplerGuard()
+        self.collapse = CollapseGuard(config.max_grad_norm)
 
     def train_step(self) -> dict[str, float]:
         """One step of GRPO on P prompts x G completions; returns its metrics."""
@@ -154,7 +155,7 @@ class Trainer:
         self.sampler.check(self.step, values["sampling_logp_difference"], self.model.dtype)
         failures = self.distributed.all_gather(self.rewards.failures())
         clocks = self.distributed.all_gather(self.timer.seconds)
-        return {
+        values = {
             "step": self.step,
             **metrics.rollout_metrics(rollout, self.rewards.names, self.questions.examples),
             **metrics.reduce_metrics(failures),
@@ -162,3 +163,5 @@ class Trainer:
             **values,
             **metrics.speed_metrics(rollout, sampling["groups_sampled"], clocks),
         }
+        self.collapse.check(values)
+        return values

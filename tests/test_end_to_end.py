@@ -51,6 +51,7 @@ def finished(tmp_path_factory) -> Path:
 
 def test_a_run_writes_its_folder(finished):
     files = {"config.json", "metrics.jsonl", "adapter", "checkpoint", "curves.png", "summary.json"}
+    files.add("best_adapter")
     assert files <= set(os.listdir(finished))
     rows = read_metrics(finished / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
