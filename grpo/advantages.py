@@ -10,7 +10,11 @@ NOISE = 1e-6  # relative spread of a group below which its rewards differ by rou
 
 
 def group_advantages(
-    rewards: Tensor, *, kind: str = "centered", weights: Tensor | None = None
+    rewards: Tensor,
+    *,
+    kind: str = "centered",
+    weights: Tensor | None = None,
+    applicable: Tensor | None = None,
 ) -> Tensor:
     """Advantages of P groups of G completions, without a critic: the baseline is the group's mean.
 
@@ -28,6 +32,8 @@ def group_advantages(
               the batch (GDPO, arXiv 2601.05242), so that a term with a small spread still counts
               by its weight. This last normalisation is the only operation that crosses groups.
         weights: (R,), the weights of the terms, for ``per_reward`` only.
+        applicable: as ``rewards``, bool; false where a reward stands in for one that is missing. It
+            does not count in the std of its group nor in G. By default all count.
 
     Returns:
         (P, G) float32. Exactly 0 in groups whose rewards differ by rounding only.
@@ -41,17 +47,22 @@ def group_advantages(
     """
     check_rewards(rewards, kind, weights)
     rewards = rewards.float()
+    counted = torch.ones_like(rewards, dtype=torch.bool) if applicable is None else applicable
     if kind == "per_reward":
-        terms = zip(weights, rewards.movedim(-1, 0))  # R pairs of a weight and (P, G)
-        total = torch.stack([w * group_advantages(term, kind="group") for w, term in terms]).sum(0)
+        terms = zip(weights, rewards.movedim(-1, 0), counted.movedim(-1, 0))  # R of (), (P, G)
+        total = sum(w * group_advantages(r, kind="group", applicable=a) for w, r, a in terms)
         zero_variance = (total == 0).all(dim=1, keepdim=True)  # (P, 1)
         return torch.where(zero_variance, 0.0, (total - total.mean()) / (total.std() + EPSILON))
     centered = rewards - rewards.mean(dim=1, keepdim=True)  # (P, G)
     spread = rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True)
     noise = NOISE * rewards.abs().amax(1, keepdim=True).clamp(min=1)
     centered = torch.where(spread < noise, 0.0, centered)
-    if kind == "group":
-        return centered / (rewards.std(dim=1, keepdim=True) + EPSILON)
+    if kind == "centered":
+        return centered
+    counted = counted | (counted.sum(1, keepdim=True) < 2)  # of fewer there is no std
+    size = counted.sum(1, keepdim=True)  # (P, 1)
     if kind == "rloo":
-        return centered * rewards.shape[1] / (rewards.shape[1] - 1)
-    return centered
+        return centered * size / (size - 1)
+    mean = (rewards * counted).sum(1, keepdim=True) / size
+    squares = ((rewards - mean) ** 2 * counted).sum(1, keepdim=True)
+    return centered / ((squares / (size - 1)).sqrt() + EPSILON)

@@ -122,7 +122,8 @@ class Rewards:
         prompts: list[str] | None = None,
         lengths: list[list[int]] | None = None,
     ) -> Tensor:
-        """P examples, P x G completion texts -> (P, G, R) float32.
+        """P examples, P x G completion texts -> (P, G, R) float32, NaN where a custom reward says
+        that it is not applicable.
 
         Args:
             prompts: P texts, passed to custom rewards; ``extract_sql`` looks at how they end.
@@ -142,7 +143,7 @@ class Rewards:
                 values = getattr(self, f"_{spec}")(flat, verdicts)
             columns.append(values)
         terms = torch.tensor(columns, dtype=torch.float32).T  # (P G, R)
-        return fill_not_applicable(terms.reshape(len(examples), -1, len(self.specs)))
+        return terms.reshape(len(examples), -1, len(self.specs))
 
     def failures(self) -> dict[str, int]:
         """``reward_failures/<name>``: calls of a custom reward that failed, in this process."""
@@ -185,11 +186,12 @@ class Rewards:
         return [float(verdict.valid) for verdict in verdicts]
 
     def _schema(self, examples, verdicts) -> list[float]:
-        gold = self.verifier.run_gold(examples)
-        return [
-            schema_match(verdict.execution.reads, expected.reads) if verdict.valid else 0.0
-            for verdict, expected in zip(verdicts, gold)
-        ]
+        gold, scores = self.verifier.run_gold(examples), []
+        for verdict, expected in zip(verdicts, gold):
+            score = schema_match(verdict.execution.reads, expected.reads) if verdict.valid else 0.0
+            # count(name) may be right where gold is count(*), though they read different columns.
+            scores.append(1.0 if verdict.correct else score)
+        return scores
 
     def _semantic(self, examples, verdicts) -> list[float]:
         return self.semantic(

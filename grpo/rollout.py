@@ -10,7 +10,7 @@ from grpo.config import Config
 from grpo.lora import lora_merged
 from grpo.models import Policy
 from grpo.prompt import PromptBuilder
-from grpo.rewards import Rewards
+from grpo.rewards import Rewards, fill_not_applicable
 from grpo.sampler import sample_groups
 from grpo.timer import PhaseTimer
 from sqlenv import Example
@@ -28,6 +28,7 @@ class Rollout:
             was drawn from; T differs between groups.
         finished: (P, G) bool, whether the completion ended with EOS before the limit.
         reward_terms: (P, G, R) float32.
+        applicable: (P, G, R) bool, false where a term is not applicable and was filled in.
         rewards: (P, G) float32, the weighted sum of the terms.
     """
 
@@ -37,6 +38,7 @@ class Rollout:
     sampling_logprobs: list[Tensor]
     finished: Tensor
     reward_terms: Tensor
+    applicable: Tensor
     rewards: Tensor
 
     def zero_variance(self) -> Tensor:
@@ -80,6 +82,8 @@ def sample_rollout(
     with timer.phase("reward"):
         texts = [decode(group, skip_special_tokens=True) for group in ids]  # P x G
         lengths = [[len(completion) for completion in group] for group in ids]  # P x G
-        terms = rewards(examples, texts, prompts=decode(prompt_ids), lengths=lengths)  # (P, G, R)
+        scored = rewards(examples, texts, prompts=decode(prompt_ids), lengths=lengths)  # (P, G, R)
     logprobs, finished = list(samples.logprobs.cpu()), samples.finished.cpu()
-    return Rollout(examples, prompt_ids, ids, logprobs, finished, terms, terms @ rewards.weights)
+    terms, applicable = fill_not_applicable(scored), ~scored.isnan()
+    total = terms @ rewards.weights  # (P, G)
+    return Rollout(examples, prompt_ids, ids, logprobs, finished, terms, applicable, total)

@@ -116,9 +116,12 @@ class Trainer:
 
     def advantages(self, rollout: Rollout) -> Tensor:
         """(P, G) float32."""
-        kind = self.config.advantage
-        values = rollout.reward_terms if kind == "per_reward" else rollout.rewards
-        return group_advantages(values, kind=kind, weights=self.rewards.weights)
+        if self.config.advantage == "per_reward":
+            values, applicable = rollout.reward_terms, rollout.applicable  # (P, G, R)
+        else:
+            values, applicable = rollout.rewards, rollout.applicable.all(-1)  # (P, G)
+        options = {"kind": self.config.advantage, "weights": self.rewards.weights}
+        return group_advantages(values, applicable=applicable, **options)
 
     def logprobs(self, rollout: Rollout, part: slice, *, with_entropy: bool = False):
         """Log-probs (p, G, T) of the completions of some prompts, at the sampling temperature."""

@@ -71,6 +71,50 @@ def test_rloo_by_hand():
     assert close(advantages, [[1.5, -1.5, 0.0], [-3.0, -3.0, 6.0]])
 
 
+def test_a_reward_that_stands_in_does_not_count_by_hand():
+    """[1, 0, 1] and a fourth reward that is missing, for which the mean 2/3 stands in: deviations
+    1/3, -2/3, 1/3, 0. group: the std of the three is sqrt((1/9 + 4/9 + 1/9) / 2) = 0.577350, so
+    1/3 / 0.577450 = 0.577250 (of four it would be 0.471405: 22 % more). rloo: 3/2 of the
+    deviations (of four 4/3).
+    """
+    rewards = torch.tensor([[1.0, 0.0, 1.0, 2 / 3]])
+    applicable = torch.tensor([[True, True, True, False]])
+    options = {"applicable": applicable}
+    expected = [[0.577250, -1.154501, 0.577250, 0.0]]
+    assert close(group_advantages(rewards, kind="group", **options), expected)
+    assert close(group_advantages(rewards, kind="rloo", **options), [[0.5, -1.0, 0.5, 0.0]])
+    assert close(group_advantages(rewards, **options), [[1 / 3, -2 / 3, 1 / 3, 0.0]])
+    terms = torch.stack([rewards, torch.zeros(1, 4)], -1)  # (1, 4, 2)
+    both = torch.stack([applicable, torch.ones(1, 4, dtype=torch.bool)], -1)
+    weights = torch.tensor([1.0, 1.0])
+    ours = group_advantages(terms, kind="per_reward", weights=weights, applicable=both)
+    total = torch.tensor(expected)
+    assert close(ours, (total - total.mean()) / (total.std() + 1e-4))
+
+
+def test_per_reward_can_prefer_a_wrong_completion():
+    """With the default weights 1, 0.2 and 0.3: 16 of 32 are right, +-0.5 / 0.508 = +-0.98. One wrong
+    completion has 1.0 in schema and semantics, the others 0.9: it is 31 / 32 * sqrt(32) = 5.5
+    standard deviations above its group's mean, the others 0.18 below. So the wrong one gets -0.98 +
+    0.5 * 5.5 = 1.7 and a right one 0.98 - 0.5 * 0.18 = 0.9, where their rewards are 0.5 and 1.45.
+    """
+    terms, weights = torch.full((1, 32, 3), 0.9), torch.tensor([1.0, 0.2, 0.3])
+    terms[..., 0] = torch.arange(32) < 16
+    terms[0, 31, 1:] = 1.0
+    advantages = group_advantages(terms, kind="per_reward", weights=weights)[0]
+    assert advantages[31] > advantages[0] > advantages[30]
+    plain = group_advantages(terms @ weights)[0]
+    assert plain[0] > plain[31] > plain[30]
+
+
+def test_where_fewer_than_two_rewards_count_all_do():
+    rewards = torch.tensor([[3.0, 1.0, 2.0]])
+    for kind in KINDS:
+        for applicable in ([[True, False, False]], [[False, False, False]]):
+            ours = group_advantages(rewards, kind=kind, applicable=torch.tensor(applicable))
+            assert torch.equal(ours, group_advantages(rewards, kind=kind))
+
+
 def test_per_reward_by_hand():
     """Two groups of two completions with two terms, weights 1 and 0.5.
 

@@ -26,6 +26,7 @@ def groups(*totals: list[float], first: int = 0) -> Rollout:
         sampling_logprobs=[torch.full((size, n % 3 + 1), -float(n)) for n in numbers],
         finished=torch.tensor([[n % 2 == g % 2 for g in range(size)] for n in numbers]),
         reward_terms=total[..., None].clone(),
+        applicable=torch.ones(*total.shape, 1, dtype=torch.bool),
         rewards=total,
     )
 
