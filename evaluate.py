@@ -12,11 +12,13 @@ import json
 import os
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from encoder import ContrastiveEncoder, SemanticReward
+from encoder.gold_check import check_on_gold
 from grpo.checkpoint import load_adapter
 from grpo.config import ASSETS, Config, chosen_languages
 from grpo.evaluation import report as report_files
@@ -281,8 +283,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         report = full_report(measured[0])
         reports = {arguments.run or arguments.model or arguments.predictions: report}
-    for system_report, (_, _, skipped) in zip(reports.values(), loaded):
+    for system_report, (examples, _, skipped) in zip(reports.values(), loaded):
         system_report["skipped"] = skipped
+        check = check_on_gold(semantic, examples)
+        system_report["semantic_of_gold"] = check and asdict(check)
     show(reports, report.get("difference"))
     write_outputs(arguments, report, reports)
     return 0

@@ -93,10 +93,10 @@ def test_a_reward_that_stands_in_does_not_count_by_hand():
 
 
 def test_per_reward_can_prefer_a_wrong_completion():
-    """With the default weights 1, 0.2 and 0.3: 16 of 32 are right, +-0.5 / 0.508 = +-0.98. One wrong
-    completion has 1.0 in schema and semantics, the others 0.9: it is 31 / 32 * sqrt(32) = 5.5
-    standard deviations above its group's mean, the others 0.18 below. So the wrong one gets -0.98 +
-    0.5 * 5.5 = 1.7 and a right one 0.98 - 0.5 * 0.18 = 0.9, where their rewards are 0.5 and 1.45.
+    """With the default weights 1, 0.2 and 0.3: 16 of 32 are right, +-0.5 / 0.508 = +-0.98. One
+    wrong completion has 1.0 in schema and semantics, the others 0.9: it is 31 / 32 * sqrt(32) = 5.5
+    standard deviations above its group's mean, the others 0.18 below. So the wrong one gets
+    -0.98 + 0.5 * 5.5 = 1.7 and a right one 0.98 - 0.5 * 0.18 = 0.9; their rewards are 0.5 and 1.45.
     """
     terms, weights = torch.full((1, 32, 3), 0.9), torch.tensor([1.0, 0.2, 0.3])
     terms[..., 0] = torch.arange(32) < 16

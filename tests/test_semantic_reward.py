@@ -1,15 +1,18 @@
 """The semantic reward by hand, with an encoder whose embeddings are chosen."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from encoder import ContrastiveEncoder, SemanticReward
 from encoder.calibration import Calibration
+from encoder.gold_check import check_on_gold
 from encoder.reward import CACHED
 from encoder.text import sql_text
-from sqlenv import EMBEDDED, LANGUAGES, UserError, load_dataset
+from grpo.config import ASSETS
+from sqlenv import EMBEDDED, LANGUAGES, Example, UserError, load_dataset
 
 GOLD, HARD, OTHER = "SELECT a FROM t WHERE b > 1", "SELECT a FROM t WHERE b >= 1", "SELECT c FROM u"
 
@@ -131,3 +134,37 @@ def test_the_shipped_encoder_has_the_papers_example_right(lang):
     sqls = [PAPER, rows, more, rows.replace(">", ">=")]
     gold, *negatives = encoder.similarity([question] * 4, [sql_text(sql) for sql in sqls]).tolist()
     assert gold > max(negatives)
+
+
+# ------------------------------------------------------------------- what it can tell apart
+
+
+def asked(gold: str, db: str = "a") -> Example:
+    return Example("q", "en", db, gold, Path(f"{db}.sqlite"))
+
+
+def test_gold_against_the_gold_of_others_by_hand():
+    """Every question has cosine 0.8 with GOLD, 0.6 with HARD and -0.6 with OTHER; each is compared
+    with the next gold of its database that differs: GOLD with HARD (1 beats -1 before the sigmoid),
+    HARD with OTHER (-1 beats -13), OTHER with GOLD (-13 loses to 1). Two of three are higher, and
+    one, GOLD, is above a half. The question on database b has no other.
+    """
+    examples = [asked(GOLD), asked(HARD), asked(OTHER), asked(GOLD, "b")]
+    check = check_on_gold(SemanticReward(ChosenEncoder()), examples)
+    right = [sigmoid(1), sigmoid(-1), sigmoid(-13)]
+    assert (check.count, check.higher, check.accepted) == (3, pytest.approx(2 / 3), 1 / 3)
+    assert check.gold == pytest.approx(sum(right) / 3, abs=1e-6)
+    assert check.other == pytest.approx(sum(right) / 3, abs=1e-6)  # the same three, shifted
+    assert not check.trusted and "67 % of 3 questions" in str(check)
+    assert check_on_gold(SemanticReward(ChosenEncoder()), examples[3:]) is None
+
+
+def test_the_shipped_encoder_tells_gold_apart_and_an_untrained_one_does_not():
+    examples = load_dataset(EMBEDDED, "en", "train")[::20]
+    encoder = ContrastiveEncoder.load(ASSETS / "encoder")
+    assert check_on_gold(SemanticReward(encoder), examples).higher > 0.95
+    torch.manual_seed(0)
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    spoilt = check_on_gold(SemanticReward(encoder), examples)
+    assert not spoilt.trusted and spoilt.higher < 0.7

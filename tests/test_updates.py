@@ -311,6 +311,30 @@ def test_a_smaller_batch_is_trained_as_if_it_were_the_whole_batch(examples, samp
     assert metrics == alone and same(weights, expected)
 
 
+def test_zero_variance_groups_count_in_the_mean(examples, sampled):
+    """Groups 0 and 2 of 4 have zero variance and are kept, as without dynamic sampling. They have
+    no gradient of their own, but the mean is over their tokens, too: the gradient is that of groups
+    1 and 3 alone, times the share of tokens that those two have. ``sequence`` and ``constant`` are
+    means over completions: half of the gradient.
+    """
+    batch = copy.deepcopy(sampled)
+    batch.reward_terms[[0, 2]] = 0.25
+    batch.rewards = batch.reward_terms @ WordRewards.weights
+    tokens = [sum(map(len, group)) for group in batch.completion_ids]
+    shares = {"token": (tokens[1] + tokens[3]) / sum(tokens), "sequence": 0.5, "constant": 0.5}
+    for loss in LOSSES:
+        gradients = []
+        for prompts, rollout in ((4, batch), (2, select_groups(batch, [1, 3]))):
+            options = {"loss_aggregation": loss, "prompts_per_step": prompts, "beta": 0.0}
+            trainer = make_trainer(examples, max_grad_norm=1e9, **options)
+            replay(trainer, rollout)
+            noted = note_gradients(trainer)
+            trainer.train_step()
+            gradients.append(torch.cat([part.flatten() for part in noted[0].values()]))
+        whole, alone = gradients
+        assert (whole - shares[loss] * alone).norm() < 1e-4 * whole.norm() and whole.norm() > 0
+
+
 def test_a_step_of_zero_variance_groups_changes_nothing(examples, sampled):
     zero_variance = copy.deepcopy(sampled)
     zero_variance.reward_terms[:] = 0.5

@@ -157,6 +157,12 @@ def notes(reports: dict[str, dict]) -> Iterator[str]:
     for name, report in reports.items():
         for lang, count in report["failed_gold"].items():
             yield f"{name}: {lang}: left out {count} questions whose gold query fails"
+        if check := report["semantic_of_gold"]:
+            yield (
+                f"{name}: gold SQL itself has {100 * check['accepted']:.1f} semantic "
+                f"({check['count']} questions); that of another question scores lower for "
+                f"{100 * check['higher']:.1f} %"
+            )
 
 
 def markdown(reports: dict[str, dict], difference: dict | None = None) -> str:

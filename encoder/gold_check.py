@@ -1,0 +1,66 @@
+"""Whether a semantic reward can be trusted on a dataset: what it gives to gold SQL and to the gold
+SQL of other questions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from encoder.reward import SemanticReward
+from sqlenv import Example
+
+QUESTIONS = 256
+TRUSTED = 0.75  # share of questions whose gold must score above another question's; chance is 0.5
+
+
+@dataclass(frozen=True)
+class GoldCheck:
+    """Measured on ``count`` questions.
+
+    Attributes:
+        gold: mean score of gold SQL.
+        other: mean score of the gold SQL of another question on the same database.
+        higher: share of questions whose gold scores above that of the other.
+        accepted: share of gold SQL that scores above a half: the metric ``semantic`` of gold.
+    """
+
+    count: int
+    gold: float
+    other: float
+    higher: float
+    accepted: float
+
+    def __str__(self) -> str:
+        return (
+            f"gold SQL scores {self.gold:.2f}, that of another question {self.other:.2f}; gold "
+            f"scores higher for {100 * self.higher:.0f} % of {self.count} questions"
+        )
+
+    @property
+    def trusted(self) -> bool:
+        return self.higher >= TRUSTED
+
+
+def check_on_gold(semantic: SemanticReward, examples: Sequence[Example]) -> GoldCheck | None:
+    """Scores gold and shuffled gold of the first questions; None if no two questions on the same
+    database have different gold SQL.
+    """
+    pairs = []
+    for number, example in enumerate(examples):
+        if len(pairs) == QUESTIONS:
+            break
+        later = [*examples[number + 1 :], *examples[:number]]
+        others = (e for e in later if e.db_path == example.db_path)
+        other = next((e for e in others if e.gold_sql != example.gold_sql), None)
+        if other is not None:
+            pairs.append((example, other.gold_sql))
+    if not pairs:
+        return None
+    questions = [example.question for example, _ in pairs]
+    golds, paths = [e.gold_sql for e, _ in pairs], [e.db_path for e, _ in pairs]
+    runs = [True] * len(pairs)
+    right = semantic(questions, golds, golds, runs, paths)
+    wrong = semantic(questions, golds, [other for _, other in pairs], runs, paths)
+    higher = sum((r > w) + (r == w) / 2 for r, w in zip(right, wrong))
+    accepted = sum(score > 0.5 for score in right)
+    sums = sum(right), sum(wrong), higher, accepted
+    return GoldCheck(len(pairs), *(value / len(pairs) for value in sums))
