@@ -82,6 +82,7 @@ def check_context(
         lower = "lower --max-new-tokens, " if max_new_tokens else ""
         raise UserError(
             f"--model {model}: the prompt of {example.question!r} ({example.lang}, "
-            f"{example.db_id}) and {completion} have {longest} tokens, and the model's context is "
-            f"{context}; {lower}leave out databases with large schemas, or choose another model"
+            f"{example.db_id}) and {completion} have {longest} tokens, more than {context}, the "
+            f"model's context; {lower}leave out databases with large schemas, or choose another "
+            "model"
         )

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from grpo.config import Config, chosen_languages
+from grpo.config import Config, chosen_languages, resumed_config
 from grpo.distributed.parallel import SINGLE_PROCESS
 from grpo.run import RunFolder
 from sqlenv import Example, UserError
@@ -108,9 +108,50 @@ def test_a_run_that_ended_before_it_began_is_not_in_the_way(tmp_path):
     killed = RunFolder(Config(), SINGLE_PROCESS, str(tmp_path / "run"), False)
     killed.usable_questions(QUESTIONS, left_out([]))
     killed.lock.close()
-    assert open_folder(tmp_path / "run").path == tmp_path / "run"
+    begun = open_folder(tmp_path / "run")
+    assert begun.path == tmp_path / "run"
+    (begun.path / "before.json").write_text("[]")
     with pytest.raises(UserError, match="exists; add --resume"):
         open_folder(tmp_path / "run")
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    """One with only a config.json, such as a model's, is not that of a run which never began."""
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="exists; add --resume"):
+        RunFolder(Config(), SINGLE_PROCESS, str(tmp_path), False)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_resume_that_fails_leaves_the_folder(tmp_path):
+    """Even that of a run that was killed before it had measured anything."""
+    open_folder(tmp_path / "run").lock.close()
+    with pytest.raises(KeyError), RunFolder(Config(), SINGLE_PROCESS, str(tmp_path / "run"), True):
+        raise KeyError
+    assert (tmp_path / "run" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reward": []}, "reward = [] is not understood"),
+        ({"lr": "fast"}, "lr = 'fast' is not understood"),
+        ({"of_tomorrow": 1}, "of_tomorrow = 1 is not understood"),
+    ],
+)
+def test_settings_that_are_not_understood_are_refused(tmp_path, settings, message):
+    saved = Config().to_dict() | settings
+    (tmp_path / "config.json").write_text(json.dumps(saved), "utf-8")
+    with pytest.raises(UserError) as caught:
+        resumed_config(tmp_path, {})
+    assert str(caught.value) == f"{tmp_path / 'config.json'}: {message}"
+
+
+def test_settings_of_an_older_version_have_the_defaults(tmp_path):
+    saved = Config(lr=1).to_dict()
+    del saved["reward_timeout"]
+    (tmp_path / "config.json").write_text(json.dumps(saved), "utf-8")
+    assert resumed_config(tmp_path, {"micro_batch": 2}) == Config(lr=1, micro_batch=2)
 
 
 def test_questions_are_left_out_once_and_for_all(tmp_path):
