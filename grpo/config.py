@@ -201,7 +201,7 @@ def read_settings(option: str, folder: Path) -> dict:
         )
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        saved["model"], saved["data"]
+        saved["model"]  # all else has a default
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged, not what train.py wrote ({error!r})") from error
     return saved
