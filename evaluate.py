@@ -69,7 +69,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "all)",
     )
     add("--max-new-tokens", type=COUNT, help="longest answer (the run's; otherwise 96)")
-    add("--device", default="auto", help="cpu, cuda, ... (%(default)s: a GPU if there is one)")
+    add(
+        "--device",
+        type=resolve_device,
+        default="auto",
+        help="cpu, cuda, ... (%(default)s: a GPU if there is one)",
+    )
     add(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],
@@ -255,7 +260,6 @@ def write_text(path: Path, text: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     check_outputs(arguments)
-    arguments.device = resolve_device(arguments.device)
     check_device(arguments.device)
     systems = [with_run(source) for source in sources(arguments)]
     loaded = [load(system) for system in systems]

@@ -130,7 +130,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--json", help="write the report here")
     add("--plot", help="draw the shares and the calibration curve here, a PNG file")
     add("--seed", type=SEED, default=0, help="of the wrong SQL that is drawn, and of the bootstrap")
-    add("--device", default="auto", help="cpu, cuda, ... (%(default)s: a GPU if there is one)")
+    add(
+        "--device",
+        type=resolve_device,
+        default="auto",
+        help="cpu, cuda, ... (%(default)s: a GPU if there is one)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -139,7 +144,6 @@ def run(args: argparse.Namespace) -> None:
     for option, path in {"--json": args.json, "--plot": args.plot}.items():
         if path:
             check_writable(option, path)
-    args.device = resolve_device(args.device)
     check_device(args.device)
     encoder = ContrastiveEncoder.load(args.encoder).to(args.device)
     report = measure(encoder, args)

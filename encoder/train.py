@@ -268,7 +268,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="steps between checkpoints (%(default)s)",
     )
     add("--seed", type=SEED, default=0)
-    add("--device", default="auto", help="cpu, cuda, ... (%(default)s: a GPU if there is one)")
+    add(
+        "--device",
+        type=resolve_device,
+        default="auto",
+        help="cpu, cuda, ... (%(default)s: a GPU if there is one)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -292,7 +297,6 @@ def run(args: argparse.Namespace) -> None:
         args.lr = 5e-5 if args.base else 1e-3
     require_new(output)
     check_writable("--output", output.with_name(output.name + ".checkpoint.pt"))
-    args.device = resolve_device(args.device)
     check_device(args.device)
     langs = list(LANGUAGES) if args.lang == "all" else args.lang.split(",")
     entries = load_entries(args.data, langs=langs, splits=args.split.split(","))

@@ -321,7 +321,6 @@ def sft(arguments: argparse.Namespace) -> None:
     if output.exists():
         raise UserError(f"--output {output} exists; name another or remove it")
     check_writable("--output", output)
-    arguments.device = resolve_device(arguments.device)
     check_device(arguments.device)
     torch.manual_seed(arguments.seed)
     langs = LANGUAGES if arguments.lang == "all" else arguments.lang.split(",")
@@ -385,7 +384,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--lr", type=POSITIVE, help="0.02; with --model 2e-4 for LoRA, 2e-5 without")
     add("--question-weight", type=NON_NEGATIVE, default=0.2)
     add("--seed", type=SEED, default=0)
-    add("--device", default="auto", help="cpu, cuda, ... (%(default)s: a GPU if there is one)")
+    add(
+        "--device",
+        type=resolve_device,
+        default="auto",
+        help="cpu, cuda, ... (%(default)s: a GPU if there is one)",
+    )
     arguments = parser.parse_args(argv)
     if arguments.stop > arguments.steps:  # where the learning rate has fallen to 0
         parser.error("--stop: must not be above --steps")
