@@ -69,12 +69,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "all)",
     )
     add("--max-new-tokens", type=COUNT, help="longest answer (the run's; otherwise 96)")
-    add(
-        "--device",
-        type=resolve_device,
-        default="auto",
-        help="cpu, cuda, ... (%(default)s: a GPU if there is one)",
-    )
+    add("--device", type=resolve_device, default="auto", help="auto takes a GPU if there is one")
     add(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],

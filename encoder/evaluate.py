@@ -130,12 +130,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--json", help="write the report here")
     add("--plot", help="draw the shares and the calibration curve here, a PNG file")
     add("--seed", type=SEED, default=0, help="of the wrong SQL that is drawn, and of the bootstrap")
-    add(
-        "--device",
-        type=resolve_device,
-        default="auto",
-        help="cpu, cuda, ... (%(default)s: a GPU if there is one)",
-    )
+    add("--device", type=resolve_device, default="auto", help="auto takes a GPU if there is one")
     return parser.parse_args(arguments)
 
 

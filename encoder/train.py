@@ -268,12 +268,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="steps between checkpoints (%(default)s)",
     )
     add("--seed", type=SEED, default=0)
-    add(
-        "--device",
-        type=resolve_device,
-        default="auto",
-        help="cpu, cuda, ... (%(default)s: a GPU if there is one)",
-    )
+    add("--device", type=resolve_device, default="auto", help="auto takes a GPU if there is one")
     return parser.parse_args(arguments)
 
 

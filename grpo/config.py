@@ -202,8 +202,12 @@ def read_settings(option: str, folder: Path) -> dict:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         saved["model"]  # all else has a default
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged, not what train.py wrote ({error!r})") from error
+    for name, default in Config().to_dict().items():
+        value, kind = saved.get(name, default), type(default)
+        if not isinstance(value, (float, int) if kind is float else kind):
+            raise UserError(f"{path}: {name} = {value!r:.60} is not understood")
     return saved
 
 
@@ -215,11 +219,8 @@ def resumed_config(folder: Path, given: dict) -> Config:
         UserError: another setting that is given contradicts the run's; or as ``read_settings``.
     """
     saved = read_settings("--resume: --output", folder)
-    defaults = Config().to_dict()
-    for name, value in saved.items():
-        kind = type(defaults.get(name))
-        if not isinstance(value, (float, int) if kind is float else kind):
-            raise UserError(f"{folder / 'config.json'}: {name} = {value!r:.60} is not understood")
+    if unknown := saved.keys() - Config().to_dict().keys():
+        raise UserError(f"{folder / 'config.json'}: unknown settings: {', '.join(unknown)}")
     saved = Config(**saved)
     config = replace(saved, **given | {"reward": saved.reward | given.get("reward", {})})
     different = replace(config, steps=saved.steps).differences(saved)

@@ -4,6 +4,7 @@ its weights, the tokenizer, and a model card.
     python -m grpo.merge runs/vi-1 my-model
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ from grpo.lora import merge_lora
 from grpo.models import load_policy
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_directory
-from sqlenv.options import OptionParser, check_writable
 
 CARD = """\
 ---
@@ -57,7 +57,6 @@ def merge(run: Path, output: Path, dtype: str) -> None:
     """Raises UserError if the run is not finished or ``output`` exists."""
     if output.exists():
         raise UserError(f"{output} exists; name another folder or remove it")
-    check_writable("output", output)
     text, base = card(run, output.name), read(run / "config.json")["model"]
     policy = load_policy(base, "cpu", "float32")  # the sum is rounded once, at the end
     load_adapter(policy.model, run / "adapter")
@@ -73,13 +72,16 @@ def merge(run: Path, output: Path, dtype: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OptionParser(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="folder that train.py wrote")
     parser.add_argument("output", type=Path, help="new model directory")
     parser.add_argument(
         "--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"], help="of weights"
     )
-    return exit_code(lambda: merge(**vars(parser.parse_args(argv))))
+    arguments = parser.parse_args(argv)
+    return exit_code(lambda: merge(arguments.run, arguments.output, arguments.dtype))
 
 
 if __name__ == "__main__":

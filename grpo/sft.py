@@ -384,12 +384,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--lr", type=POSITIVE, help="0.02; with --model 2e-4 for LoRA, 2e-5 without")
     add("--question-weight", type=NON_NEGATIVE, default=0.2)
     add("--seed", type=SEED, default=0)
-    add(
-        "--device",
-        type=resolve_device,
-        default="auto",
-        help="cpu, cuda, ... (%(default)s: a GPU if there is one)",
-    )
+    add("--device", type=resolve_device, default="auto", help="auto takes a GPU if there is one")
     arguments = parser.parse_args(argv)
     if arguments.stop > arguments.steps:  # where the learning rate has fallen to 0
         parser.error("--stop: must not be above --steps")

@@ -153,6 +153,8 @@ def read_questions(file: Path) -> list[tuple[str, str, str, str]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         entries = json.loads(text)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:

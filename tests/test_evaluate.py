@@ -452,6 +452,9 @@ def test_damaged_run(config, tmp_path, capsys):
     (tmp_path / "config.json").write_bytes(config.encode("utf-8", "surrogatepass"))
     assert evaluate.main(["--run", str(tmp_path)]) == 2
     assert f"{tmp_path / 'config.json'}: damaged" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"model": "m", "lang": 5}')
+    assert evaluate.main(["--run", str(tmp_path)]) == 2
+    assert "lang = 5 is not understood" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_a_resume_that_fails_leaves_the_folder(tmp_path):
     [
         ({"reward": []}, "reward = [] is not understood"),
         ({"lr": "fast"}, "lr = 'fast' is not understood"),
-        ({"of_tomorrow": 1}, "of_tomorrow = 1 is not understood"),
+        ({"of_tomorrow": 1}, "unknown settings: of_tomorrow"),
     ],
 )
 def test_settings_that_are_not_understood_are_refused(tmp_path, settings, message):
