@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from grpo.config import Config, chosen_languages, resumed_config
+from grpo.config import Config, chosen_languages, parse_config, resumed_config
 from grpo.distributed.parallel import SINGLE_PROCESS
 from grpo.run import RunFolder
 from sqlenv import Example, UserError
@@ -183,3 +183,19 @@ def test_a_run_needs_a_question(tmp_path):
 
 def test_the_order_of_languages_does_not_matter():
     assert chosen_languages("vi,en") == chosen_languages("en,vi,en") == ["en", "vi"]
+
+
+@pytest.mark.parametrize("more", [[], ["--recipe", "dapo"], ["--beta", "0.1", "--lr", "1e-3"]])
+def test_options_that_agree_with_the_run_may_be_repeated(tmp_path, more):
+    """All, some or none of them; a recipe's own settings do not stand against those given to the
+    run beside it.
+    """
+    words = ["--recipe", "dapo", "--beta", "0.1", "--reward", "semantic=0.1", "--lr", "1e-3"]
+    config, _ = parse_config("", words)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()), "utf-8")
+    resume = ["--resume", "--output", str(tmp_path)]
+    for given in (words, more, [*more, "--reward", "semantic=0.1", "--device", "auto"]):
+        assert parse_config("", [*given, *resume])[0] == config
+    assert parse_config("", [*resume, "--save-every", "7"])[0] == replace(config, save_every=7)
+    with pytest.raises(UserError, match=r"has other settings \(beta: 0.1 -> 0.2\)"):
+        parse_config("", [*resume, "--beta", "0.2"])
