@@ -9,36 +9,34 @@ python evaluate.py --compare runs/vi-1 FILE
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from encoder import ContrastiveEncoder, SemanticReward
+from encoder.device import check_device, resolve_device
 from encoder.gold_check import check_on_gold
-from grpo.checkpoint import load_adapter
-from grpo.config import ASSETS, Config, chosen_languages
+from grpo.checkpoint import adapter_files, load_adapter
+from grpo.config import ASSETS, Config, chosen_languages, read_settings
 from grpo.evaluation import report as report_files
 from grpo.evaluation.analysis import check_same_questions, compare, full_report
 from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites, prediction_rows, score
 from grpo.lora import lora_merged
-from grpo.models import load_policy
+from grpo.models import load_policy, read_tokenizer
+from grpo.prompt import check_context
 from sqlenv import EMBEDDED, Example, ExecutionVerifier, Sandbox, UserError, read_dataset
 from sqlenv.errors import exit_code
 from sqlenv.files import write_file, write_json
 from sqlenv.metrics.predictions import read_predictions, without_prediction
 from sqlenv.metrics.tables import text_table
+from sqlenv.options import COUNT, COUNT_OR_ZERO, OptionParser, check_writable
 
 OUTPUTS = ("json", "csv", "markdown", "save_predictions")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OptionParser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     add = source.add_argument
     add("--run", help="folder that train.py wrote: its model, adapter, data and languages")
@@ -66,9 +64,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="also measure TS, on variants of the databases that are built and kept on first use",
     )
-    add("--limit", type=int, default=0, help="questions a language, 0 for all")
-    add("--max-new-tokens", type=int, default=0, help="longest answer (the run's; otherwise 96)")
-    add("--device", default="auto")
+    add(
+        "--limit",
+        type=COUNT_OR_ZERO,
+        help="questions a language, 0 for all (the run's --dev-limit on its dev split; otherwise "
+        "all)",
+    )
+    add("--max-new-tokens", type=COUNT, help="longest answer (the run's; otherwise 96)")
+    add("--device", type=resolve_device, default="auto", help="auto takes a GPU if there is one")
     add(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],
@@ -81,14 +84,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return checked(parser, parser.parse_args(argv))
 
 
-def checked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> argparse.Namespace:
+def checked(parser: OptionParser, arguments: argparse.Namespace) -> argparse.Namespace:
     """Refuses options that do not go together."""
     if arguments.adapter and not arguments.model:
         parser.error("--adapter goes with --model")
     if arguments.save_predictions and arguments.compare:
         parser.error("--save-predictions goes with one source, not with --compare")
-    if arguments.limit < 0 or arguments.max_new_tokens < 0:
-        parser.error("--limit and --max-new-tokens must be from 0 up")
     if arguments.compare and len(set(arguments.compare)) == 1:
         parser.error("--compare needs two different runs or files")
     return arguments
@@ -97,29 +98,21 @@ def checked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> a
 def check_outputs(arguments: argparse.Namespace) -> None:
     """Refuses what could not be written, before there is anything to lose."""
     for name in OUTPUTS:
-        path = Path(getattr(arguments, name) or "file")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        if path.is_dir() or not os.access(folder, os.W_OK):
-            raise UserError(f"--{name.replace('_', '-')} {path}: cannot be written")
+        if path := getattr(arguments, name):
+            check_writable(f"--{name.replace('_', '-')}", path)
 
 
 def with_run(arguments: argparse.Namespace) -> argparse.Namespace:
     """Fills what the command line leaves open from the run's config.json, if there is a run."""
     filled, saved = argparse.Namespace(**vars(arguments)), {}
     if filled.run:
-        path = Path(filled.run) / "config.json"
-        if not path.is_file():
-            raise UserError(
-                f"--run {filled.run}: {path} does not exist; give the folder that train.py wrote"
-            )
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            filled.model, filled.adapter = saved["model"], str(path.parent / "adapter")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: damaged, not what train.py wrote ({error!r})") from error
+        saved = read_settings("--run", Path(filled.run))
+        filled.model, filled.adapter = saved["model"], str(Path(filled.run) / "adapter")
     filled.data = filled.data or saved.get("data", str(EMBEDDED))
     filled.lang = filled.lang or saved.get("lang")
     filled.dtype = filled.dtype or saved.get("dtype", Config.dtype)
+    if filled.limit is None:
+        filled.limit = saved.get("dev_limit", 0) if filled.split != "train" else 0
     filled.max_new_tokens = filled.max_new_tokens or saved.get(
         "max_new_tokens", Config.max_new_tokens
     )
@@ -204,6 +197,16 @@ def load(
     return examples, None, skipped
 
 
+def check_system(arguments: argparse.Namespace, examples: list[Example]) -> None:
+    """Refuses a model that lacks its adapter, or whose context is too short for a question, before
+    a model is loaded.
+    """
+    if arguments.adapter:
+        adapter_files(Path(arguments.adapter))
+    model, longest = read_tokenizer(arguments.model), arguments.max_new_tokens
+    check_context(arguments.model, *model, examples, max_new_tokens=longest)
+
+
 def measure(
     arguments: argparse.Namespace,
     verifier: ExecutionVerifier,
@@ -254,20 +257,21 @@ def write_text(path: Path, text: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     check_outputs(arguments)
-    if arguments.device == "auto":
-        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = ContrastiveEncoder.load(arguments.encoder).to(arguments.device)
-    if encoder.calibration is None:
-        raise UserError(f"--encoder {arguments.encoder}: not calibrated; see encoder.train")
-    semantic = SemanticReward(encoder)
+    check_device(arguments.device)
     systems = [with_run(source) for source in sources(arguments)]
     loaded = [load(system) for system in systems]
     if arguments.compare:
         keys = [
             [(e.lang, e.db_id, e.question, e.gold_sql) for e in examples] for examples, *_ in loaded
         ]
-        # Before a model answers them.
         check_same_questions(keys[0], keys[1], arguments.compare)
+    encoder = ContrastiveEncoder.load(arguments.encoder).to(arguments.device)
+    if encoder.calibration is None:
+        raise UserError(f"--encoder {arguments.encoder}: not calibrated; see encoder.train")
+    semantic = SemanticReward(encoder)
+    for system, (examples, sqls, _) in zip(systems, loaded):
+        if sqls is None:
+            check_system(system, examples)
     with Sandbox() as sandbox:
         verifier = ExecutionVerifier(sandbox)
         measured = [

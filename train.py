@@ -24,16 +24,16 @@ import logging
 import sys
 from contextlib import ExitStack
 
-import torch
-
 from encoder import ContrastiveEncoder, SemanticReward
+from encoder.device import check_device
 from encoder.gold_check import check_on_gold
 from grpo.config import Config, parse_config
-from grpo.distributed.parallel import Distributed, open_distributed
+from grpo.distributed.parallel import Distributed, is_first_to_fail, open_distributed
 from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites
 from grpo.lora import lora_merged
 from grpo.memory import memory_errors, print_plan
-from grpo.models import load_policy_with_lora
+from grpo.models import load_policy_with_lora, read_tokenizer
+from grpo.prompt import check_context
 from grpo.questions import load_questions
 from grpo.rewards import Rewards
 from grpo.run import RunFolder
@@ -44,7 +44,13 @@ from sqlenv.errors import exit_code
 
 def train(config: Config, folder: RunFolder, distributed: Distributed, device: str) -> int:
     """One run; returns the exit code."""
-    policy, distributed = load_policy_with_lora(config, device, distributed)
+    questions, dev = load_questions(config)
+    check_context(
+        config.model,
+        *read_tokenizer(config.model),
+        questions + dev,
+        max_new_tokens=config.max_new_tokens,
+    )
     encoder = ContrastiveEncoder.load(config.encoder).to(device)
     score = {"score": config.semantic_score, "gate": config.semantic_gate}
     semantic = SemanticReward(encoder, target=config.semantic_target, **score)
@@ -54,7 +60,7 @@ def train(config: Config, folder: RunFolder, distributed: Distributed, device: s
         limits["overlong_buffer"] = config.overlong_buffer
         rewards = Rewards(verifier, semantic, config.reward, **limits)
         stack.callback(rewards.close)
-        questions, dev = load_questions(config)
+        policy, distributed = load_policy_with_lora(config, device, distributed)
         questions = folder.usable_questions(questions, verifier)
         if config.reward.get("semantic"):
             report_semantic(semantic, questions, config)
@@ -100,9 +106,8 @@ def report_semantic(semantic: SemanticReward, questions: list[Example], config: 
 
 
 def run(config: Config, arguments: argparse.Namespace) -> int:
-    if config.device == "auto":
-        config.device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.plan is not None:
+        check_device(config.device)
         print_plan(config, arguments.plan)
         return 0
     with open_distributed(config.device) as (distributed, device):
@@ -113,7 +118,7 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    return exit_code(lambda: run(*parse_config(__doc__, argv)))
+    return exit_code(lambda: run(*parse_config(__doc__, argv)), is_first_to_fail)
 
 
 if __name__ == "__main__":

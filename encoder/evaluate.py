@@ -14,12 +14,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 from encoder.batches import Entry, load_entries
+from encoder.device import check_device, resolve_device
 from encoder.evaluation.calibration import calibration_report
 from encoder.evaluation.gaming import attack_texts, gaming_report
-from encoder.evaluation.report import check_writable, plot, text_of
+from encoder.evaluation.report import plot, text_of
 from encoder.evaluation.retrieval import (
     Embeddings,
     Question,
@@ -36,6 +35,7 @@ from encoder.model import ContrastiveEncoder
 from sqlenv import EMBEDDED, LANGUAGES, UserError
 from sqlenv.errors import exit_code
 from sqlenv.files import write_json
+from sqlenv.options import COUNT_OR_ZERO, SEED, OptionParser, check_writable
 
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "encoder"
 ATTACKED = 200  # questions that are attacked
@@ -113,37 +113,34 @@ def measure(encoder: ContrastiveEncoder, args: argparse.Namespace) -> dict:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m encoder.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionParser(__doc__, prog="python -m encoder.evaluate")
     add = parser.add_argument
     add("--encoder", default=str(SHIPPED), help="directory or hub id (%(default)s)")
     add("--data", default=str(EMBEDDED), help="dataset root (%(default)s)")
     add("--lang", default="all", help="all, or a comma list such as en,vi")
     add("--split", default="dev", help="train, dev, sft or encoder (%(default)s)")
     add("--databases", help="a comma list, such as those left out of training (all)")
-    add("--limit", type=int, default=0, help="questions per language, evenly spread, 0 for all")
+    add(
+        "--limit",
+        type=COUNT_OR_ZERO,
+        default=0,
+        help="questions per language, evenly spread, 0 for all",
+    )
     add("--samples", help="a model's answers, written by evaluate.py --save-predictions")
     add("--json", help="write the report here")
     add("--plot", help="draw the shares and the calibration curve here, a PNG file")
-    add("--seed", type=int, default=0, help="of the wrong SQL that is drawn, and of the bootstrap")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(arguments)
-    if args.limit < 0:
-        parser.error("--limit must be from 0 up")
-    return args
+    add("--seed", type=SEED, default=0, help="of the wrong SQL that is drawn, and of the bootstrap")
+    add("--device", type=resolve_device, default="auto", help="auto takes a GPU if there is one")
+    return parser.parse_args(arguments)
 
 
 def run(args: argparse.Namespace) -> None:
     """Loads, measures, prints and writes. Raises UserError."""
-    check_writable({"--json": args.json, "--plot": args.plot})
-    encoder = ContrastiveEncoder.load(args.encoder)
-    try:
-        encoder.to(args.device)
-    except (RuntimeError, AssertionError) as error:  # what torch raises for a missing device
-        raise UserError(f"--device {args.device} cannot be used: {error}") from error
+    for option, path in {"--json": args.json, "--plot": args.plot}.items():
+        if path:
+            check_writable(option, path)
+    check_device(args.device)
+    encoder = ContrastiveEncoder.load(args.encoder).to(args.device)
     report = measure(encoder, args)
     print(text_of(report))
     if args.json:

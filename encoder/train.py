@@ -29,6 +29,7 @@ from encoder.batches import (
 )
 from encoder.calibration import Calibration, fit_calibration
 from encoder.checkpoint import load_state, save_state
+from encoder.device import check_device, resolve_device
 from encoder.loss import info_nce
 from encoder.model import MAX_LOG_SCALE, MAX_TOKENS, ContrastiveEncoder, require_new
 from encoder.reward import TARGETS, SemanticReward
@@ -38,6 +39,15 @@ from encoder.text import sql_text
 from sqlenv import EMBEDDED, LANGUAGES, by_database
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_json
+from sqlenv.options import (
+    COUNT,
+    COUNT_OR_ZERO,
+    POSITIVE,
+    SEED,
+    OptionParser,
+    Range,
+    check_writable,
+)
 
 
 def fastest_dtype(device: str, hidden: int) -> str:
@@ -220,11 +230,7 @@ def calibrate(
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m encoder.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionParser(__doc__, prog="python -m encoder.train")
     add = parser.add_argument
     add("--output", required=True, help="new directory for the encoder")
     add("--data", default=str(EMBEDDED), help="dataset root (%(default)s)")
@@ -236,37 +242,34 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "(default: a small one from scratch)",
     )
     add("--with-schema", action="store_true", help="the SQL's tables and their columns follow it")
-    add("--dim", type=int, default=128, help="embedding size (%(default)s)")
-    add("--hidden", type=int, default=128, help="width of an encoder from scratch (%(default)s)")
-    add("--epochs", type=int, default=4, help="passes over the SQL queries (%(default)s)")
-    add("--steps", type=int, default=0, help="batches to train for, instead of --epochs")
-    add("--batch-size", type=int, default=32, help="SQL queries in a batch (%(default)s)")
-    add("--questions", type=int, default=4, help="of each SQL query in a batch (%(default)s)")
-    add("--negatives", type=int, default=6, help="hard negatives of each query (%(default)s)")
-    add("--lr", type=float, help="peak learning rate (1e-3 from scratch, 5e-5 with --base)")
+    add("--dim", type=COUNT, default=128, help="embedding size (%(default)s)")
+    add(
+        "--hidden",
+        type=Range(int, 32, multiple_of=32),  # the width of an attention head
+        default=128,
+        help="width of an encoder from scratch (%(default)s)",
+    )
+    add("--epochs", type=COUNT, default=4, help="passes over the SQL queries (%(default)s)")
+    add("--steps", type=COUNT_OR_ZERO, default=0, help="batches to train for, instead of --epochs")
+    add("--batch-size", type=COUNT, default=32, help="SQL queries in a batch (%(default)s)")
+    add("--questions", type=COUNT, default=4, help="of each SQL query in a batch (%(default)s)")
+    add("--negatives", type=COUNT_OR_ZERO, default=6, help="hard negatives of each (%(default)s)")
+    add("--lr", type=POSITIVE, help="peak learning rate (1e-3 from scratch, 5e-5 with --base)")
     add(
         "--dtype",
         choices=["auto", "float32", "bfloat16"],
         default="auto",
         help="of the arithmetic; auto measures which is faster",
     )
-    add("--save-every", type=int, default=100, help="steps between checkpoints (%(default)s)")
-    add("--seed", type=int, default=0)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add(
+        "--save-every",
+        type=COUNT,
+        default=100,
+        help="steps between checkpoints (%(default)s)",
+    )
+    add("--seed", type=SEED, default=0)
+    add("--device", type=resolve_device, default="auto", help="auto takes a GPU if there is one")
     return parser.parse_args(arguments)
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Sets the default learning rate. Raises UserError for a number out of range."""
-    for name in ("dim", "hidden", "epochs", "batch_size", "questions", "save_every"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-    if args.negatives < 0 or args.steps < 0:
-        raise UserError("--negatives and --steps must not be below 0")
-    if args.hidden % 32:
-        raise UserError("--hidden must be a multiple of 32, the width of an attention head")
-    if args.lr is None:
-        args.lr = 5e-5 if args.base else 1e-3
 
 
 def new_encoder(args: argparse.Namespace, entries: list[Entry]) -> ContrastiveEncoder:
@@ -285,8 +288,11 @@ def new_encoder(args: argparse.Namespace, entries: list[Entry]) -> ContrastiveEn
 def run(args: argparse.Namespace) -> None:
     """Loads, trains, calibrates and saves. Raises UserError."""
     started, output = time.monotonic(), Path(args.output)
-    check_arguments(args)
+    if args.lr is None:
+        args.lr = 5e-5 if args.base else 1e-3
     require_new(output)
+    check_writable("--output", output.with_name(output.name + ".checkpoint.pt"))
+    check_device(args.device)
     langs = list(LANGUAGES) if args.lang == "all" else args.lang.split(",")
     entries = load_entries(args.data, langs=langs, splits=args.split.split(","))
     known, held_out = hold_out(entries, share=0.1, seed=args.seed)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from grpo.lora import add_lora, lora_layers, lora_parameters
+from grpo.schedules import restore_schedule
 from sqlenv.errors import UserError
 from sqlenv.files import WRITE_ERRORS, write_file, write_json
 
@@ -60,7 +61,7 @@ def load_training_state(trainer, state: dict) -> None:
         for name, tensor in trainer.parameters.items():
             tensor.copy_(state["lora"][name])
     trainer.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-    trainer.schedule.load_state_dict(state["schedule"])
+    restore_schedule(trainer.schedule, state["schedule"])
     trainer.scaler.load_state_dict(state["scaler"])
     trainer.step, trainer.questions.cursor = state["step"], state["cursor"]
     trainer.non_finite.bad_updates = state["bad_updates"]
@@ -103,6 +104,15 @@ def save_adapter(model, folder: Path, base: str) -> None:
     )
 
 
+def adapter_files(folder: Path) -> tuple[Path, Path]:
+    """The settings and the weights of an adapter. Raises UserError if one is missing."""
+    paths = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; --adapter takes the adapter/ folder of a run")
+    return paths
+
+
 def load_adapter(model, folder: Path) -> None:
     """Adds the LoRA layers of an adapter directory, ours or PEFT's, to ``model``, in place.
 
@@ -110,10 +120,7 @@ def load_adapter(model, folder: Path) -> None:
         UserError: files are missing, the adapter was made for another model, or it is more than
         plain LoRA on linear layers of decoder blocks.
     """
-    paths = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; --adapter takes the adapter/ folder of a run")
+    paths = adapter_files(folder)
     try:
         config = json.loads(paths[0].read_text(encoding="utf-8"))
         tensors = load_file(paths[1])

@@ -3,25 +3,29 @@ derives its command-line options from it.
 """
 
 import argparse
-import math
-from dataclasses import asdict, dataclass, field, fields
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+from encoder.device import resolve_device
 from grpo.recipes import RECIPES
-from grpo.rewards import WEIGHTS
+from grpo.rewards import WEIGHTS, check_weights
 from sqlenv import EMBEDDED, LANGUAGES, UserError
+from sqlenv.options import (
+    COUNT,
+    COUNT_OR_ZERO,
+    NON_NEGATIVE,
+    POSITIVE,
+    SEED,
+    OptionParser,
+    Range,
+)
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-AT_LEAST_1 = (
-    *("examples", "prompts_per_step", "group_size", "max_new_tokens", "micro_batch"),
-    *("lora_rank", "save_every", "num_iterations", "overlong_buffer"),
-)
-AT_LEAST_0 = ("beta", "epsilon_low", "epsilon_high", "dynamic_sampling", "steps", "dev_limit")
-ABOVE_0 = ("lr", "reward_timeout", "max_grad_norm", "temperature")
 
 
 def option(default, text: str, **more):
-    """A setting with the help text of its option. ``choices`` limits its values;
+    """A setting with the help text of its option. ``range`` or ``choices`` limits its values;
     ``affects_results=False`` marks a setting that a resumed run may change.
     """
     return field(default=default, metadata={"help": text, **more})
@@ -40,15 +44,26 @@ class Config:
     data: str = option(
         str(EMBEDDED), "dataset: the embedded one, or a root in MultiSpider's layout"
     )
-    examples: int = option(2000, "training questions, drawn over all languages of --lang")
-    dev_limit: int = option(0, "dev questions per language to measure on, 0 for all")
-    steps: int = option(0, "optimizer steps; 0 means one pass over the examples")
-    prompts_per_step: int = option(16, "prompts P per step")
-    group_size: int = option(8, "completions G per prompt")
-    max_new_tokens: int = option(96, "longest completion, in tokens")
-    temperature: float = option(1.0, "of sampling and of the log-probs alike")
+    examples: int = option(
+        2000, "training questions, drawn over all languages of --lang", range=COUNT
+    )
+    dev_limit: int = option(
+        0, "dev questions per language to measure on, 0 for all", range=COUNT_OR_ZERO
+    )
+    steps: int = option(
+        0, "optimizer steps; 0 means one pass over the examples", range=COUNT_OR_ZERO
+    )
+    prompts_per_step: int = option(16, "prompts P per step", range=COUNT)
+    group_size: int = option(8, "completions G per prompt", range=Range(int, 2))
+    max_new_tokens: int = option(96, "longest completion, in tokens", range=COUNT)
+    temperature: float = option(
+        1.0, "of sampling and of the log-probs alike", range=Range(float, 0.01)
+    )
     micro_batch: int = option(
-        4, "prompts per forward and backward pass; same result", affects_results=False
+        4,
+        "prompts per forward and backward pass; same result",
+        affects_results=False,
+        range=COUNT,
     )
     checkpoint_activations: bool = option(
         False,
@@ -60,12 +75,16 @@ class Config:
         "shard the frozen weights over the processes of torchrun (FSDP2)",
         affects_results=False,
     )
-    lr: float = option(6e-4, "peak learning rate of AdamW on the LoRA weights")
+    lr: float = option(6e-4, "peak learning rate of AdamW on the LoRA weights", range=POSITIVE)
     warmup_steps: int = option(
-        5, "steps over which the learning rate rises; then it falls linearly to 0"
+        5,
+        "steps over which the learning rate rises; then it falls linearly to 0",
+        range=COUNT_OR_ZERO,
     )
-    max_grad_norm: float = option(1.0, "gradient norm to clip to")
-    beta: float = option(0.02, "weight of the KL term; 0 skips the reference pass")
+    max_grad_norm: float = option(1.0, "gradient norm to clip to", range=POSITIVE)
+    beta: float = option(
+        0.02, "weight of the KL term; 0 skips the reference pass", range=NON_NEGATIVE
+    )
     kl: str = option("k3iw", "KL estimator", choices=["k1", "k2", "k3", "k3iw"])
     loss_aggregation: str = option(
         "token", "what the loss is a mean over", choices=["token", "sequence", "constant"]
@@ -76,20 +95,30 @@ class Config:
     advantage: str = option(
         "centered", "advantage estimator", choices=["centered", "group", "rloo", "per_reward"]
     )
-    epsilon_low: float = option(0.2, "the importance ratio is clipped below 1 - this")
-    epsilon_high: float = option(0.2, "the importance ratio is clipped above 1 + this")
-    num_iterations: int = option(1, "optimizer updates on each batch of samples (mu)")
+    epsilon_low: float = option(
+        0.2, "the importance ratio is clipped below 1 - this", range=Range(float, 0, 1)
+    )
+    epsilon_high: float = option(
+        0.2, "the importance ratio is clipped above 1 + this", range=NON_NEGATIVE
+    )
+    num_iterations: int = option(1, "optimizer updates on each batch of samples (mu)", range=COUNT)
     dynamic_sampling: int = option(
-        0, "times that zero-variance groups are replaced by groups of further prompts"
+        0,
+        "times that zero-variance groups are replaced by groups of further prompts",
+        range=COUNT_OR_ZERO,
     )
     mask_truncated: bool = option(
         False, "leave completions that hit --max-new-tokens out of the loss (not of the baseline)"
     )
     overlong_buffer: int = option(
-        16, "tokens before --max-new-tokens over which the reward `overlong` falls to -1"
+        16,
+        "tokens before --max-new-tokens over which the reward `overlong` falls to -1",
+        range=COUNT,
     )
-    lora_rank: int = option(32, "LoRA rank r")
-    lora_alpha: float = option(64.0, "LoRA alpha; the update is scaled by alpha / r")
+    lora_rank: int = option(32, "LoRA rank r", range=COUNT)
+    lora_alpha: float = option(
+        64.0, "LoRA alpha; the update is scaled by alpha / r", range=POSITIVE
+    )
     lora_targets: str = option(
         "",
         "layers that LoRA wraps, such as q_proj,v_proj; default: all linear ones of the blocks",
@@ -105,14 +134,18 @@ class Config:
         choices=["calibrated", "cosine"],
     )
     semantic_gate: bool = option(True, "no semantic reward for SQL that does not run")
-    reward_timeout: float = option(10.0, "seconds that a custom reward may take for a batch")
+    reward_timeout: float = option(
+        10.0,
+        "seconds that a custom reward may take for a batch",
+        range=Range(float, 0, 86400, above=True),
+    )
     reward: dict = field(default_factory=lambda: dict(WEIGHTS))
-    seed: int = option(0, "of data order, LoRA weights and sampling")
+    seed: int = option(0, "of data order, LoRA weights and sampling", range=SEED)
     device: str = option("auto", "cpu, cuda, ...; auto takes a GPU if there is one")
     dtype: str = option(
         "auto", "of the frozen weights", choices=["auto", "float32", "bfloat16", "float16"]
     )
-    save_every: int = option(20, "steps between checkpoints", affects_results=False)
+    save_every: int = option(20, "steps between checkpoints", affects_results=False, range=COUNT)
     tensorboard: bool = option(
         False, "also write the metrics for TensorBoard (if installed)", affects_results=False
     )
@@ -130,34 +163,73 @@ class Config:
 
     def check(self) -> None:
         """Raises UserError for a setting that no run can have."""
-        for name in AT_LEAST_1:
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-        for name in AT_LEAST_0:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"--{name.replace('_', '-')} must be a number from 0 up")
-        for name in ABOVE_0:
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"--{name.replace('_', '-')} must be a number above 0")
-        if self.group_size == 1:
-            raise UserError(
-                "--group-size must be at least 2: an advantage compares completions of one group"
-            )
+        for f in fields(self):
+            allowed, value = f.metadata.get("range"), getattr(self, f.name)
+            if allowed and value not in allowed:
+                raise UserError(f"{option_name(f.name)}: must be {allowed}, not {value}")
         chosen_languages(self.lang)
+        check_weights(self.reward)
 
     def to_dict(self) -> dict:
         return asdict(self)
 
-    def differences(self, other: dict) -> list[str]:
-        """``name: other -> own`` for each setting that affects results and differs from a saved
-        configuration.
-        """
-        own = self.to_dict()
+    def differences(self, other: "Config") -> list[str]:
+        """``name: other -> own`` for each setting that affects results and differs."""
         return [
-            f"{f.name}: {other.get(f.name)} -> {own[f.name]}"
+            f"{f.name}: {getattr(other, f.name)} -> {getattr(self, f.name)}"
             for f in fields(self)
-            if other.get(f.name) != own[f.name] and f.metadata.get("affects_results", True)
+            if getattr(other, f.name) != getattr(self, f.name)
+            and f.metadata.get("affects_results", True)
         ]
+
+
+def option_name(name: str) -> str:
+    """The option of a setting: ``"micro_batch"`` -> ``"--micro-batch"``."""
+    return "--" + name.replace("_", "-")
+
+
+def read_settings(option: str, folder: Path) -> dict:
+    """What a run wrote into its config.json.
+
+    Raises:
+        UserError: the folder is none of a run, or the file is damaged. It names the option.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{option} {folder}: {path} does not exist; give the folder of a run of train.py"
+        )
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved["model"]  # all else has a default
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged, not what train.py wrote ({error!r})") from error
+    for name, default in Config().to_dict().items():
+        value, kind = saved.get(name, default), type(default)
+        if not isinstance(value, (float, int) if kind is float else kind):
+            raise UserError(f"{path}: {name} = {value!r:.60} is not understood")
+    return saved
+
+
+def resumed_config(folder: Path, given: dict) -> Config:
+    """The settings of the run in a folder, and those given that affect no result. ``steps``, by
+    which a finished run is extended (``RunFolder``), may differ, too.
+
+    Raises:
+        UserError: another setting that is given contradicts the run's; or as ``read_settings``.
+    """
+    saved = read_settings("--resume: --output", folder)
+    if unknown := saved.keys() - Config().to_dict().keys():
+        raise UserError(f"{folder / 'config.json'}: unknown settings: {', '.join(unknown)}")
+    saved = Config(**saved)
+    config = replace(saved, **given | {"reward": saved.reward | given.get("reward", {})})
+    different = replace(config, steps=saved.steps).differences(saved)
+    if different:
+        raise UserError(
+            f"--resume: the run in {folder} has other settings ({'; '.join(different)}); leave "
+            "these options out, or start a new run"
+        )
+    return config
 
 
 def chosen_languages(text: str) -> list[str]:
@@ -187,17 +259,19 @@ def parse_rewards(texts: list[str]) -> dict[str, float]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """One option for each field of ``Config``. Options that are not given stay out of the result,
-    so that a recipe's settings can take their place.
+    so that the settings of a recipe or of a resumed run can take their place.
     """
     for f in fields(Config):
         if f.name == "reward":
             continue
-        kind = {"type": type(f.default), "choices": f.metadata.get("choices")}
+        kind = {
+            "type": f.metadata.get("range", type(f.default)),
+            "choices": f.metadata.get("choices"),
+        }
         if isinstance(f.default, bool):
             kind = {"action": argparse.BooleanOptionalAction if f.default else "store_true"}
-        name = "--" + f.name.replace("_", "-")
         text = f"{f.metadata['help']} ({f.default or 'off'})"
-        parser.add_argument(name, default=argparse.SUPPRESS, help=text, **kind)
+        parser.add_argument(option_name(f.name), default=argparse.SUPPRESS, help=text, **kind)
     parser.add_argument(
         "--reward",
         action="append",
@@ -213,18 +287,20 @@ def parse_config(description: str, argv: list[str] | None) -> tuple[Config, argp
     and whether only to plan the memory.
 
     Raises:
-        UserError: a setting that no run can have.
+        UserError: a wrong option, or a setting that no run can have.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OptionParser(description)
     add_options(parser)
     parser.add_argument("--output", help="folder of the run (a new one, runs/<lang>-<n>)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --output, with its settings; --steps extends a finished run",
+    )
     parser.add_argument(
         "--plan",
         nargs="?",
-        type=float,
+        type=POSITIVE,
         const=0.0,
         metavar="GIB",
         help="print how much memory the run needs, and which settings fit into this device or "
@@ -233,8 +309,14 @@ def parse_config(description: str, argv: list[str] | None) -> tuple[Config, argp
     arguments = parser.parse_args(argv)
     given = {f.name: getattr(arguments, f.name) for f in fields(Config) if f.name in arguments}
     given["reward"] = parse_rewards(arguments.reward)
-    config = Config.with_recipe(**given)
-    config.check()
-    if arguments.resume and not arguments.output:
+    if "device" in given:
+        given["device"] = resolve_device(given["device"])
+    if not arguments.resume:
+        config = Config.with_recipe(**given)
+    elif arguments.output:
+        config = resumed_config(Path(arguments.output), given)
+    else:
         raise UserError("--resume needs --output, the folder of the run to go on with")
+    config.device = resolve_device(config.device)
+    config.check()
     return config, arguments

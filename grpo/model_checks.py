@@ -151,6 +151,12 @@ def fixed_context(config) -> int | None:
     return min(limits, default=None)
 
 
+def context_of(config) -> int | None:
+    """The largest number of tokens in a prompt and its completion; None: any number."""
+    limits = fixed_context(config), getattr(config, "max_position_embeddings", None)
+    return min((limit for limit in limits if limit), default=None)
+
+
 def refuse_longer(model, limit: int) -> None:
     """From now on, a prompt and completion of more than ``limit`` tokens are a UserError."""
 

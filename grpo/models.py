@@ -92,6 +92,11 @@ def locate(path: str) -> tuple[str, dict]:
         if not local.is_file():
             raise UserError(f"{path}: no such file")
         return str(local.parent), {"gguf_file": local.name}
+    if local.is_file():
+        raise UserError(
+            f"--model {path}: a file; --model takes a Hugging Face model directory, a .gguf file "
+            "or a hub id"
+        )
     if local.is_dir():
         names = set(os.listdir(path))
         if "adapter_config.json" in names:
@@ -158,6 +163,25 @@ def read_model(source: str, dtype: torch.dtype, keywords: dict) -> "PreTrainedMo
     return model
 
 
+def read_tokenizer(path: str):
+    """The tokenizer and the text configuration of a model, which both have been checked.
+
+    Raises:
+        UserError: as ``load_policy``, as far as it can be known without the weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    source, keywords = locate(path)
+    with named(path):
+        tokenizer = AutoTokenizer.from_pretrained(source, **keywords)
+        config = AutoConfig.from_pretrained(source, **keywords)
+        with torch.device("meta"):  # no weights yet
+            decoder_blocks(AutoModelForCausalLM.from_config(config))
+        config = config.get_text_config()
+        check_tokenizer(tokenizer, config.vocab_size)
+    return tokenizer, config
+
+
 def load_policy(
     path: str, device: str = "cpu", dtype: str = "auto", stay_on_cpu: bool = False
 ) -> Policy:
@@ -170,15 +194,9 @@ def load_policy(
         UserError: the directory is missing or has no model or no tokenizer, the hub cannot be
         reached, or the model would be trained on wrong numbers (grpo/model_checks.py).
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
+    tokenizer, _ = read_tokenizer(path)
     source, keywords = locate(path)
     with named(path):
-        tokenizer = AutoTokenizer.from_pretrained(source, **keywords)
-        config = AutoConfig.from_pretrained(source, **keywords)
-        with torch.device("meta"):  # no weights yet
-            decoder_blocks(AutoModelForCausalLM.from_config(config))
-        check_tokenizer(tokenizer, config.get_text_config().vocab_size)
         model = read_model(source, choose_dtype(dtype, device), keywords)
         model.to("cpu" if stay_on_cpu else device).eval()
         eos_ids = end_tokens(model, tokenizer)

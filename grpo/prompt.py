@@ -5,15 +5,16 @@ question as a comment, and continues this text with SQL. From here on, prompts a
 token ids: nothing is decoded and tokenised again between sampling and training.
 """
 
-from sqlenv import Example, load_schema, schema_text
+from grpo.model_checks import context_of
+from sqlenv import Example, UserError, load_schema, schema_text
 
 # Tokens; a longer schema text loses sample values first, then types, then whole column lists.
 SCHEMA_BUDGET = 1024
 
 
 def question_text(question: str) -> str:
-    """What a plain model sees after the schema."""
-    return f"\n-- {question}\n"
+    """What a plain model sees after the schema: a comment, and so one line."""
+    return f"\n-- {' '.join(question.splitlines())}\n"
 
 
 def chat_text(schema: str, question: str) -> str:
@@ -53,3 +54,35 @@ class PromptBuilder:
             )
         start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         return start + self.encode(schema) + self.encode(question_text(example.question))
+
+
+def check_context(
+    model: str, tokenizer, config, examples: list[Example], *, max_new_tokens: int | None = None
+) -> None:
+    """Checks that all prompts with their completions fit into a model's context.
+
+    Args:
+        model: its name, for the message.
+        tokenizer, config: from ``grpo.models.read_tokenizer``.
+        max_new_tokens: of a completion; None: the completions are gold SQL.
+
+    Raises:
+        UserError: the longest does not.
+    """
+    context, prompts = context_of(config), PromptBuilder(tokenizer)
+
+    def length(example: Example) -> int:
+        return len(prompts(example)) + (max_new_tokens or len(prompts.encode(example.gold_sql)) + 1)
+
+    lengths = [length(example) for example in examples]
+    longest = max(lengths, default=0)
+    if context is not None and longest > context:
+        example = examples[lengths.index(longest)]
+        completion = f"--max-new-tokens {max_new_tokens}" if max_new_tokens else "gold SQL"
+        lower = "lower --max-new-tokens, " if max_new_tokens else ""
+        raise UserError(
+            f"--model {model}: the prompt of {example.question!r} ({example.lang}, "
+            f"{example.db_id}) and {completion} have {longest} tokens, more than {context}, the "
+            f"model's context; {lower}leave out databases with large schemas, or choose another "
+            "model"
+        )

@@ -14,6 +14,7 @@ starts, interrupts and resumes a run. Only the main process writes.
 
 import fcntl
 import json
+import shlex
 import shutil
 import signal
 import sys
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from encoder.checkpoint import load_state, save_state
 from grpo.best_adapter import collapse_note, keep_best
 from grpo.checkpoint import load_training_state, save_adapter, training_state
-from grpo.config import Config
+from grpo.config import Config, read_settings
 from grpo.distributed.parallel import Distributed
 from grpo.evaluation import report
 from grpo.evaluation.measure import Prediction, failed_gold, prediction_rows, summarize
@@ -36,17 +37,21 @@ from grpo.trainer import Trainer
 from sqlenv import Example, ExecutionVerifier, UserError, paired_difference
 from sqlenv.files import write_json
 
-LOCK, QUESTIONS = ".lock", "questions.json"
-EARLY = {LOCK, QUESTIONS}  # what a folder has before the run begins
+LOCK, QUESTIONS, SETTINGS = ".lock", "questions.json", "config.json"
+EARLY = {LOCK, QUESTIONS, SETTINGS}  # what a folder has before the first measurement is done
 PROGRESS = {"reward": "reward", "EX": "reward/execution", "KL": "kl"}  # in the progress bar
 
 
 class Interrupt:
-    """Ctrl-C asks to stop after the step that is running; a second one stops at once."""
+    """Within it, Ctrl-C asks to stop after the step that is running; a second one stops at once."""
 
-    def __init__(self):
+    def __enter__(self) -> "Interrupt":
         self.requested = False
         self.previous = signal.signal(signal.SIGINT, self._request)
+        return self
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGINT, self.previous)
 
     def _request(self, *_) -> None:
         self.requested = True
@@ -62,8 +67,8 @@ class RunFolder:
         resume: continue the run in ``output``.
 
     Raises:
-        UserError: the folder exists without ``resume``, or is not that of a run with the same
-            settings with it; another process is using it; TensorBoard is missing.
+        UserError: the folder exists without ``resume``, or the run cannot be extended to these
+            steps with it; another process is using it; TensorBoard is missing.
     """
 
     def __init__(self, config: Config, distributed: Distributed, output: str | None, resume: bool):
@@ -77,43 +82,49 @@ class RunFolder:
         self.metrics_path = self.path / "metrics.jsonl"
         self.state_path = self.path / "checkpoint" / "state.pt"
         if resume:
-            self.check_settings()  # before the model is loaded
+            self.check_steps()
 
     def __enter__(self) -> "RunFolder":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, kind: type | None, *_) -> None:
         """Releases the folder, and removes it if the run ended before it began."""
         if self.distributed.is_main:
-            if is_unused(self.path):
+            if is_unused(self.path) and not self.resume:
                 shutil.rmtree(self.path, ignore_errors=True)
-            if self.lock:
-                self.lock.close()
+            elif kind is KeyboardInterrupt:
+                print(f"resume with: {self.command()}")
+            self.lock.close()
 
-    def check_settings(self) -> None:
-        """Raises UserError if the folder is not that of a run with the same settings."""
-        path = self.path / "config.json"
-        if not path.is_file():
+    def check_steps(self) -> None:
+        """Raises UserError if the run in the folder has other ``steps``, unless it is finished and
+        these are more.
+        """
+        given = self.config.steps
+        planned = read_settings("--output", self.path).get("steps", Config.steps)
+        if given == planned:
+            return
+        metrics = report.read_metrics(self.metrics_path)
+        done = metrics[-1]["step"] if metrics else 0
+        if done < max(1, planned) or not (self.path / "summary.json").is_file():
             raise UserError(
-                f"--resume: {path} does not exist; {self.path} is not the folder of a run"
+                f"--steps {given}: the run in {self.path} has --steps {planned} and is not "
+                "finished; resume it without --steps, and extend it then"
             )
-        different = self.config.differences(json.loads(path.read_text(encoding="utf-8")))
-        if different:
+        if given <= done:
             raise UserError(
-                f"--resume: the run was started with other settings ({'; '.join(different)}); "
-                "repeat its command line and add --resume"
+                f"--steps {given}: the run in {self.path} has {done} steps already; give more"
             )
 
     def start(self, trainer: Trainer) -> None:
-        """Writes the settings, or with ``resume`` loads the last checkpoint."""
-        if not self.resume:
+        """Writes the settings, and with ``resume`` loads the last checkpoint."""
+        if self.resume:
+            if self.state_path.is_file():  # a run killed before its first one starts again
+                load_training_state(trainer, load_state(self.state_path))
             if self.distributed.is_main:
-                write_json(self.path / "config.json", self.config.to_dict())
-            return
-        if self.state_path.is_file():  # a run killed before its first checkpoint starts again
-            load_training_state(trainer, load_state(self.state_path))
+                report.keep_metrics(self.metrics_path, trainer.step)
         if self.distributed.is_main:
-            report.keep_metrics(self.metrics_path, trainer.step)
+            write_json(self.path / SETTINGS, self.config.to_dict())
 
     def usable_questions(
         self, questions: list[Example], verifier: ExecutionVerifier
@@ -156,11 +167,11 @@ class RunFolder:
         """Trains to the last step, with a checkpoint every ``save_every`` steps and on Ctrl-C.
         Returns False if interrupted.
         """
-        interrupt, board = Interrupt(), None
+        board = None
         if self.config.tensorboard and self.distributed.is_main:
             board = report.open_tensorboard(self.path, trainer.step)
         bar = tqdm(total=trainer.total_steps, initial=trainer.step, desc="GRPO", unit="step")
-        with bar:
+        with bar, Interrupt() as interrupt:
             while trainer.step < trainer.total_steps:
                 metrics = trainer.train_step()
                 if self.distributed.is_main:
@@ -210,10 +221,7 @@ class RunFolder:
         """The command line that resumes this run."""
         size = self.distributed.size
         start = ["python"] if size == 1 else ["torchrun", "--nproc-per-node", str(size)]
-        words = [word for word in sys.argv[1:] if word != "--resume"]
-        if not any(word.startswith("--output") for word in words):
-            words += ["--output", str(self.path)]
-        return " ".join([*start, "train.py", *words, "--resume"])
+        return shlex.join([*start, "train.py", "--resume", "--output", str(self.path)])
 
 
 def claim_folder(config: Config, output: str | None, resume: bool) -> tuple[Path, TextIO | None]:
@@ -242,7 +250,10 @@ def claim_folder(config: Config, output: str | None, resume: bool) -> tuple[Path
 
 def is_unused(folder: Path) -> bool:
     """Whether a folder is missing, empty, or left by a run that ended before it began."""
-    return not folder.exists() or folder.is_dir() and {p.name for p in folder.iterdir()} <= EARLY
+    if not folder.exists():
+        return True
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
+    return not names or LOCK in names and names <= EARLY
 
 
 def lock_folder(folder: Path) -> TextIO | None:

@@ -15,6 +15,17 @@ def linear_schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int) -
     return LambdaLR(optimizer, factor)
 
 
+def restore_schedule(schedule: LambdaLR, state: dict) -> None:
+    """Goes on from the step of a saved state, with the learning rate that this schedule has there.
+    It is the saved one unless the total number of steps has changed.
+    """
+    step = state["last_epoch"]
+    rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas)]
+    schedule.load_state_dict(state | {"_last_lr": rates})
+    for group, rate in zip(schedule.optimizer.param_groups, rates):
+        group["lr"] = rate
+
+
 def trapezoid_schedule(optimizer: Optimizer, total_steps: int) -> LambdaLR:
     """Linear warm-up over the first twentieth, constant, linear decay over the last half."""
 

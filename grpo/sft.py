@@ -29,11 +29,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from encoder.bpe import train_bpe
 from encoder.checkpoint import load_state, save_state
+from encoder.device import check_device, resolve_device
 from grpo.checkpoint import SAFETENSORS_ERRORS
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, merge_lora
-from grpo.models import Policy, checkpoint_activations, load_policy
-from grpo.prompt import PromptBuilder, question_text
+from grpo.models import Policy, checkpoint_activations, load_policy, read_tokenizer
+from grpo.prompt import PromptBuilder, check_context, question_text
 from grpo.schedules import trapezoid_schedule
 from sqlenv import (
     EMBEDDED,
@@ -47,6 +48,16 @@ from sqlenv import (
 )
 from sqlenv.errors import exit_code
 from sqlenv.files import write_directory
+from sqlenv.options import (
+    COUNT,
+    COUNT_OR_ZERO,
+    NON_NEGATIVE,
+    POSITIVE,
+    SEED,
+    OptionParser,
+    Range,
+    check_writable,
+)
 
 SPECIAL = ["<s>", "</s>", "<pad>"]
 SAVE_EVERY = 100  # steps
@@ -309,12 +320,15 @@ def sft(arguments: argparse.Namespace) -> None:
         arguments.lr = 0.02 if not arguments.model else 2e-4 if arguments.lora_rank else 2e-5
     if output.exists():
         raise UserError(f"--output {output} exists; name another or remove it")
+    check_writable("--output", output)
+    check_device(arguments.device)
     torch.manual_seed(arguments.seed)
     langs = LANGUAGES if arguments.lang == "all" else arguments.lang.split(",")
     examples = [
         example for lang in langs for example in load_dataset(arguments.data, lang, arguments.split)
     ]
     if arguments.model:
+        check_context(arguments.model, *read_tokenizer(arguments.model), examples)
         # All weights are trained in float32: bfloat16 would round small steps of Adam away.
         dtype = "auto" if arguments.lora_rank else "float32"
         policy = load_policy(arguments.model, arguments.device, dtype)
@@ -346,35 +360,39 @@ def sft(arguments: argparse.Namespace) -> None:
     print(f"wrote {output}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", default=str(EMBEDDED), help="dataset directory")
-    parser.add_argument("--output", required=True, help="new model directory")
-    parser.add_argument(
-        "--model", help="model directory or hub id to train (a new model, from scratch)"
-    )
-    parser.add_argument("--lang", default="all", help="all, or a comma list such as en,vi")
-    parser.add_argument("--split", default="sft", help="sft, or train where there is none")
-    parser.add_argument(
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = OptionParser(__doc__)
+    add = parser.add_argument
+    add("--data", default=str(EMBEDDED), help="dataset directory")
+    add("--output", required=True, help="new model directory")
+    add("--model", help="model directory or hub id to train (a new model, from scratch)")
+    add("--lang", default="all", help="all, or a comma list such as en,vi")
+    add("--split", default="sft", help="sft, or train where there is none")
+    add(
         "--lora-rank",
-        type=int,
+        type=COUNT_OR_ZERO,
         default=32,
         help="LoRA rank, with --model; 0 trains all weights (32)",
     )
-    parser.add_argument("--hidden", type=int, default=320)
-    parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--vocab", type=int, default=5000)
-    parser.add_argument("--steps", type=int, default=1300, help="of the learning rate's schedule")
-    parser.add_argument("--stop", type=int, default=0, help="end after this many of the steps")
-    parser.add_argument("--rows", type=int, default=8, help="schemas in a batch")
-    parser.add_argument("--per-row", type=int, default=8, help="questions behind each schema")
-    parser.add_argument("--lr", type=float, help="0.02; with --model 2e-4 for LoRA, 2e-5 without")
-    parser.add_argument("--question-weight", type=float, default=0.2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return exit_code(lambda: sft(parser.parse_args(argv)))
+    add("--hidden", type=Range(int, 64, multiple_of=64), default=320)
+    add("--layers", type=COUNT, default=5)
+    add("--vocab", type=COUNT, default=5000)
+    add("--steps", type=COUNT, default=1300, help="of the learning rate's schedule")
+    add("--stop", type=COUNT_OR_ZERO, default=0, help="end after this many of the steps")
+    add("--rows", type=COUNT, default=8, help="schemas in a batch")
+    add("--per-row", type=COUNT, default=8, help="questions behind each schema")
+    add("--lr", type=POSITIVE, help="0.02; with --model 2e-4 for LoRA, 2e-5 without")
+    add("--question-weight", type=NON_NEGATIVE, default=0.2)
+    add("--seed", type=SEED, default=0)
+    add("--device", type=resolve_device, default="auto", help="auto takes a GPU if there is one")
+    arguments = parser.parse_args(argv)
+    if arguments.stop > arguments.steps:  # where the learning rate has fallen to 0
+        parser.error("--stop: must not be above --steps")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    return exit_code(lambda: sft(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -120,7 +120,11 @@ def _published(path: str | PathLike) -> Path:
 
         return build()
     if not (root / "dataset").is_dir():
-        problem = f"it contains {_listing(root)}" if root.is_dir() else "it does not exist"
+        problem = "it does not exist"
+        if root.is_dir():
+            problem = f"it contains {_listing(root)}"
+        elif root.exists():
+            problem = "it is a file"
         raise UserError(f"{root}: a folder that contains 'dataset' is expected, but {problem}")
     return root
 
@@ -149,6 +153,8 @@ def read_questions(file: Path) -> list[tuple[str, str, str, str]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         entries = json.loads(text)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
@@ -174,6 +180,8 @@ def _problem(entry: object) -> str | None:
         if not isinstance(entry.get(field), str) or not entry[field].strip():
             problem = "is empty or not a text" if field in entry else "is missing"
             return f"cannot be used: its {field!r} {problem}"
+        if re.search("[\ud800-\udfff]", entry[field]):
+            return f"has {field!r} that is not valid Unicode (half of a surrogate pair)"
     # It becomes part of a path, which must stay inside the folder of databases.
     if not PLAIN_NAME.fullmatch(entry["db_id"]):
         return f"has db_id {entry['db_id']!r}, which is not a plain name"

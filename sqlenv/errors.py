@@ -12,10 +12,19 @@ class UserError(Exception):
     """
 
 
-def exit_code(run: Callable[[], int | None]) -> int:
-    """Runs a command and returns its exit code: 2 after a UserError, which is printed."""
+def exit_code(run: Callable[[], int | None], speaks: Callable[[], bool] = lambda: True) -> int:
+    """Runs a command and returns its exit code: 2 after a UserError, which is printed, and 130, as
+    shells have it, after Ctrl-C.
+
+    Args:
+        speaks: whether it is this process that prints the error, of several that fail by it.
+    """
     try:
         return run() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if speaks():
+            print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -114,6 +114,7 @@ def test_what_does_not_exist(root, lang, split, words):
         ('[\n{"db_id": "a", "question": "b"}]', [":2: entry 1", "'query' is missing"]),
         ('[{"db_id": "a", "question": 5, "query": "c"}]', [":1: entry 1", "'question'"]),
         ('[{"db_id": " ", "question": "b", "query": "c"}]', [":1: entry 1", "'db_id'"]),
+        ('[{"db_id": "a", "question": "\\ud800", "query": "c"}]', [":1: entry 1", "'question'"]),
         ('[{"db_id": "../a", "question": "b", "query": "c"}]', [":1: entry 1", "'../a'"]),
         ('[{"db_id": "/etc", "question": "b", "query": "c"}]', [":1: entry 1", "'/etc'"]),
         ('[{"db_id": "..", "question": "b", "query": "c"}]', [":1: entry 1", "'..'"]),
@@ -140,6 +141,8 @@ def test_not_a_dataset_folder(tmp_path):
         load_dataset(tmp_path, "de", "dev")
     with pytest.raises(UserError, match="does not exist"):
         load_dataset(tmp_path / "nowhere", "de", "dev")
+    with pytest.raises(UserError, match="it is a file"):
+        load_dataset(tmp_path / "something", "de", "dev")
 
 
 def test_by_database_keeps_the_order():

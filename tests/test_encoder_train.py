@@ -340,7 +340,7 @@ def test_command_line_trains_from_scratch_and_from_its_own_output(tmp_path, caps
     assert training.main([*options, "--output", first]) == 2
     assert "first already exists" in capsys.readouterr().err
     assert training.main([*options, "--output", str(tmp_path / "x"), "--batch-size", "0"]) == 2
-    assert "--batch-size must be at least 1" in capsys.readouterr().err
+    assert "--batch-size: must be a whole number from 1 up, not 0" in capsys.readouterr().err
 
 
 def test_the_bar_of_a_resumed_run_starts_where_it_was(tmp_path, capsys, monkeypatch):

@@ -2,8 +2,10 @@
 a resumed run, errors.
 """
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from grpo.config import ASSETS
 from grpo.evaluation.report import read_metrics
 from grpo.models import has_fast_bfloat16
 from sqlenv import EMBEDDED, load_dataset
+from sqlenv.embedded.generate import build
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -128,7 +131,7 @@ def test_evaluate_a_run_and_its_predictions_file(finished, tmp_path, capsys):
     """The saved adapter gives what the run measured, and so do the saved predictions."""
     report, predictions = tmp_path / "out.json", tmp_path / "predictions.jsonl"
     options = ["--test-suite", "--json", str(report)]
-    of_run = ["--run", str(finished), "--limit", "6", "--save-predictions", str(predictions)]
+    of_run = ["--run", str(finished), "--save-predictions", str(predictions)]
     assert evaluate.main([*of_run, *options]) == 0
     measured = json.loads(report.read_text())
     assert measured["vi"] == json.loads((finished / "summary.json").read_text())["after"]["vi"]
@@ -165,21 +168,85 @@ def broken_model(tmp_path: Path) -> str:
         (["--reward", "beauty=1"], "unknown reward"),
         (["--reward", "semantic"], "NAME=WEIGHT"),
         (["--reward", "semantic=2"], "must weigh less than execution"),
-        (["--data", "/nowhere"], "/nowhere"),
-        (["--model", "/nowhere"], "/nowhere"),
-        (["--group-size", "1"], "--group-size"),
-        (["--temperature", "0"], "--temperature"),
+        (["--data", "/nowhere"], "/nowhere: a folder that contains 'dataset' is expected, but it "),
+        (
+            ["--data", "train.py"],
+            "train.py: a folder that contains 'dataset' is expected, but it is a file",
+        ),
+        (["--model", "/nowhere"], "/nowhere: no such model directory"),
+        (["--model", "train.py"], "--model train.py: a file; --model takes a"),
+        (["--max-new-tokens", "2000"], "more than 2048"),
+        (["--reward", "nowhere.py:f=1"], "nowhere.py does not exist"),
+        (["--device", "quantum"], "--device quantum cannot be used here"),
+        (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
         (["--resume"], "--resume needs --output"),
         (["--output", "tests"], "tests exists"),
-        (["--output", "tests", "--resume"], "not the folder of a run"),
+        (["--output", "tests", "--resume"], "config.json does not exist; give the folder of a run"),
+        (["--output", "train.py"], "--output train.py exists"),
+        (["--output", "train.py/x"], "cannot write train.py/x"),
         (["--encoder", "/nowhere"], "/nowhere"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch):
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys, monkeypatch):
+    """Before a policy is loaded, and no folder is left."""
     monkeypatch.chdir(ROOT)
-    assert train.main(arguments) == 2
+    monkeypatch.setattr(train, "load_policy_with_lora", None)  # to call it would be a TypeError
+    own = {"--output", "--resume"} & {*arguments}
+    output = [] if own else ["--output", str(tmp_path / "run")]
+    assert train.main([*arguments, *output]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error.splitlines()[-1] and error.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_language_without_a_file_is_refused_before_a_policy_is_loaded(
+    tmp_path, capsys, monkeypatch
+):
+    """Though there are questions in another of the languages asked for."""
+    files = tmp_path / "dataset" / "multispider" / "with_English_value"
+    built = build()
+    shutil.copytree(built / files.relative_to(tmp_path), files)
+    (tmp_path / "dataset" / "spider").symlink_to(built / "dataset" / "spider")
+    (files / "train_ja.json").unlink()
+    monkeypatch.setattr(train, "load_policy_with_lora", None)
+    words = ["--data", str(tmp_path), "--output", str(tmp_path / "run")]
+    assert train.main([*words, "--lang", "vi,ja"]) == 2
+    assert f"{files / 'train_ja.json'}: no such file" in capsys.readouterr().err
+    monkeypatch.setattr(evaluate, "load_policy", None)
+    (files / "dev_ja.json").unlink()
+    assert evaluate.main(["--model", "m", "--data", str(tmp_path), "--lang", "ja"]) == 2
+    assert f"{files / 'dev_ja.json'}: no such file" in capsys.readouterr().err
+
+
+def interrupt(*_, **__) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_before_training_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    """While the first measurement runs: there is nothing to resume."""
+    monkeypatch.setattr(train, "evaluate_policy", interrupt)
+    assert train.main([*SMALL, "--output", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_while_measuring_at_the_end_says_how_to_resume(finished, tmp_path, monkeypatch):
+    """The handler of the training loop, which waits for the end of a step, is gone."""
+    folder = copy_of(finished, tmp_path)
+    monkeypatch.setattr(train, "evaluate_policy", interrupt)
+    output, resume = tmp_path / "output", ["--resume", "--output", str(folder)]
+    with output.open("w") as file, contextlib.redirect_stdout(file):
+        assert train.main(resume) == 130
+    assert f"resume with: python train.py {' '.join(resume)}" in output.read_text()
+    assert (folder / "checkpoint").is_dir()
+
+
+def test_ctrl_c_in_an_evaluation(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "evaluate_policy", interrupt)
+    words = ["--model", str(ASSETS / "policy"), "--lang", "vi", "--limit", "2", "--device", "cpu"]
+    assert evaluate.main([*words, "--json", str(tmp_path / "out.json")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert not list(tmp_path.iterdir())
 
 
 def test_model_without_tokenizer(tmp_path, capsys):
@@ -188,11 +255,82 @@ def test_model_without_tokenizer(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_resume_with_other_settings_is_refused(finished, capsys):
+def copy_of(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder / "copy"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--group-size", "4"], "the run in {} has other settings (group_size: 3 -> 4); leave"),
+        (["--lang", "en", "--seed", "1"], "(lang: vi -> en; seed: 0 -> 1)"),
+        (["--reward", "schema=0.1"], "'schema': 0.1"),
+        (["--recipe", "dapo"], "(recipe:  -> dapo)"),
+        (["--device", "cuda"], "(device: cpu -> cuda)"),
+        (["--steps", "3"], "--steps 3: the run in {} has 4 steps already; give more"),
+        (["--steps", "0"], "--steps 0: the run in {} has 4 steps already; give more"),
+    ],
+)
+def test_resume_with_other_settings_is_refused(finished, words, message, monkeypatch, capsys):
+    monkeypatch.setattr(train, "load_policy_with_lora", None)
     before = (finished / "metrics.jsonl").read_bytes()
-    assert train.main([*SMALL, "--steps", "9", "--output", str(finished), "--resume"]) == 2
-    assert "steps: 4 -> 9" in capsys.readouterr().err
+    assert train.main([*words, "--output", str(finished), "--resume"]) == 2
+    assert message.format(finished) in capsys.readouterr().err
     assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("unfinished", ["summary.json", "metrics.jsonl"])
+def test_a_run_that_is_not_finished_cannot_be_extended(finished, tmp_path, capsys, unfinished):
+    folder = copy_of(finished, tmp_path)
+    (folder / unfinished).unlink()
+    assert train.main(["--steps", "6", "--output", str(folder), "--resume"]) == 2
+    message = f"--steps 6: the run in {folder} has --steps 4 and is not finished; resume it without"
+    assert message in capsys.readouterr().err
+
+
+def test_a_finished_run_is_extended_and_interrupted_and_goes_on_by_itself(
+    finished, tmp_path, monkeypatch, capsys
+):
+    """Four steps become six, with all other settings as saved and --save-every, which affects no
+    result, as given. Then a checkpoint of step 4 remains, as after a kill: --resume and --output
+    alone end with the same numbers. With a warm-up over 5 steps, the rate of step t (from 0) is
+    lr x min(1, (t + 1) / 5, (steps - t) / max(1, steps - 5)): 1/5, 2/5, 3/5 and 4/5 for four steps
+    in all; for steps 4 and 5 of six it is 1 and 1.
+    """
+    folder = copy_of(finished, tmp_path)
+    state = (folder / "checkpoint" / "state.pt").read_bytes()
+    words = ["--resume", "--output", str(folder)]
+    assert train.main([*words, "--steps", "6", "--save-every", "1"]) == 0
+    assert "6 steps of 2 prompts x 3 completions" in capsys.readouterr().out
+    rows = steps_of(folder)
+    assert rows[:4] == steps_of(finished)
+    rates = [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+    assert [row["lr"] for row in rows] == pytest.approx([6e-4 * rate for rate in rates])
+    saved, old = (json.loads((f / "config.json").read_text()) for f in (folder, finished))
+    assert saved == old | {"steps": 6, "save_every": 1}
+    summary = (folder / "summary.json").read_text()
+    (folder / "checkpoint" / "state.pt").write_bytes(state)
+    (folder / "summary.json").unlink()
+    assert train.main(words) == 0
+    assert steps_of(folder) == rows
+    assert (
+        json.loads((folder / "summary.json").read_text())["after"] == json.loads(summary)["after"]
+    )
+
+
+def test_a_run_is_evaluated_on_its_own_dev_questions(finished, tmp_path):
+    """Six in Vietnamese, as by its --dev-limit; --limit, or another split, has its own number."""
+    out = tmp_path / "out.json"
+
+    def count(*words: str) -> int:
+        assert evaluate.main(["--run", str(finished), "--json", str(out), *words]) == 0
+        return json.loads(out.read_text())["vi"]["execution"]["n"]
+
+    assert count() == 6 and count("--limit", "2") == 2
+    arguments = evaluate.parse_arguments(["--run", str(finished), "--split", "train"])
+    assert evaluate.with_run(arguments).limit == 0
+    arguments = evaluate.parse_arguments(["--run", str(finished), "--limit", "0"])
+    assert evaluate.with_run(arguments).limit == 0
 
 
 @pytest.mark.parametrize(

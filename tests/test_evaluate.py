@@ -20,6 +20,7 @@ from sqlenv import ExecutionVerifier, Sandbox, UserError, load_dataset
 from sqlenv.metrics.predictions import read_predictions
 from tests.test_dataset import multispider
 
+POLICY = str(ASSETS / "policy")
 GOLD = "SELECT name FROM singer WHERE age > 30"
 ORDERED = "SELECT name FROM singer ORDER BY age LIMIT 1"
 
@@ -315,10 +316,10 @@ def test_compare_refuses_other_questions(root, tmp_path, capsys, changed, words)
 
 def test_a_run_against_its_own_predictions(tmp_path, capsys):
     run = tmp_path / "run"
-    policy = load_policy(str(ASSETS / "policy"), "cpu", "float32")
+    policy = load_policy(POLICY, "cpu", "float32")
     add_lora(policy.model, rank=2, alpha=4)
-    save_adapter(policy.model, run / "adapter", str(ASSETS / "policy"))
-    settings = {"model": str(ASSETS / "policy"), "lang": "vi", "dtype": "float32"}
+    save_adapter(policy.model, run / "adapter", POLICY)
+    settings = {"model": POLICY, "lang": "vi", "dtype": "float32"}
     (run / "config.json").write_text(json.dumps(settings))
     with_settings = evaluate.with_run(evaluate.parse_arguments(["--run", str(run)]))
     assert with_settings.dtype == "float32" and with_settings.max_new_tokens == 96
@@ -419,13 +420,28 @@ def test_corrupt_database(root, tmp_path, capsys, content):
         (["--run", "nowhere"], ["--run nowhere", "config.json does not exist"]),
         (["--compare", "nowhere", "else"], ["nowhere", "cannot read"]),
         (["--model", "m", "--lang", "xx"], ["unknown language"]),
-        (["--model", "m", "--data", "nowhere"], ["nowhere"]),
+        (["--model", "m", "--data", "nowhere"], ["nowhere", "does not exist"]),
+        (["--model", "m", "--data", "file"], ["file", "it is a file"]),
+        (["--model", "file"], ["--model file", "a file"]),
+        (
+            ["--model", POLICY, "--limit", "1", "--adapter", "file"],
+            ["file/adapter_config.json does not exist"],
+        ),
+        (
+            ["--model", POLICY, "--limit", "1", "--max-new-tokens", "2000"],
+            ["--max-new-tokens 2000 have", "more than 2048"],
+        ),
+        (["--run", "file"], ["--run file", "config.json does not exist"]),
+        (["--predictions", "."], [".: cannot read this predictions file (Is a directory)"]),
         (["--model", "m", "--json", "."], ["--json .", "cannot be written"]),
         (["--model", "m", "--encoder", "nowhere"], ["nowhere"]),
     ],
 )
 def test_bad_arguments(arguments, words, capsys, monkeypatch, tmp_path):
+    """Before a policy is loaded."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "load_policy", None)  # to call it would be a TypeError
+    (tmp_path / "file").write_text("x")
     assert evaluate.main(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and all(word in error for word in words), error
@@ -436,22 +452,24 @@ def test_damaged_run(config, tmp_path, capsys):
     (tmp_path / "config.json").write_bytes(config.encode("utf-8", "surrogatepass"))
     assert evaluate.main(["--run", str(tmp_path)]) == 2
     assert f"{tmp_path / 'config.json'}: damaged" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"model": "m", "lang": 5}')
+    assert evaluate.main(["--run", str(tmp_path)]) == 2
+    assert "lang = 5 is not understood" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "words"),
     [
-        ["--compare", "a", "a"],
-        ["--predictions", "a", "--limit", "-1"],
-        ["--compare", "a", "b", "--save-predictions", "c"],
-        ["--predictions", "a", "--adapter", "b"],
-        [],
+        (["--compare", "a", "a"], "--compare needs two different runs or files"),
+        (["--compare", "a", "b", "--save-predictions", "c"], "goes with one source, not with"),
+        (["--predictions", "a", "--adapter", "b"], "--adapter goes with --model"),
+        ([], "one of the arguments --run --model --predictions --compare is required"),
     ],
 )
-def test_options_that_do_not_go_together(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        evaluate.main(arguments)
-    assert caught.value.code == 2
+def test_options_that_do_not_go_together(arguments, words, capsys):
+    assert evaluate.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.splitlines()) == 1
 
 
 # ------------------------------------------------------------------------------------ real data

@@ -122,7 +122,7 @@ def test_the_plan_is_printed_and_nothing_is_written(capsys, tmp_path):
     text = capsys.readouterr().out
     assert "does not fit in 0.5 GiB" in text and "none, not even with --shard" in text
     assert train.main(["--plan", "-3"]) == 2
-    assert "--plan takes the GiB" in capsys.readouterr().err
+    assert "--plan: must be a number above 0, not -3" in capsys.readouterr().err
     assert train.main(["--plan", "--model", str(tmp_path)]) == 2
     assert "no config.json" in capsys.readouterr().err
 

@@ -116,3 +116,23 @@ def test_the_others_say_that_a_process_is_gone(examples, tmp_path, shard):
     error = first.communicate(timeout=240)[1]
     assert second.wait(timeout=60) == 5 and first.returncode not in (0, 5)
     assert "process 0: another process of this run has ended" in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temprature", "1"], "error: unrecognized arguments: --temprature 1"),
+        (["--model", "/nowhere"], "error: process {}: /nowhere: no such model directory"),
+    ],
+)
+def test_one_of_the_processes_says_what_is_wrong(words, message, tmp_path):
+    """In the command line, before the processes know each other, and after it. torchrun adds its
+    own report of the processes that ended.
+    """
+    output = str(tmp_path / "run")
+    done = launch(2, "train.py", *words, "--output", output, "--device", "cpu")
+    assert done.returncode == 1 and not Path(output).exists()  # torchrun's own code
+    assert re.search(r"exitcode\s*: 2\b", done.stderr), done.stderr[-3000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and any(message.format(n) in errors[0] for n in range(2)), errors
+    assert str(TESTS.parent) not in done.stderr  # no traceback of this project

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from grpo.config import Config, chosen_languages
+from grpo.config import Config, chosen_languages, parse_config, resumed_config
 from grpo.distributed.parallel import SINGLE_PROCESS
 from grpo.run import RunFolder
 from sqlenv import Example, UserError
@@ -108,9 +108,50 @@ def test_a_run_that_ended_before_it_began_is_not_in_the_way(tmp_path):
     killed = RunFolder(Config(), SINGLE_PROCESS, str(tmp_path / "run"), False)
     killed.usable_questions(QUESTIONS, left_out([]))
     killed.lock.close()
-    assert open_folder(tmp_path / "run").path == tmp_path / "run"
+    begun = open_folder(tmp_path / "run")
+    assert begun.path == tmp_path / "run"
+    (begun.path / "before.json").write_text("[]")
     with pytest.raises(UserError, match="exists; add --resume"):
         open_folder(tmp_path / "run")
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    """One with only a config.json, such as a model's, is not that of a run which never began."""
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="exists; add --resume"):
+        RunFolder(Config(), SINGLE_PROCESS, str(tmp_path), False)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_resume_that_fails_leaves_the_folder(tmp_path):
+    """Even that of a run that was killed before it had measured anything."""
+    open_folder(tmp_path / "run").lock.close()
+    with pytest.raises(KeyError), RunFolder(Config(), SINGLE_PROCESS, str(tmp_path / "run"), True):
+        raise KeyError
+    assert (tmp_path / "run" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reward": []}, "reward = [] is not understood"),
+        ({"lr": "fast"}, "lr = 'fast' is not understood"),
+        ({"of_tomorrow": 1}, "unknown settings: of_tomorrow"),
+    ],
+)
+def test_settings_that_are_not_understood_are_refused(tmp_path, settings, message):
+    saved = Config().to_dict() | settings
+    (tmp_path / "config.json").write_text(json.dumps(saved), "utf-8")
+    with pytest.raises(UserError) as caught:
+        resumed_config(tmp_path, {})
+    assert str(caught.value) == f"{tmp_path / 'config.json'}: {message}"
+
+
+def test_settings_of_an_older_version_have_the_defaults(tmp_path):
+    saved = Config(lr=1).to_dict()
+    del saved["reward_timeout"]
+    (tmp_path / "config.json").write_text(json.dumps(saved), "utf-8")
+    assert resumed_config(tmp_path, {"micro_batch": 2}) == Config(lr=1, micro_batch=2)
 
 
 def test_questions_are_left_out_once_and_for_all(tmp_path):
@@ -142,3 +183,19 @@ def test_a_run_needs_a_question(tmp_path):
 
 def test_the_order_of_languages_does_not_matter():
     assert chosen_languages("vi,en") == chosen_languages("en,vi,en") == ["en", "vi"]
+
+
+@pytest.mark.parametrize("more", [[], ["--recipe", "dapo"], ["--beta", "0.1", "--lr", "1e-3"]])
+def test_options_that_agree_with_the_run_may_be_repeated(tmp_path, more):
+    """All, some or none of them; a recipe's own settings do not stand against those given to the
+    run beside it.
+    """
+    words = ["--recipe", "dapo", "--beta", "0.1", "--reward", "semantic=0.1", "--lr", "1e-3"]
+    config, _ = parse_config("", words)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()), "utf-8")
+    resume = ["--resume", "--output", str(tmp_path)]
+    for given in (words, more, [*more, "--reward", "semantic=0.1", "--device", "auto"]):
+        assert parse_config("", [*given, *resume])[0] == config
+    assert parse_config("", [*resume, "--save-every", "7"])[0] == replace(config, save_every=7)
+    with pytest.raises(UserError, match=r"has other settings \(beta: 0.1 -> 0.2\)"):
+        parse_config("", [*resume, "--beta", "0.2"])

@@ -1,10 +1,9 @@
 """The output of an encoder's evaluation: Markdown tables and a plot."""
 
-import os
 from pathlib import Path
 
 from encoder.batches import KINDS
-from sqlenv import LANGUAGES, UserError
+from sqlenv import LANGUAGES
 from sqlenv.files import write_file
 from sqlenv.metrics.tables import Rows, markdown_table, share_cell
 
@@ -182,12 +181,3 @@ def plot_calibration(axis, calibration: dict) -> None:
             fontsize=9,
         )
     axis.grid(alpha=0.2)
-
-
-def check_writable(outputs: dict[str, str | None]) -> None:
-    """Raises UserError for an option's path that cannot be written, before anything is computed."""
-    for option, path in outputs.items():
-        if path:
-            folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
-            if Path(path).is_dir() or not os.access(folder, os.W_OK):
-                raise UserError(f"{option} {path}: cannot be written")

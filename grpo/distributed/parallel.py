@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from encoder.device import check_device
 from grpo.distributed.lockstep import Lockstep
 from sqlenv.errors import UserError
 
@@ -116,6 +117,16 @@ def is_connection_error(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
+def is_first_to_fail() -> bool:
+    """Whether no other process that torchrun started for this run has failed before. The first one
+    says why: the others mostly fail by the same error, or by its end.
+    """
+    if not dist.is_torchelastic_launched():
+        return True
+    store, _, _ = next(dist.rendezvous("env://"))
+    return store.add("grpo/failed", 1) == 1
+
+
 @contextmanager
 def open_distributed(device: str):
     """The processes that torchrun started, or this one alone. All but the main process print
@@ -125,14 +136,17 @@ def open_distributed(device: str):
         ``Distributed``, and the device of this process.
 
     Raises:
-        UserError: another process has ended.
+        UserError: the device cannot be used, or another process has ended.
     """
     if "RANK" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+        check_device(device)
         yield SINGLE_PROCESS, device
         return
     distributed = Distributed(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
+    check_device(device)
+    if device.startswith("cuda"):
         torch.cuda.set_device(device)
     with ExitStack() as stack:
         if not distributed.is_main:

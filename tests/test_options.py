@@ -1,0 +1,204 @@
+"""Options: the range of each number, paths that cannot be written, Ctrl-C; each one line."""
+
+import signal
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+
+import evaluate
+from encoder import evaluate as encoder_evaluate
+from encoder import train as encoder_train
+from encoder.device import check_device, resolve_device
+from grpo import sft
+from grpo.config import Config, parse_config
+from sqlenv import UserError
+from sqlenv.errors import exit_code
+from sqlenv.options import COUNT, COUNT_OR_ZERO, SEED, OptionParser, Range, check_writable
+
+COMMANDS = {
+    "train": lambda words: parse_config("", words),
+    "evaluate": evaluate.parse_arguments,
+    "grpo.sft": sft.parse_arguments,
+    "encoder.train": encoder_train.parse_arguments,
+    "encoder.evaluate": encoder_evaluate.parse_arguments,
+}
+NEEDED = {
+    "evaluate": ["--model", "m"],
+    "grpo.sft": ["--output", "o"],
+    "encoder.train": ["--output", "o"],
+}
+
+
+def parser_of(command: str) -> OptionParser:
+    """The parser that a command makes."""
+    made = []
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StopIteration):
+        patch.setattr(
+            OptionParser, "parse_args", lambda self, _: made.append(self) or next(iter([]))
+        )
+        COMMANDS[command]([])
+    return made[0]
+
+
+NUMBERS = [
+    (command, action.option_strings[0])
+    for command in COMMANDS
+    for action in parser_of(command)._actions
+    if isinstance(action.type, Range) or action.type in (int, float)
+]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "inside", "outside"),
+    [
+        (COUNT, [1, 96, 2**31 - 1], [0, -1, 2**31, float("nan")]),
+        (COUNT_OR_ZERO, [0, 1], [-1]),
+        (SEED, [0, 2**32 - 1], [-1, 2**32, 5000000000]),
+        (Range(float, 0), [0, 1e300], [-1e-9, float("inf"), float("nan")]),
+        (Range(float, 0, above=True), [1e-9], [0, float("inf"), float("nan")]),
+        (Range(float, 0, 1), [0, 0.5, 1], [1.5]),
+        (Range(int, 64, multiple_of=64), [64, 320], [0, 63, 65]),
+    ],
+)
+def test_ranges_by_hand(numbers, inside, outside):
+    assert [number in numbers for number in inside + outside] == (
+        [True] * len(inside) + [False] * len(outside)
+    )
+
+
+@pytest.mark.parametrize(("command", "option"), NUMBERS)
+def test_every_number_has_a_range(command, option):
+    """NaN, infinity, no number, and a number that is too large or too small are one line, which
+    names the option; the number at each end of the range is taken.
+    """
+    (numbers,) = (a.type for a in parser_of(command)._actions if option in a.option_strings)
+    wrong = ["nan", "inf", "-inf", "x", "", "-1", "-1e-9"]
+    wrong += [str(10**30), "1.5"] if numbers.kind is int else []
+    for word in wrong:
+        with pytest.raises(UserError, match=f"^{option}: must be .*, not {word}") as caught:
+            COMMANDS[command]([*NEEDED.get(command, []), f"{option}={word}"])
+        assert "\n" not in str(caught.value)
+    high = numbers.high or (2**31 - 64 if numbers.kind is int else sys.float_info.max)
+    for number in [high] + [numbers.low] * (not numbers.above):
+        assert numbers(str(number)) == number
+
+
+def test_there_are_numbers_in_every_command():
+    assert {command for command, _ in NUMBERS} == set(COMMANDS)
+    ranged = [f.name for f in fields(Config) if type(f.default) in (int, float)]
+    assert len([command for command, _ in NUMBERS if command == "train"]) == len(ranged) + 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temprature", "1"], "unrecognized arguments: --temprature 1"),
+        (["--kl", "k9"], "--kl: invalid choice: 'k9'"),
+        (["--lora-alpha", "0"], "--lora-alpha: must be a number above 0, not 0"),
+        (["--seed", "5000000000"], "--seed: must be a whole number from 0 to 4294967295, not 5"),
+        (["--group-size", "1"], "--group-size: must be a whole number from 2 up, not 1"),
+        (["--steps"], "--steps: expected one argument"),
+        (["--plan", "0"], "--plan: must be a number above 0, not 0"),
+        (["--reward", "execution=nan"], "--reward execution=nan: a weight must be a number"),
+        (["--lang", ""], "--lang '': unknown language"),
+    ],
+)
+def test_a_wrong_option_is_one_line(words, message):
+    with pytest.raises(UserError) as caught:
+        parse_config("", words)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_settings_that_are_not_given_as_options_are_checked_too():
+    with pytest.raises(UserError, match="--temperature: must be a number from 0.01 up, not nan"):
+        Config(temperature=float("nan")).check()
+
+
+def test_the_end_of_sft_is_not_after_its_schedule():
+    with pytest.raises(UserError, match="--stop: must not be above --steps"):
+        sft.parse_arguments(["--output", "o", "--steps", "5", "--stop", "6"])
+
+
+# ------------------------------------------------------------------------------------ paths
+
+
+def test_what_can_be_written(tmp_path):
+    """A file that is in a folder's place, and a folder that is in a file's, are told apart."""
+    (tmp_path / "file").write_text("x")
+    check_writable("--json", tmp_path / "file")
+    check_writable("--json", tmp_path / "new" / "folder" / "file")
+    with pytest.raises(UserError, match=f"^--json {tmp_path}: cannot be written, it is a folder"):
+        check_writable("--json", tmp_path)
+    for path in ("file/x", "file/x/y"):
+        with pytest.raises(UserError, match=f"cannot be written, {tmp_path}/file is not a folder"):
+            check_writable("--json", tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (evaluate.main, ["--model", "m", "--json"]),
+        (evaluate.main, ["--predictions", "p", "--save-predictions"]),
+        (sft.main, ["--output"]),
+        (encoder_train.main, ["--output"]),
+        (encoder_evaluate.main, ["--json"]),
+        (encoder_evaluate.main, ["--plot"]),
+    ],
+)
+def test_an_output_below_a_file_is_refused_at_the_start(main, words, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert main([*words, str(tmp_path / "file" / "x")]) == 2
+    error = capsys.readouterr().err
+    assert "file is not a folder" in error and len(error.splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------------ devices
+
+
+@pytest.mark.parametrize("name", ["quantum", "", "cuda:99", "meta", "cpu:x"])
+def test_a_device_that_cannot_be_used(name):
+    with pytest.raises(UserError, match=f"^--device {name} cannot be used here: .*") as caught:
+        check_device(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_devices_that_can_be_used():
+    check_device("cpu")
+    check_device(resolve_device("auto"))
+    assert resolve_device("cpu") == "cpu"
+    assert resolve_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (evaluate.main, ["--model", "m"]),
+        (sft.main, ["--output", "new"]),
+        (encoder_train.main, ["--output", "new"]),
+        (encoder_evaluate.main, []),
+    ],
+)
+def test_a_wrong_device_is_refused_at_the_start(main, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--device", "quantum"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --device quantum cannot be used here")
+    assert len(error.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------ exit codes
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(capsys):
+    assert exit_code(lambda: signal.raise_signal(signal.SIGINT)) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_of_several_processes_one_speaks(capsys):
+    def fail() -> None:
+        raise UserError("no")
+
+    assert exit_code(fail) == exit_code(fail, lambda: False) == 2
+    assert capsys.readouterr().err == "error: no\n"
