@@ -4,7 +4,6 @@ its weights, the tokenizer, and a model card.
     python -m grpo.merge runs/vi-1 my-model
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from grpo.lora import merge_lora, update_kept
 from grpo.models import load_policy
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_directory
+from sqlenv.options import OptionParser, check_writable
 
 CARD = """\
 ---
@@ -57,6 +57,7 @@ def merge(run: Path, output: Path, dtype: str) -> None:
     """Raises UserError if the run is not finished or ``output`` exists."""
     if output.exists():
         raise UserError(f"{output} exists; name another folder or remove it")
+    check_writable("output", output)
     text, base = card(run, output.name), read(run / "config.json")["model"]
     torch_dtype = getattr(torch, dtype)
     policy = load_policy(base, "cpu", "float32")  # the sum is rounded once
@@ -74,16 +75,13 @@ def merge(run: Path, output: Path, dtype: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OptionParser(__doc__)
     parser.add_argument("run", type=Path, help="folder that train.py wrote")
     parser.add_argument("output", type=Path, help="new model directory")
     parser.add_argument(
         "--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"], help="of weights"
     )
-    arguments = parser.parse_args(argv)
-    return exit_code(lambda: merge(arguments.run, arguments.output, arguments.dtype))
+    return exit_code(lambda: merge(**vars(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

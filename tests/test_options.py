@@ -11,7 +11,7 @@ import evaluate
 from encoder import evaluate as encoder_evaluate
 from encoder import train as encoder_train
 from encoder.device import check_device, resolve_device
-from grpo import sft
+from grpo import merge, sft
 from grpo.config import Config, parse_config
 from sqlenv import UserError
 from sqlenv.errors import exit_code
@@ -142,6 +142,7 @@ def test_what_can_be_written(tmp_path):
         (evaluate.main, ["--model", "m", "--json"]),
         (evaluate.main, ["--predictions", "p", "--save-predictions"]),
         (sft.main, ["--output"]),
+        (merge.main, ["run"]),
         (encoder_train.main, ["--output"]),
         (encoder_evaluate.main, ["--json"]),
         (encoder_evaluate.main, ["--plot"]),
