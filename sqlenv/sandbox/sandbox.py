@@ -34,6 +34,7 @@ MAX_SQL = 100_000  # bytes of UTF-8 in a query
 KILL_DELAY = 0.5  # seconds after the timeout in which a worker can stop a query itself
 START_TIMEOUT = 60.0  # seconds in which a worker must start, on a machine under load
 CHUNK_SIZE = 32  # queries in one message to a worker
+STOPPED = ("denied", "timeout", "too_large")  # statuses of queries that SQLite itself might run
 WORKER = Path(__file__).with_name("worker.py")
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,9 @@ class Execution:
     """The result of one query.
 
     Attributes:
-        status: "ok", "error" (SQLite rejects it), "denied" (it does more than read, or is not
-            deterministic), "timeout" or "too_large" (its text, its result or its memory).
+        status: "ok", "error" (SQLite rejects it), "denied" (it does more than read, reads SQLite's
+            own tables, or depends on more than the data), "timeout" or "too_large" (its text, its
+            nesting, its result or its memory).
         columns: names of the result's columns; () unless ok.
         rows: tuples of None, int, float, str and bytes; [] unless ok.
         error: one line of explanation; None if ok.

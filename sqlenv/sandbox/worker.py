@@ -8,9 +8,9 @@ system limits memory, CPU time and written files. The parent kills the process i
 to stop a query in time.
 
 Some queries that SQLite would run are denied: those on virtual tables other than JSON's, and on
-views that call a function which SQLite does not trust in a schema: the replaced ones (date functions
-and printf) and, in older versions, JSON's. docs/evaluation.md gives the reason for each number in
-LIMITS and for each function.
+views that call a function which SQLite does not trust in a schema: the replaced ones (date
+functions and printf) and, in older versions, JSON's. docs/evaluation.md gives the reason for each
+number in LIMITS and for each function.
 """
 
 import functools
