@@ -96,6 +96,7 @@ class Database:
         # A cached statement would bypass the authorizer.
         self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
         self.connection.text_factory = decode
+        allow_double_quotes(self.connection)
         for pragma in PRAGMAS:
             self.connection.execute(f"PRAGMA {pragma}")
         names = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
@@ -261,7 +262,10 @@ class Server:
         self.databases = OrderedDict()
         self.functions = sqlite3.connect(":memory:", isolation_level=None)
         self.functions.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, self.max_bytes)
-        self.missing_limits = limit_heap(self.functions, memory_mb) + limit_process(memory_mb)
+        self.missing = (
+            missing_features(self.functions),
+            limit_heap(self.functions, memory_mb) + limit_process(memory_mb),
+        )
 
     def database(self, uri, version):
         """The connection to a version of a file; a file replaced since is opened again."""
@@ -302,6 +306,23 @@ class Server:
                 flushed = now
             if last:
                 break
+
+
+def allow_double_quotes(connection):
+    """Makes SQLite read "France" as a text where no column has that name, as is its default."""
+    if hasattr(connection, "setconfig"):  # from Python 3.12 on
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DML, True)
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DDL, True)
+
+
+def missing_features(connection):
+    """Returns [what gold queries need and this SQLite lacks]."""
+    allow_double_quotes(connection)
+    try:
+        connection.execute('SELECT "France"')
+    except sqlite3.OperationalError:
+        return ['text in double quotes, as in country = "France" (Python 3.12 can switch it on)']
+    return []
 
 
 def limit_heap(connection, memory_mb):
@@ -367,7 +388,7 @@ def main():
     """Answers chunks of queries until the parent closes the pipe or dies."""
     pipe_in, pipe_out = sys.stdin.buffer, sys.stdout.buffer
     server = Server(receive(pipe_in))
-    send(pipe_out, server.missing_limits)
+    send(pipe_out, server.missing)
     pipe_out.flush()
     while (chunk := receive(pipe_in)) is not None:
         server.serve(chunk, pipe_out)
