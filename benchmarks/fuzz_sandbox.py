@@ -39,17 +39,20 @@ TOKEN = re.compile(r"\s+|\w+|'[^']*'|.", re.DOTALL)
 
 VALUES = """NULL 0 1 -1 2 0.5 1e308 9e999 9223372036854775807 -9223372036854775808 1e-320 0x7f
     99999999999999999999 '' 'a' 'now' 'localtime' '%' '%9999999d' '%.*f' x'' x'00ff' x'6e6f77'
-    'O''Hara' "France" 'file:copy?mode=rwc'""".split()
+    'O''Hara' "France" 'file:copy?mode=rwc' '[1,{"a":[null,"x"]}]' '$[1].a' '$[#-1]'""".split()
 FUNCTIONS = """abs/1 avg/1 ceil/1 char/2 coalesce/2 count/1 date/1 date/2 datetime/2 exp/1
     format/2 glob/2 group_concat/2 hex/1 ifnull/2 iif/3 instr/2 julianday/1 length/1 like/2 like/3
     likely/1 ln/1 lower/1 ltrim/2 max/1 max/3 min/1 nullif/2 pow/2 printf/2 printf/3 quote/1
     replace/3 round/2 strftime/2 substr/3 sum/1 time/1 total/1 trim/2 typeof/1 unicode/1
-    unixepoch/1 upper/1""".split()
+    unixepoch/1 upper/1 zeroblob/1 json/1 json_array/2 json_extract/2 json_group_array/1
+    json_group_object/2 json_object/2 json_patch/2 json_quote/1 json_remove/2 json_set/3 json_type/1
+    json_valid/1""".split()
 WINDOWS = """cume_dist() rank() row_number() ntile({e}) lag({e}) first_value({e}) nth_value({e},2)
     sum({e}) count(*) group_concat({e})""".split()
 # Denied, or long in time or space.
-RARE = """? :a (1,2) random() current_timestamp load_extension({e}) zeroblob({e}) randomblob({e})
-    fts3_tokenizer({e}) last_insert_rowid() changes() sqlite_version() json({e}) nosuchfunction({e})
+RARE = """? :a (1,2) random() current_timestamp load_extension({e}) subtype({e}) randomblob({e})
+    fts3_tokenizer({e}) last_insert_rowid() changes() sqlite_version() jsonb({e})
+    nosuchfunction({e})
     date() strftime({e}) printf('%.*c',9e8,'x') printf('%.3000000c','a') max(*) count(DISTINCT*)
     hex(hex(printf('%.2000000c','x'))) replace(printf('%.9999c','a'),'a',printf('%.9999c','b'))
     instr(printf('%.2000000c','a'),printf('%.1000000c','a')||'b')""".split()
@@ -62,7 +65,7 @@ RARE += [
 TABLES = """sqlite_master sqlite_schema sqlite_temp_master sqlite_sequence sqlite_stat1 dbstat c n
     pragma_database_list pragma_table_info('x') json_each('[1]') json_tree sqlite_stmt nowhere
     generate_series(1,9) fts3tokenize main.sqlite_master temp.x""".split()
-OPERATORS = """+ - * / % || = == <> < <= > >= AND OR IS LIKE GLOB & | << >>""".split()
+OPERATORS = """+ - * / % || = == <> < <= > >= AND OR IS LIKE GLOB & | << >> -> ->>""".split()
 OPERATORS += ["IS NOT", "NOT LIKE", "IS DISTINCT FROM"]
 STATEMENTS = [
     "INSERT INTO {t} {q}",

@@ -10,6 +10,7 @@ import torch
 from grpo.config import Config, chosen_languages
 from sqlenv import Example, ExecutionVerifier, UserError, load_dataset
 from sqlenv.files import write_json
+from sqlenv.sandbox.sandbox import STOPPED
 
 
 def load_questions(config: Config) -> tuple[list[Example], list[Example]]:
@@ -22,12 +23,15 @@ def load_questions(config: Config) -> tuple[list[Example], list[Example]]:
     return train[: config.examples], dev
 
 
-def without_result(questions: list[Example], verifier: ExecutionVerifier) -> list[int]:
-    """The indices of questions whose gold query fails or returns no row: empty equals empty, so
-    they would reward junk.
+def without_result(questions: list[Example], verifier: ExecutionVerifier) -> dict:
+    """{"left_out": the indices of questions whose gold query fails or returns no row (empty equals
+    empty, so they would reward junk), "stopped": how many of them the sandbox refuses or stops}
     """
     gold = verifier.run_gold(questions)
-    return [i for i, result in enumerate(gold) if result.status != "ok" or not result.rows]
+    return {
+        "left_out": [i for i, run in enumerate(gold) if run.status != "ok" or not run.rows],
+        "stopped": sum(run.status in STOPPED for run in gold),
+    }
 
 
 def hash_of(questions: list[Example]) -> str:
@@ -41,7 +45,7 @@ def hash_of(questions: list[Example]) -> str:
 
 def decide_left_out(
     path: Path, questions: list[Example], verifier: ExecutionVerifier, *, resume: bool
-) -> list[int]:
+) -> dict:
     """``without_result``, written to ``path``; with ``resume`` what was written there.
 
     Raises:
@@ -49,16 +53,16 @@ def decide_left_out(
     """
     digest = hash_of(questions)
     if not resume or not path.is_file():
-        decided = {"hash": digest, "left_out": without_result(questions, verifier)}
+        decided = {"hash": digest, **without_result(questions, verifier)}
         write_json(path, decided)
-        return decided["left_out"]
+        return decided
     decided = json.loads(path.read_text(encoding="utf-8"))
     if decided["hash"] != digest:
         raise UserError(
             "--resume: --data has other training questions than when the run was started "
             f"({path}); start a new run"
         )
-    return decided["left_out"]
+    return decided
 
 
 class QuestionStream:

@@ -17,6 +17,7 @@ import json
 import shlex
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +32,13 @@ from grpo.checkpoint import load_training_state, save_adapter, training_state
 from grpo.config import Config, read_settings
 from grpo.distributed.parallel import Distributed
 from grpo.evaluation import report
-from grpo.evaluation.measure import Prediction, failed_gold, prediction_rows, summarize
+from grpo.evaluation.measure import (
+    Prediction,
+    failed_gold,
+    prediction_rows,
+    stopped_gold,
+    summarize,
+)
 from grpo.questions import decide_left_out
 from grpo.trainer import Trainer
 from sqlenv import Example, ExecutionVerifier, UserError, paired_difference
@@ -135,11 +142,12 @@ class RunFolder:
         Raises:
             UserError: no question is left, or the resumed run was trained on others.
         """
-        left_out = None
+        decided = None
         if self.distributed.is_main:
             path = self.path / QUESTIONS
-            left_out = decide_left_out(path, questions, verifier, resume=self.resume)
-        left_out = set(self.distributed.all_gather(left_out)[0])
+            decided = decide_left_out(path, questions, verifier, resume=self.resume)
+        decided = self.distributed.all_gather(decided)[0]
+        left_out = set(decided["left_out"])
         useful = [e for i, e in enumerate(questions) if i not in left_out]
         if not useful:
             raise UserError(
@@ -149,6 +157,8 @@ class RunFolder:
         if left_out:
             message = f"left out {len(left_out)} of {len(questions)} training questions"
             print(f"{message}: gold fails or returns no row")
+        if decided["stopped"]:
+            print(f"of these the sandbox refuses or stops {decided['stopped']}")
         return useful
 
     def measure_before(self, measure: Callable[[str], list[Prediction]]) -> list[Prediction]:
@@ -281,6 +291,8 @@ def summary_of(before: list[Prediction], after: list[Prediction], seconds: float
         "parts": before_and_after(old, new, "part") if old else {},
         "seconds": round(seconds, 1),
         "failed_gold": failed_gold(before),
+        "stopped_gold": stopped_gold(before),
+        "sqlite": sqlite3.sqlite_version,
     }
 
 

@@ -30,6 +30,7 @@ class Example:
     """A question in one language, with its database and the gold SQL that answers it.
 
     Attributes:
+        db_path: made absolute, so that results that are kept by it stay right after ``chdir``.
         part: of its split, where the dataset names parts: results are also reported by part.
     """
 
@@ -39,6 +40,9 @@ class Example:
     gold_sql: str
     db_path: Path
     part: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "db_path", Path(self.db_path).absolute())
 
 
 def load_dataset(path: str | PathLike, lang: str, split: str) -> list[Example]:

@@ -90,9 +90,40 @@ def read_only_uri(path: str | os.PathLike) -> str:
     """The URI that opens a SQLite file read-only.
 
     With ``immutable`` SQLite takes no lock and writes no journal beside the file, so that databases
-    on a read-only disk can be opened.
+    on a read-only disk can be opened. It does not read a journal either, so a file whose changes
+    are still in one is refused.
+
+    Raises:
+        UserError: the file is missing, or a journal beside it has changes.
     """
-    return f"file:{quote(os.fsencode(os.path.abspath(path)))}?mode=ro&immutable=1"
+    name = os.fsdecode(path)
+    try:
+        real = os.path.realpath(name)  # where SQLite looks for journals
+        os.stat(real)
+        journals = [real + suffix for suffix in ("-wal", "-journal") if _in_use(real + suffix)]
+    except (OSError, ValueError) as error:  # ValueError: characters that no file name has
+        reason = error.strerror if isinstance(error, OSError) else "not a possible path"
+        raise UserError(f"{_printable(name)}: cannot open this database ({reason})") from error
+    if journals:
+        raise UserError(
+            f"{_printable(journals[0])}: has changes that {_printable(name)} lacks; end the "
+            "program that writes to it, then apply them: sqlite3 FILE 'PRAGMA user_version; "
+            "PRAGMA journal_mode=DELETE'"
+        )
+    return f"file:{quote(os.fsencode(real))}?mode=ro&immutable=1"
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
+
+
+def _in_use(journal: str) -> bool:
+    """Whether a journal has content. When it is done, SQLite deletes, truncates or zeroes it."""
+    try:
+        with open(journal, "rb") as file:
+            return file.read(1) not in (b"", b"\0")
+    except FileNotFoundError:
+        return False
 
 
 def cache_folder(name: str) -> Path:

@@ -5,6 +5,7 @@ names with spaces, text that is not valid UTF-8. Everything readable is read. Re
 tables and columns are left out, since SQL that uses them fails.
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -58,24 +59,19 @@ def load_schema(db_path: str | os.PathLike) -> Schema:
     """Returns the schema of a SQLite file; it is cached until the file changes.
 
     Raises:
-        UserError: the file is missing or is not a SQLite database.
+        UserError: the file is missing, is not a SQLite database, or has changes in a journal.
     """
+    uri, status = read_only_uri(db_path), os.stat(db_path)
     try:
-        status = os.stat(db_path)
-    except OSError as error:
-        raise UserError(f"{db_path}: cannot open this database ({error.strerror})") from error
-    return _load_schema(os.path.abspath(db_path), status.st_mtime_ns, status.st_size)
+        return _load_schema(uri, status.st_mtime_ns, status.st_size)
+    except sqlite3.Error as error:
+        raise UserError(f"{db_path}: cannot be read as a SQLite database ({error})") from error
 
 
 @functools.lru_cache(maxsize=1024)
-def _load_schema(path: str, _mtime: int, _size: int) -> Schema:
-    connection = open_read_only(path)
-    try:
+def _load_schema(uri: str, _mtime: int, _size: int) -> Schema:
+    with contextlib.closing(_connect(uri)) as connection:
         return read_schema(connection)
-    except sqlite3.Error as error:
-        raise UserError(f"{path}: cannot be read as a SQLite database ({error})") from error
-    finally:
-        connection.close()
 
 
 def read_schema(connection: sqlite3.Connection) -> Schema:
@@ -93,9 +89,13 @@ def open_read_only(path: str | os.PathLike) -> sqlite3.Connection:
         UserError: the file cannot be opened.
     """
     try:
-        connection = sqlite3.connect(read_only_uri(path), uri=True)
+        return _connect(read_only_uri(path))
     except sqlite3.Error as error:
         raise UserError(f"{path}: cannot be read as a SQLite database ({error})") from error
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True)
     connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
     return connection
 
@@ -136,7 +136,7 @@ def sample_values(db_path: str | os.PathLike, count: int) -> dict[tuple[str, str
         UserError: as in ``load_schema``.
     """
     schema, values = load_schema(db_path), {}
-    connection = open_read_only(os.path.abspath(db_path))
+    connection = open_read_only(db_path)
     try:
         for table in schema.tables:
             source = quote_name(table.name)

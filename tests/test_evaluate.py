@@ -69,6 +69,7 @@ def prediction(right, lang="en", question="?", gold=GOLD, **changed):
     return Prediction("pop", question, lang, gold, **fields)
 
 
+ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
 PREDICTED = [  # SQL, class of error
     (GOLD, None),
     ("SELECT name FROM singer WHERE age >= 40\n\n -- in paragraphs", None),
@@ -82,10 +83,7 @@ PREDICTED = [  # SQL, class of error
     ("SELECT name FROM singers", "missing table"),
     ("SELECT max(name, 1) OVER () FROM singer", "other error"),
     ("DELETE FROM singer", "denied"),
-    (
-        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n",
-        "timeout",
-    ),
+    (ENDLESS, "timeout"),
     (f"SELECT '{'x' * 100_000}'", "too large"),
     ("SELECT name FROM singer", "wrong result"),
     ("SELECT age FROM singer", "wrong result"),

@@ -163,6 +163,18 @@ def test_questions_are_left_out_once_and_for_all(tmp_path):
     assert again.usable_questions(QUESTIONS, left_out([])) == [QUESTIONS[0], QUESTIONS[2]]
 
 
+def test_gold_that_the_sandbox_stops_is_counted_apart(tmp_path, capsys):
+    """Of three questions without a result, one has broken gold, and two golds are stopped."""
+    results = [
+        SimpleNamespace(status=status, rows=[(1,)] if status == "ok" else [])
+        for status in ("ok", "timeout", "error", "too_large")
+    ]
+    verifier = SimpleNamespace(run_gold=lambda questions: results)
+    assert open_folder(tmp_path / "run").usable_questions(QUESTIONS, verifier) == QUESTIONS[:1]
+    shown = capsys.readouterr().out
+    assert "left out 3 of 4" in shown and "of these the sandbox refuses or stops 2" in shown
+
+
 @pytest.mark.parametrize(
     "others",
     [QUESTIONS[:3], QUESTIONS[::-1], [replace(QUESTIONS[0], gold_sql="SELECT 9"), *QUESTIONS[1:]]],

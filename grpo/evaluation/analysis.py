@@ -5,13 +5,14 @@ A question and its translations are not independent. They share their gold query
 draws all questions of a gold query together.
 """
 
+import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from grpo.evaluation.measure import Prediction, failed_gold, measured, summarize
+from grpo.evaluation.measure import Prediction, failed_gold, measured, stopped_gold, summarize
 from sqlenv import UserError, canonical_sql, paired_difference
 from sqlenv.metrics.bootstrap import resampled_means, summary
 from sqlenv.metrics.hardness import LEVELS, hardness
@@ -44,6 +45,8 @@ def full_report(predictions: list[Prediction]) -> dict:
     report["parts"][part][metric]                     the same, where the questions have parts
     report["errors"][class]     {"n", "lang": {lang: n}, "examples": up to three predictions}
     report["failed_gold"]       {lang: n}, questions left out of all of these
+    report["stopped_gold"]      {lang: {status: n}}, those whose gold the sandbox refuses or stops
+    report["sqlite"]            the version of SQLite that ran the queries
     """
     counted, metrics = [p for p in predictions if p.gold_ok], measured(predictions)
     values = [[getattr(prediction, metric) for metric in metrics] for prediction in counted]
@@ -63,6 +66,8 @@ def full_report(predictions: list[Prediction]) -> dict:
         "parts": {part: mean.intervals(metrics) for part, mean in by_part.items() if part},
         "errors": errors(counted),
         "failed_gold": failed_gold(predictions),
+        "stopped_gold": stopped_gold(predictions),
+        "sqlite": sqlite3.sqlite_version,
     }
 
 

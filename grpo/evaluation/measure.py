@@ -8,7 +8,7 @@ encoder. `analysis.py` derives tables from the predictions.
                 encoder the SQL is more likely right than wrong
 
 A question whose gold query fails has no answer to compare with: it is left out of every share and
-counted separately.
+counted separately. Gold that the sandbox refuses or stops is not broken, and is counted as such.
 """
 
 from collections import Counter
@@ -32,6 +32,7 @@ from sqlenv import (
     load_suite,
     share,
 )
+from sqlenv.sandbox.sandbox import STOPPED
 
 METRICS = ("valid", "execution", "test_suite", "semantic")
 NO_SQL = Execution("no SQL")
@@ -48,6 +49,7 @@ class Prediction:
         error: the execution's error message, in one line.
         test_suite: None if not requested.
         part: the example's.
+        gold_status: of gold's execution; "" in runs of earlier versions.
     """
 
     db_id: str
@@ -63,6 +65,7 @@ class Prediction:
     error: str | None = None
     test_suite: bool | None = None
     part: str = ""
+    gold_status: str = ""
 
 
 def generate(
@@ -153,6 +156,7 @@ def score(
             status=(verdict.execution or NO_SQL).status,
             error=(verdict.execution or NO_SQL).error,
             part=example.part,
+            gold_status=gold[i].status,
         )
         for i, (example, verdict) in enumerate(zip(examples, verdicts))
     ]
@@ -203,6 +207,15 @@ def summarize(predictions: list[Prediction], by: str = "lang") -> dict:
 def failed_gold(predictions: list[Prediction]) -> Counter:
     """How many questions of each language are left out because their gold query fails."""
     return Counter(prediction.lang for prediction in predictions if not prediction.gold_ok)
+
+
+def stopped_gold(predictions: list[Prediction]) -> dict[str, Counter]:
+    """Of these, how many in each language the sandbox refuses or stops, by status."""
+    counts: dict[str, Counter] = {}
+    for prediction in predictions:
+        if prediction.gold_status in STOPPED:
+            counts.setdefault(prediction.lang, Counter())[prediction.gold_status] += 1
+    return counts
 
 
 def prediction_rows(predictions: list[Prediction]) -> list[dict]:

@@ -153,16 +153,20 @@ def before_after_table(summary: dict) -> str:
 
 
 def notes(reports: dict[str, dict]) -> Iterator[str]:
-    """What the shares leave out."""
+    """What the shares leave out, and what ran the SQL."""
     for name, report in reports.items():
         for lang, count in report["failed_gold"].items():
-            yield f"{name}: {lang}: left out {count} questions whose gold query fails"
+            stopped = report["stopped_gold"].get(lang, {})
+            parts = ", ".join(f"{n} {status}" for status, n in stopped.items())
+            limits = f" (refused or stopped by the sandbox: {parts})" if parts else ""
+            yield f"{name}: {lang}: left out {count} questions whose gold query fails{limits}"
         if check := report["semantic_of_gold"]:
             yield (
                 f"{name}: gold SQL itself has {100 * check['accepted']:.1f} semantic "
                 f"({check['count']} questions); that of another question scores lower for "
                 f"{100 * check['higher']:.1f} %"
             )
+    yield f"the SQL ran on SQLite {next(iter(reports.values()))['sqlite']}"
 
 
 def markdown(reports: dict[str, dict], difference: dict | None = None) -> str:
@@ -210,6 +214,9 @@ def csv_text(reports: dict[str, dict], difference: dict | None = None) -> str:
             rows += [(name, "error", lang, key, n, "", "", "") for lang, n in error["lang"].items()]
         for lang, n in report["failed_gold"].items():
             rows.append((name, "failed gold", lang, "questions", n, "", "", ""))
+        for lang, stopped in report["stopped_gold"].items():
+            rows += [(name, "stopped gold", lang, key, n, "", "", "") for key, n in stopped.items()]
+        rows.append((name, "sqlite", "", "version", report["sqlite"], "", "", ""))
     rows += [("difference", *row) for row in csv_rows("language", difference or {})]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

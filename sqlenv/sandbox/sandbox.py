@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,9 +35,12 @@ MAX_SQL = 100_000  # bytes of UTF-8 in a query
 KILL_DELAY = 0.5  # seconds after the timeout in which a worker can stop a query itself
 START_TIMEOUT = 60.0  # seconds in which a worker must start, on a machine under load
 CHUNK_SIZE = 32  # queries in one message to a worker
+STOPPED = ("denied", "timeout", "too_large")  # statuses of queries that SQLite itself might run
 WORKER = Path(__file__).with_name("worker.py")
 
 logger = logging.getLogger(__name__)
+_sandboxes: weakref.WeakSet["Sandbox"] = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [each._forget_workers() for each in _sandboxes])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,9 @@ class Execution:
     """The result of one query.
 
     Attributes:
-        status: "ok", "error" (SQLite rejects it), "denied" (it does more than read, or is not
-            deterministic), "timeout" or "too_large" (its text, its result or its memory).
+        status: "ok", "error" (SQLite rejects it), "denied" (it does more than read, reads SQLite's
+            own tables, or depends on more than the data), "timeout" or "too_large" (its text, its
+            nesting, its result or its memory).
         columns: names of the result's columns; () unless ok.
         rows: tuples of None, int, float, str and bytes; [] unless ok.
         error: one line of explanation; None if ok.
@@ -76,7 +81,8 @@ class Job(NamedTuple):
 class Sandbox:
     """A pool of worker processes that run queries, read-only and within limits.
 
-    Use it as a context manager, or call ``close()``. It can be shared by threads.
+    Use it as a context manager, or call ``close()``. It can be shared by threads. A forked process
+    that uses it starts workers of its own.
 
     Args:
         workers: number of processes, which start when first needed.
@@ -105,6 +111,7 @@ class Sandbox:
         self._workers: list[Worker | None] = [None] * workers
         self._selector = selectors.DefaultSelector()
         self._lock = threading.Lock()
+        _sandboxes.add(self)
 
     def run(self, db_path: str | os.PathLike, sql: str) -> Execution:
         """Runs one query.
@@ -144,24 +151,49 @@ class Sandbox:
     def __exit__(self, *exception) -> None:
         self.close()
 
+    def _forget_workers(self) -> None:
+        """In a forked process: leaves the parent's workers to the parent. The selector is a copy
+        that the system shares between the processes, and another thread may have held the lock.
+        """
+        for worker in filter(None, self._workers):
+            worker.process.returncode = 0  # not this process's child
+        self._workers = [None] * len(self._workers)
+        self._selector = selectors.DefaultSelector()
+        self._lock = threading.Lock()
+
     def _run_jobs(self, jobs: deque[Job], results: list) -> None:
         """Distributes the jobs and collects the results until none is left."""
         while True:
             for slot in range(len(self._workers)):
                 if jobs and slot not in self._busy():
                     self._worker(slot).submit(_take_chunk(jobs, len(self._workers)))
+                    self._flush(slot)
             busy = self._busy()
             if not busy:
                 return
             oldest = min(self._workers[slot].last_active for slot in busy)
             wait = oldest + self.timeout + KILL_DELAY - time.monotonic()
-            for key, _ in self._selector.select(max(wait, 0)):
-                self._collect(key.data, jobs, results)
+            ready = self._selector.select(max(wait, 0))
+            for key, event in ready:
+                if event == selectors.EVENT_WRITE:
+                    self._flush(key.data)
+            for key, event in ready:
+                if event == selectors.EVENT_READ:
+                    self._collect(key.data, jobs, results)
             self._kill_expired(jobs, results)
 
     def _busy(self) -> list[int]:
         """The slots of the workers that have jobs."""
         return [slot for slot, worker in enumerate(self._workers) if worker and worker.jobs]
+
+    def _flush(self, slot: int) -> None:
+        """Writes a worker's jobs as far as its pipe has room, and waits for the room if need be."""
+        worker = self._workers[slot]
+        waiting = worker.process.stdin in self._selector.get_map()
+        if worker.flush() and waiting:
+            self._selector.unregister(worker.process.stdin)
+        elif worker.outgoing and not waiting:
+            self._selector.register(worker.process.stdin, selectors.EVENT_WRITE, slot)
 
     def _collect(self, slot: int, jobs: deque[Job], results: list) -> None:
         """Reads the answers of a worker into the results."""
@@ -213,7 +245,9 @@ class Sandbox:
         """Kills the workers in these slots; returns the exit code of the last."""
         code = None
         for slot in slots:
-            self._selector.unregister(self._workers[slot].process.stdout)
+            for pipe in (self._workers[slot].process.stdout, self._workers[slot].process.stdin):
+                if pipe in self._selector.get_map():
+                    self._selector.unregister(pipe)
             code = self._workers[slot].kill()
             self._workers[slot] = None
         return code
@@ -234,18 +268,22 @@ class Worker:
             bufsize=0,
             start_new_session=True,
         )
-        self.buffer = bytearray()
+        os.set_blocking(self.process.stdin.fileno(), False)  # a stopped worker reads nothing
+        self.buffer, self.outgoing = bytearray(), memoryview(b"")
         self.jobs: deque[Job] = deque()
         self.last_active = 0.0  # when it last got jobs or sent something
-        self.send(settings)
-        missing_limits = self._first_answer()
-        if missing_limits is None:
+        self.put(settings)
+        self.flush()  # a few bytes, for which an empty pipe has room
+        missing = self._first_answer()
+        if missing is None:
             code = self.kill()
             raise RuntimeError(f"the sandbox's worker process did not start (exit code {code})")
-        _warn_once(tuple(missing_limits))
+        _warn_once(*map(tuple, missing))
 
-    def _first_answer(self) -> list[str] | None:
-        """The limits that this system lacks; None if the process does not start."""
+    def _first_answer(self) -> tuple[list[str], list[str]] | None:
+        """The features that SQLite and the limits that this system lacks; None if the process does
+        not start.
+        """
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             answers = self.receive() if selector.select(START_TIMEOUT) else None
@@ -255,17 +293,24 @@ class Worker:
         """Sends jobs to a worker that has none."""
         self.jobs.extend(jobs)
         self.last_active = time.monotonic()
-        self.send([(job.database, job.sql) for job in jobs])
+        self.put([(job.database, job.sql) for job in jobs])
 
-    def send(self, message) -> None:
-        """Writes a message. The worker is idle and reads all of it, so this does not block."""
+    def put(self, message) -> None:
+        """Makes a message the next to be written by ``flush``."""
         data = marshal.dumps(message)
-        frame = memoryview(HEADER.pack(len(data)) + data)
+        self.outgoing = memoryview(HEADER.pack(len(data)) + data)
+
+    def flush(self) -> bool:
+        """Writes as much as the pipe has room for; returns whether that was all."""
         try:
-            while frame:
-                frame = frame[os.write(self.process.stdin.fileno(), frame) :]
-        except BrokenPipeError:
-            pass  # the worker has just died; `receive` then returns None
+            while self.outgoing:
+                written = os.write(self.process.stdin.fileno(), self.outgoing)
+                self.outgoing = self.outgoing[written:]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:  # the worker has just died; `receive` then returns None
+            self.outgoing = memoryview(b"")
+        return not self.outgoing
 
     def receive(self) -> list | None:
         """Reads from the worker; returns the complete messages, None if the process ended."""
@@ -293,8 +338,10 @@ class Worker:
 
 
 @functools.cache
-def _warn_once(missing_limits: tuple[str, ...]) -> None:
-    """Logs which limits this system lacks, once per process."""
+def _warn_once(missing_features: tuple[str, ...], missing_limits: tuple[str, ...]) -> None:
+    """Logs what SQLite and this system lack, once per process."""
+    if missing_features:
+        logger.warning("sandbox: this SQLite does not read %s", "; ".join(missing_features))
     if missing_limits:
         logger.warning("sandbox: this system does not limit %s", "; ".join(missing_limits))
 

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import date
 
+from sqlenv.sandbox.worker import allow_double_quotes
 from sqlenv.schema import quote_name
 from sqlenv.testsuite.profile import (
     ColumnProfile,
@@ -43,6 +44,7 @@ def draw_database(
         rng: the same state gives the same database.
     """
     connection = sqlite3.connect(":memory:", isolation_level=None)
+    allow_double_quotes(connection)
     connection.execute("BEGIN")
     for statement in profile.statements:
         try:

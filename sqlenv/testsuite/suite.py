@@ -16,6 +16,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import sqlite3
@@ -24,19 +25,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlenv.errors import UserError
-from sqlenv.files import cache_folder, locked
+from sqlenv.files import cache_folder, locked, read_only_uri
 from sqlenv.metrics.execution_match import results_match
 from sqlenv.sandbox.sandbox import Execution, Sandbox
 from sqlenv.schema import load_schema
-from sqlenv.testsuite.distill import GoldQuery, choose_variants
+from sqlenv.testsuite.distill import DrawnDatabase, GoldQuery, choose_variants
 from sqlenv.testsuite.mutants import make_mutants
 from sqlenv.testsuite.profile import read_profile
 from sqlenv.text import is_ordered
 
 # The modules that determine the content of a suite: a change to one gives another cache key.
-CODE = """query schema text metrics/execution_match testsuite/determinism testsuite/distill
-    testsuite/literals testsuite/mutants testsuite/populate testsuite/profile testsuite/suite
-    testsuite/swaps""".split()
+CODE = """query schema text metrics/execution_match sandbox/worker testsuite/determinism
+    testsuite/distill testsuite/literals testsuite/mutants testsuite/populate testsuite/profile
+    testsuite/suite testsuite/swaps""".split()
 MANIFEST = "suite.json"
 
 logger = logging.getLogger(__name__)
@@ -95,8 +96,8 @@ def load_suite(
     Raises:
         UserError: the database cannot be read or the cache cannot be written.
     """
-    db_path, golds = Path(db_path), sorted(set(golds))
-    folder = Path(cache) if cache is not None else cache_folder("suites")
+    db_path, golds = Path(db_path).absolute(), sorted(set(golds))
+    folder = Path(cache).absolute() if cache is not None else cache_folder("suites")
     entry = folder / cache_key(db_path, golds, seed)
     suite = read_entry(entry, db_path)
     if suite is not None:
@@ -147,11 +148,8 @@ def suite_matches(sandbox: Sandbox, cases: Sequence[tuple[Suite, str, str]]) -> 
 
 def cache_key(db_path: Path, golds: Sequence[str], seed: int) -> str:
     """The folder name of a suite in the cache: a hash of everything that it depends on."""
-    try:
-        content = file_hash(db_path)
-    except OSError as error:
-        raise UserError(f"{db_path}: cannot open this database ({error.strerror})") from error
-    parts = [content, code_hash(), sqlite3.sqlite_version, seed, *golds]
+    read_only_uri(db_path)  # refuses what cannot be read
+    parts = [file_hash(db_path), code_hash(), sqlite3.sqlite_version, seed, *golds]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -201,10 +199,25 @@ def write_entry(
         if folder.exists():
             shutil.rmtree(folder)
     temporary.mkdir()
-    manifest = build(db_path, golds, sandbox, seed, temporary)
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    temporary.rename(entry)
+    try:
+        manifest = build(db_path, golds, sandbox, seed, temporary)
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        temporary.rename(entry)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # left only after an error
     return suite_of(entry, db_path, manifest)
+
+
+def save(drawn: DrawnDatabase, path: Path) -> None:
+    """Writes a drawn database to a new file."""
+    drawn.checks_left = math.inf  # the limit is on queries; saving takes more steps
+    try:
+        drawn.connection.execute("VACUUM INTO ?", [str(path)])
+    except sqlite3.Error as error:
+        raise UserError(
+            f"{path}: cannot write test-suite databases here ({error}); make room on this disk or "
+            "name another folder by XDG_CACHE_HOME"
+        ) from error
 
 
 def build(
@@ -227,7 +240,7 @@ def build(
     files = {}
     for number, drawn in enumerate(variants):
         path = folder / f"{number}.sqlite"
-        drawn.connection.execute("VACUUM INTO ?", [str(path)])
+        save(drawn, path)
         files[path.name] = file_hash(path)
     variants_by_gold: dict[str, list[int]] = {gold: [] for gold in golds}
     for gold in queries:
