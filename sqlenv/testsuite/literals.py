@@ -47,18 +47,19 @@ def literal_value(query: Query, index: int) -> int | float | str | None:
 
 
 def boundary_values(value: int | float | str) -> list:
-    """The value, then neighbouring values: less and greater ones, or matches of a LIKE pattern and
-    non-matches.
+    """The value, then neighbouring values: less and greater ones, the same text in another case, or
+    matches of a LIKE pattern and non-matches.
 
     >>> boundary_values(3), boundary_values("%ab")
-    ([3, 2, 4], ['ab', 'qab', 'abq', 'b', '%ab'])
+    ([3, 2, 4], ['ab', 'qab', 'abq', 'AB', 'b', '%ab'])
     """
     if not isinstance(value, str):
         return [value, value - 1, value + 1]
     if "%" in value or "_" in value:
         bare = value.replace("_", "x").replace("%", "")
         filled = value.replace("_", "x").replace("%", "q")
-        return list(dict.fromkeys([bare, filled, bare + "q", bare[1:], value]))
+        others = [filled, bare + "q", other_case(bare), bare[1:], value]
+        return list(dict.fromkeys([bare, *others]))
     if not value:
         return ["", " "]
     if value.isascii() and value.isdigit() and len(value) < 19:
@@ -67,7 +68,12 @@ def boundary_values(value: int | float | str) -> list:
     neighbours = [value[:-1] + chr(code) for code in (max(last - 1, 32), min(last + 1, 0x10FFFF))]
     # SQLite does not accept surrogates.
     neighbours = [text for text in neighbours if not "\ud800" <= text[-1] <= "\udfff"]
-    return [value, *neighbours, value + "x", value[:-1]]
+    return list(dict.fromkeys([value, *neighbours, value + "x", value[:-1], other_case(value)]))
+
+
+def other_case(text: str) -> str:
+    """The text in upper case, or in lower case if it is in upper case."""
+    return text.lower() if text == text.upper() else text.upper()
 
 
 def columns_of(query: Query, clause: str) -> set[str]:

@@ -29,11 +29,12 @@ UNREAD_ROWS = 8  # typical rows of a table that no query in focus reads
 SIZES = (3, 6, 12, 24, 40)  # typical rows of the tables of a database
 DISTINCT_VALUES = (1, 2, 2, 3, 4, 6, 8, 12, None)  # of a column; None: as many as rows
 NULL_SHARES = (0, 0, 0.1, 0.3)
+LITERAL_SHARE = 0.6  # of the rows drawn for a query that compares a column with a literal
 ISO_DATE = re.compile(r"\d{4}-[01]\d-[0-3]\d")
 
 
 def draw_database(
-    profile: DatabaseProfile, focus: Sequence[int], rng: random.Random
+    profile: DatabaseProfile, focus: Sequence[int], rng: random.Random, rows: int | None = None
 ) -> sqlite3.Connection:
     """Returns a new database in memory.
 
@@ -41,6 +42,7 @@ def draw_database(
         profile: of the given database.
         focus: indices of the gold queries whose literals the columns shall contain.
         rng: the same state gives the same database.
+        rows: of each table, so many that most results have as many; None for few rows.
     """
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.execute("BEGIN")
@@ -49,7 +51,7 @@ def draw_database(
             connection.execute(statement)
         except sqlite3.OperationalError:
             pass  # a user-defined function or collation; gold queries that need it are not verified
-    insert_rows(connection, profile.tables, ValueGenerator(profile, focus, rng))
+    insert_rows(connection, profile.tables, ValueGenerator(profile, focus, rng, rows))
     connection.execute("COMMIT")
     return connection
 
@@ -62,8 +64,16 @@ class ValueGenerator:
     parents tend to be rows of the same query, so that conditions on several columns hold together.
     """
 
-    def __init__(self, profile: DatabaseProfile, focus: Sequence[int], rng: random.Random):
+    def __init__(
+        self,
+        profile: DatabaseProfile,
+        focus: Sequence[int],
+        rng: random.Random,
+        rows: int | None,
+    ):
         self.tables, self.golds, self.rng = profile.tables, profile.golds, rng
+        self.literal_share = 0.9 if rows else LITERAL_SHARE
+        self.distinct_values = (8, None, None) if rows else DISTINCT_VALUES
         self.drawn: dict[tuple[str, str], list] = {}
         self.in_progress: set[tuple[str, str]] = set()
         golds = [self.golds[number] for number in focus]
@@ -76,7 +86,7 @@ class ValueGenerator:
         read = {name for gold in golds for name in gold.tables}
         size = max(rng.choice(SIZES), 2 * len(focus))
         self.sizes = {
-            name: self.draw_size(table, size if name in read else min(size, UNREAD_ROWS))
+            name: rows or self.draw_size(table, size if name in read else min(size, UNREAD_ROWS))
             for name, table in self.tables.items()
         }
         queries = (None, *focus, *focus, *focus)
@@ -154,7 +164,7 @@ class ValueGenerator:
     def draw_values(self, table: str, name: str) -> list:
         """Values of a column that do not depend on other columns."""
         rng, column, queries = self.rng, self.tables[table].columns[name], self.focus[table]
-        count = rng.choice(DISTINCT_VALUES)
+        count = rng.choice(self.distinct_values)
         # Ties leave the order of a query open, and rows with the same primary key are refused,
         # which would reduce the groups that queries count.
         untied = name in self.sorts and rng.random() < 0.5
@@ -172,7 +182,7 @@ class ValueGenerator:
             if query is not None
         }
         for row, query in enumerate(queries if any(groups.values()) else ()):
-            if query is not None and groups[query] and rng.random() < 0.6:
+            if query is not None and groups[query] and rng.random() < self.literal_share:
                 group = rng.choice(groups[query])
                 value = group[0] if rng.random() < 0.5 else rng.choice(group)
                 if not (column.unique or untied) or value not in values:
@@ -185,10 +195,19 @@ class ValueGenerator:
 
 
 def literal_groups(column: ColumnProfile, gold: GoldProfile) -> list[list]:
-    """The literals that a query compares the column with, each with its boundary values."""
+    """The literals that a query compares the column with, each with its boundary values, for a
+    column of fractions also those a quarter away."""
     groups = [group for name in column.names for group in gold.literals.get(name, ())]
     if column.integer:
         groups = [[v for v in map(as_integer, group) if v is not None] for group in groups]
+    elif type_family(column.type) == "number" and "INT" not in column.type.upper():
+        quarters = (-0.25, 0.25)
+        groups = [
+            [*group, *(group[0] + q for q in quarters)]
+            if isinstance(group[0], (int, float))
+            else group
+            for group in groups
+        ]
     return [group for group in groups if group]
 
 

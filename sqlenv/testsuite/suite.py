@@ -35,8 +35,8 @@ from sqlenv.text import is_ordered
 
 # The modules that determine the content of a suite: a change to one gives another cache key.
 CODE = """query schema text metrics/execution_match testsuite/determinism testsuite/distill
-    testsuite/literals testsuite/mutants testsuite/populate testsuite/profile testsuite/suite
-    testsuite/swaps""".split()
+    testsuite/edge_cases testsuite/literals testsuite/mutants testsuite/populate testsuite/profile
+    testsuite/suite testsuite/swaps""".split()
 MANIFEST = "suite.json"
 
 logger = logging.getLogger(__name__)
@@ -220,14 +220,14 @@ def build(
     widths = {gold: len(result.columns) for gold, result in zip(golds, results)}
     schema = load_schema(db_path)
     queries = [
-        GoldQuery(gold, widths[gold], schema, [m.sql for m in make_mutants(gold, schema)])
+        GoldQuery(gold, widths[gold], schema, make_mutants(gold, schema, edge_cases=True))
         for gold in running
     ]
-    variants = choose_variants(read_profile(db_path, running), queries, seed=seed).variants
+    variants = choose_variants(read_profile(db_path, running), queries, seed=seed)
     files = {}
     for number, drawn in enumerate(variants):
         path = folder / f"{number}.sqlite"
-        drawn.connection.execute("VACUUM INTO ?", [str(path)])
+        drawn.write(path)
         files[path.name] = file_hash(path)
     variants_by_gold: dict[str, list[int]] = {gold: [] for gold in golds}
     for gold in queries:
