@@ -35,6 +35,9 @@ EXPECTED = {
         "SELECT DISTINCT id, coalesce(name, '') FROM fan WHERE age <> 3 AND id != 4",
         "SELECT DISTINCT id, name FROM fan WHERE (age <> 3 OR age IS NULL) AND id != 4",
     ],
+    ("SELECT id FROM fan WHERE id = 3 OR id = 4 ORDER BY age, id LIMIT 3", "null"): [
+        "SELECT id FROM fan WHERE age IS NOT NULL AND (id = 3 OR id = 4) ORDER BY age, id LIMIT 3",
+    ],
     ("SELECT avg(age), count(name) FROM fan WHERE name NOT LIKE 'a%'", "null"): [
         "SELECT avg(coalesce(age, 0)), count(name) FROM fan WHERE name NOT LIKE 'a%'",
         "SELECT avg(age), count(name) FROM fan WHERE (name NOT LIKE 'a%' OR name IS NULL)",

@@ -29,11 +29,11 @@ MANY_ROWS = 300  # of each table of a database of many rows
 MAX_LARGE = 3  # variants of many rows
 LARGE_CANDIDATES = 3  # databases of many rows drawn in a round
 PATIENCE = 2  # rounds without a killed mutant after which the search ends
-FOCUS_SIZES = (2, 4, 8, 16)  # gold queries that a candidate is drawn around
+FOCUS_SIZES = (2, 4, 8, 16, 32)  # gold queries that a candidate is drawn around
 LARGE_FOCUS_SIZES = (1, 1, 2, 4)  # those of many rows: each query needs many of them
 # Units of work for a suite, each some 50 microseconds: a query, 1000 steps of it, a drawn column,
 # or 8 drawn cells.
-MAX_WORK = 120_000
+MAX_WORK = 160_000
 MAX_STEPS = 300_000  # of SQLite's virtual machine for a query
 CHECK_INTERVAL = 1000  # steps between two checks of their number
 MAX_RESULT = 2000  # rows of a result
@@ -162,7 +162,7 @@ class Search:
         idle = 0
         while idle < PATIENCE and len(self.variants) < MAX_VARIANTS:
             alive = [number for number, mutants in enumerate(self.survivors) if mutants]
-            count = min(4 * len(self.variants) + 4, CANDIDATES) if alive else 0
+            count = min(2 * len(self.variants) + 4, CANDIDATES) if alive else 0
             drawn = (self.draw(alive, FOCUS_SIZES) for _ in range(count))
             idle = 0 if self.keep_best(drawn, self.survivors) else idle + 1
 
@@ -186,15 +186,17 @@ class Search:
             drawn: databases, each with the gold queries whose targets are run on it.
             targets: mutants of each gold query.
         """
-        best, most = None, 0
+        best, most, measured = None, 0, []
         for database, golds in drawn:
             if self.work > MAX_WORK:
                 break
             killed = sum(len(self.kill(database, number, targets[number])) for number in golds)
             if killed > most:
-                best, most = database, killed
+                best, most, measured = database, killed, golds
         for number, mutants in enumerate(self.survivors if best else ()):
-            mutants -= self.kill(best, number, mutants)
+            # Without a result of gold, mutants rarely have one.
+            if number in measured or has_values(best.first_result(self.golds[number])):
+                mutants -= self.kill(best, number, mutants)
         self.variants += [best] if best else []
         return best is not None
 
@@ -207,6 +209,11 @@ class Search:
         killed = database.killed(self.golds[number], sorted(mutants), max_work)
         self.work += database.work - before
         return killed
+
+
+def has_values(result: Execution) -> bool:
+    """Whether a result has a value other than NULL and 0."""
+    return any(cell for row in result.rows for cell in row)
 
 
 def choose_variants(

@@ -7,7 +7,7 @@ in words rarely decides between them and gold.
 
 from collections.abc import Iterator
 
-from sqlenv.query import Edit, Query, Reference
+from sqlenv.query import Edit, Query, Reference, Select
 from sqlenv.schema import Column, Schema, Table
 from sqlenv.testsuite.swaps import MutantEdits, is_lookup, type_family
 
@@ -57,7 +57,7 @@ def substrings(query: Query, schema: Schema | None) -> MutantEdits:
 
 
 def nulls(query: Query, schema: Schema | None) -> MutantEdits:
-    """NULL shown or aggregated as 0 or '', or not equal to a literal."""
+    """NULL shown or aggregated as 0 or '', not equal to a literal, or left out where it sorts."""
     columns = dict(nullable_columns(query, schema)) if schema else {}
     aggregates = {i + 2: name for i, name in query.aggregates() if name != "count"}
     shown = {
@@ -82,6 +82,21 @@ def nulls(query: Query, schema: Schema | None) -> MutantEdits:
                     name = query.text(reference.first, reference.last)
                     text = query.text(leaf.start, leaf.stop)
                     yield [Edit(leaf.start, leaf.stop, f"({text} OR {name} IS NULL)")]
+        for reference in columns:
+            if reference.first in select.clause("order") and "group" not in select.clauses:
+                name = query.text(reference.first, reference.last)
+                yield with_condition(select, f"{name} IS NOT NULL")
+
+
+def with_condition(select: Select, condition: str) -> list[Edit]:
+    """Adds a condition to WHERE."""
+    if where := select.clause("where"):
+        return [
+            Edit(where.start, where.start, f"{condition} AND ("),
+            Edit(where.stop, where.stop, ")"),
+        ]
+    stop = select.clause("from").stop
+    return [Edit(stop, stop, f" WHERE {condition} ")]
 
 
 def nullable_columns(query: Query, schema: Schema) -> Iterator[tuple[Reference, Column]]:
@@ -106,15 +121,7 @@ def not_null_keys(query: Query, schema: Schema | None) -> MutantEdits:
         name = next((r for r in query.references(select) if r.last == span.stop), None)
         if words != ["not", "in", "("] or not name or select.compound or group:
             continue
-        text = f"{query.text(name.first, name.last)} IS NOT NULL"
-        if where := select.clause("where"):
-            yield [
-                Edit(where.start, where.start, f"{text} AND ("),
-                Edit(where.stop, where.stop, ")"),
-            ]
-        else:
-            stop = select.clause("from").stop
-            yield [Edit(stop, stop, f" WHERE {text} ")]
+        yield with_condition(select, f"{query.text(name.first, name.last)} IS NOT NULL")
 
 
 def outer_joins(query: Query, schema: Schema | None) -> MutantEdits:
@@ -148,7 +155,7 @@ def fractions(query: Query, schema: Schema | None) -> MutantEdits:
         for span in select.conditions():
             for leaf in query.leaves(span):
                 columns = [match for first, match in references.items() if first in leaf]
-                whole = schema and all(match and is_whole(match[2]) for match in columns)
+                whole = schema and all(match and is_whole(match[2].type) for match in columns)
                 if whole and not averages & set(leaf):
                     continue
                 for i in query.literals(leaf, select, schema):
@@ -157,9 +164,9 @@ def fractions(query: Query, schema: Schema | None) -> MutantEdits:
                         yield [Edit(i, i + 1, str(int(text) + half))]
 
 
-def is_whole(column: Column) -> bool:
-    """Whether a column is declared to hold whole numbers, or no numbers."""
-    return "INT" in column.type.upper() or type_family(column.type) != "number"
+def is_whole(declared: str) -> bool:
+    """Whether a column of this type is meant for whole numbers or for times, not for fractions."""
+    return "INT" in declared.upper() or type_family(declared) == "time"
 
 
 EDGE_KINDS = {
