@@ -11,7 +11,13 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from grpo.evaluation.measure import Prediction, failed_gold, measured, summarize
+from grpo.evaluation.measure import (
+    Prediction,
+    arbitrary_gold,
+    failed_gold,
+    measured,
+    summarize,
+)
 from sqlenv import UserError, canonical_sql, paired_difference
 from sqlenv.metrics.bootstrap import resampled_means, summary
 from sqlenv.metrics.hardness import LEVELS, hardness
@@ -44,6 +50,7 @@ def full_report(predictions: list[Prediction]) -> dict:
     report["parts"][part][metric]                     the same, where the questions have parts
     report["errors"][class]     {"n", "lang": {lang: n}, "examples": up to three predictions}
     report["failed_gold"]       {lang: n}, questions left out of all of these
+    report["arbitrary_gold"]    {lang: n}, questions whose gold result SQL leaves open
     """
     counted, metrics = [p for p in predictions if p.gold_ok], measured(predictions)
     values = [[getattr(prediction, metric) for metric in metrics] for prediction in counted]
@@ -63,6 +70,7 @@ def full_report(predictions: list[Prediction]) -> dict:
         "parts": {part: mean.intervals(metrics) for part, mean in by_part.items() if part},
         "errors": errors(counted),
         "failed_gold": failed_gold(predictions),
+        "arbitrary_gold": arbitrary_gold(predictions),
     }
 
 

@@ -48,6 +48,7 @@ class Prediction:
         error: the execution's error message, in one line.
         test_suite: None if not requested.
         part: the example's.
+        gold_arbitrary: whether SQL leaves gold's result on the given database open.
     """
 
     db_id: str
@@ -63,6 +64,7 @@ class Prediction:
     error: str | None = None
     test_suite: bool | None = None
     part: str = ""
+    gold_arbitrary: bool = False
 
 
 def generate(
@@ -106,7 +108,11 @@ def load_suites(sandbox: Sandbox, examples: list[Example]) -> dict[Path, Suite]:
     for example in examples:
         golds.setdefault(example.db_path, set()).add(example.gold_sql)
     progress = tqdm(golds.items(), desc="test suites", unit="database")
-    return {path: load_suite(path, queries, sandbox) for path, queries in progress}
+    suites = {}
+    for path, queries in progress:
+        progress.set_postfix_str(path.stem)
+        suites[path] = load_suite(path, queries, sandbox)
+    return suites
 
 
 def score(
@@ -124,7 +130,7 @@ def score(
         suites: the test suite of each database, for TS.
     """
     verdicts = verifier.verify(examples, sqls)
-    gold = verifier.run_gold(examples)
+    gold, arbitrary = verifier.run_gold(examples), verifier.gold_is_arbitrary(examples)
     semantic: Sequence[bool | None] = [None] * len(examples)
     test_suite: Sequence[bool | None] = [None] * len(examples)
     if semantic_score is not None:
@@ -153,6 +159,7 @@ def score(
             status=(verdict.execution or NO_SQL).status,
             error=(verdict.execution or NO_SQL).error,
             part=example.part,
+            gold_arbitrary=arbitrary[i],
         )
         for i, (example, verdict) in enumerate(zip(examples, verdicts))
     ]
@@ -203,6 +210,11 @@ def summarize(predictions: list[Prediction], by: str = "lang") -> dict:
 def failed_gold(predictions: list[Prediction]) -> Counter:
     """How many questions of each language are left out because their gold query fails."""
     return Counter(prediction.lang for prediction in predictions if not prediction.gold_ok)
+
+
+def arbitrary_gold(predictions: list[Prediction]) -> Counter:
+    """How many questions of each language have a gold query whose result SQL leaves open."""
+    return Counter(prediction.lang for prediction in predictions if prediction.gold_arbitrary)
 
 
 def prediction_rows(predictions: list[Prediction]) -> list[dict]:

@@ -153,10 +153,15 @@ def before_after_table(summary: dict) -> str:
 
 
 def notes(reports: dict[str, dict]) -> Iterator[str]:
-    """What the shares leave out."""
+    """What the shares leave out, and where they depend on chance."""
     for name, report in reports.items():
         for lang, count in report["failed_gold"].items():
             yield f"{name}: {lang}: left out {count} questions whose gold query fails"
+        for lang, count in report["arbitrary_gold"].items():
+            yield (
+                f"{name}: {lang}: {count} questions whose gold result is arbitrary (tied rows, or "
+                "a column that is not grouped): other right answers count as wrong"
+            )
 
 
 def markdown(reports: dict[str, dict], difference: dict | None = None) -> str:
@@ -204,6 +209,8 @@ def csv_text(reports: dict[str, dict], difference: dict | None = None) -> str:
             rows += [(name, "error", lang, key, n, "", "", "") for lang, n in error["lang"].items()]
         for lang, n in report["failed_gold"].items():
             rows.append((name, "failed gold", lang, "questions", n, "", "", ""))
+        for lang, n in report["arbitrary_gold"].items():
+            rows.append((name, "arbitrary gold", lang, "questions", n, "", "", ""))
     rows += [("difference", *row) for row in csv_rows("language", difference or {})]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
