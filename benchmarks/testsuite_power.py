@@ -4,9 +4,9 @@ whether they reject correct ones.
     python -m benchmarks.testsuite_power --data ROOT
 
 For each distinct gold query of a split the benchmark makes mutants
-(``sqlenv/testsuite/mutants.py``) and equivalent rewrites (``encoder/rewrites.py``) and builds the
-test suites in a new cache. It prints, by kind, how many mutants that differ from gold are killed by
-EX and by TS, and how many rewrites are rejected.
+(``sqlenv/testsuite/mutants.py``, ``edge_cases.py``) and equivalent rewrites
+(``encoder/rewrites.py``) and builds the test suites in a new cache. It prints, by kind, how many
+mutants that differ from gold are killed by EX and by TS, and how many rewrites are rejected.
 
 A mutant differs from gold if its result differs on some database on which the result of gold is
 deterministic: the given one, a variant of the suite, or one of --pool databases drawn for that gold
@@ -37,14 +37,15 @@ from encoder.rewrites import Rewrite, equivalent_rewrites
 from sqlenv import EMBEDDED, Sandbox, load_dataset, load_schema, results_match
 from sqlenv.errors import exit_code
 from sqlenv.schema import open_read_only
-from sqlenv.testsuite.distill import DrawnDatabase, GoldQuery, choose_variants
-from sqlenv.testsuite.mutants import KINDS as MUTANT_KINDS
-from sqlenv.testsuite.mutants import Mutant, make_mutants
+from sqlenv.testsuite.distill import MANY_ROWS, DrawnDatabase, GoldQuery, choose_variants
+from sqlenv.testsuite.edge_cases import EDGE_KINDS
+from sqlenv.testsuite.mutants import KINDS, Mutant, make_mutants
 from sqlenv.testsuite.populate import draw_database
 from sqlenv.testsuite.profile import read_profile
 from sqlenv.testsuite.suite import Suite, load_suite, suite_matches
 from sqlenv.text import is_ordered
 
+MUTANT_KINDS = KINDS | EDGE_KINDS
 OTHER_SEEDS = "pool"  # prefix of the seeds of the pool, which differ from those of the suites
 
 
@@ -121,7 +122,7 @@ def measure(
         counts.with_rows += has_rows
         counts.with_rows_in_suite += has_rows or any(map(bool, rows))
     schema = load_schema(suite.db_path)
-    mutants = [(gold, mutant) for gold in running for mutant in make_mutants(gold, schema)]
+    mutants = [(g, m) for g in running for m in make_mutants(g, schema, edge_cases=True)]
     queries = {gold: GoldQuery(gold, len(results[gold].columns), schema) for gold in running}
     with closing(open_read_only(suite.db_path)) as connection:
         given = DrawnDatabase(connection)
@@ -158,8 +159,9 @@ def count_mutants(
     profile = read_profile(suite.db_path, list(queries))
     for number, (gold, query) in enumerate(queries.items()):
         rng = random.Random(f"{OTHER_SEEDS} {options.seed} {gold}")
-        for _ in range(options.pool if live[gold] else 0):
-            with closing(draw_database(profile, [number], rng)) as connection:
+        for turn in range(options.pool if live[gold] else 0):
+            rows = MANY_ROWS if turn % 8 == 7 else None
+            with closing(draw_database(profile, [number], rng, rows)) as connection:
                 killed = DrawnDatabase(connection).killed(query, list(live[gold]))
             for mutant, ex in [live[gold].pop(sql) for sql in killed]:
                 counts.differing[mutant.kind] += 1
@@ -187,8 +189,8 @@ def count_left_out(
         {mutant.kind for gold, mutant in mutants if (gold, mutant.sql) in differing}
     ):
         for gold in queries.values():
-            gold.mutants = [m.sql for sql, m in mutants if sql == gold.sql and m.kind != kind]
-        variants = choose_variants(profile, list(queries.values()), seed=seed).variants
+            gold.mutants = [m for sql, m in mutants if sql == gold.sql and m.kind != kind]
+        variants = choose_variants(profile, list(queries.values()), seed=seed)
         for sql, mutant in mutants:
             if mutant.kind == kind and (sql, mutant.sql) in differing:
                 killed = differing[sql, mutant.sql] or any(

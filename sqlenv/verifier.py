@@ -9,6 +9,8 @@ from pathlib import Path
 from sqlenv.dataset import Example
 from sqlenv.metrics.execution_match import results_match
 from sqlenv.sandbox import Execution, Sandbox
+from sqlenv.schema import load_schema
+from sqlenv.testsuite.determinism import tie_broken_queries
 from sqlenv.testsuite.suite import Suite, suite_matches
 from sqlenv.text import is_ordered
 
@@ -39,6 +41,7 @@ class ExecutionVerifier:
     def __init__(self, sandbox: Sandbox):
         self.sandbox = sandbox
         self._gold: dict[tuple[Path, str], Execution] = {}
+        self._arbitrary: dict[tuple[Path, str], bool] = {}
 
     def run_gold(self, examples: Sequence[Example]) -> list[Execution]:
         """The result of each example's gold query, each distinct query run once."""
@@ -80,3 +83,23 @@ class ExecutionVerifier:
         ]
         matches = dict(zip(correct, suite_matches(self.sandbox, cases)))
         return [matches.get(i, False) for i in range(len(verdicts))]
+
+    def gold_is_arbitrary(self, examples: Sequence[Example]) -> list[bool]:
+        """Whether SQL leaves open the result of each gold query on the given database: rows tied at
+        a LIMIT or in the order of the result, or a bare column of a group.
+
+        A right prediction may then count as wrong. False where gold, or gold with its ties broken,
+        fails or exceeds a limit.
+        """
+        for example, gold in zip(examples, self.run_gold(examples)):
+            key = example.db_path, example.gold_sql
+            if key not in self._arbitrary and gold.status == "ok":
+                schema, width = load_schema(example.db_path), len(gold.columns)
+                rewrites = tie_broken_queries(example.gold_sql, width, schema)
+                results = self.sandbox.run_many((example.db_path, sql) for sql in rewrites)
+                self._arbitrary[key] = any(
+                    result.status == "ok"
+                    and not results_match(gold, result, is_ordered(example.gold_sql))
+                    for result in results
+                )
+        return [self._arbitrary.get((e.db_path, e.gold_sql), False) for e in examples]

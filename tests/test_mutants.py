@@ -24,6 +24,7 @@ from sqlenv import (
 )
 from sqlenv.query import parse
 from sqlenv.testsuite import determinism, literals, mutants
+from sqlenv.testsuite.edge_cases import EDGE_KINDS
 from sqlenv.testsuite.mutants import KINDS
 from tests.test_dataset import multispider
 
@@ -162,9 +163,8 @@ EXPECTED = {
 
 
 def of_kind(sql, kind, schema=SCHEMA):
-    return [
-        canonical_sql(mutant.sql) for mutant in make_mutants(sql, schema) if mutant.kind == kind
-    ]
+    mutants = make_mutants(sql, schema, edge_cases=True)
+    return [canonical_sql(mutant.sql) for mutant in mutants if mutant.kind == kind]
 
 
 @pytest.mark.parametrize("sql, kind", EXPECTED)
@@ -271,7 +271,8 @@ def assert_all_run(pairs) -> Counter:
             connections[path].execute("EXPLAIN " + gold)
         except sqlite3.Error:
             continue
-        for changed in [*make_mutants(gold, load_schema(path)), *equivalent_rewrites(gold)]:
+        mutants = make_mutants(gold, load_schema(path), edge_cases=True)
+        for changed in [*mutants, *equivalent_rewrites(gold)]:
             try:
                 connections[path].execute("EXPLAIN " + changed.sql)
             except sqlite3.Error as error:
@@ -288,7 +289,8 @@ def test_mutants_and_rewrites_of_the_embedded_questions_run():
 def test_mutants_and_rewrites_of_real_questions_run():
     """All kinds but one occur: no gold query of Spider dev has >= and <= for BETWEEN."""
     counts = assert_all_run(questions(multispider() / "dev3", "dev"))
-    assert counts.keys() == (KINDS | REWRITE_KINDS).keys() - {"BETWEEN for comparisons"}
+    kinds = KINDS | EDGE_KINDS | REWRITE_KINDS
+    assert counts.keys() == kinds.keys() - {"BETWEEN for comparisons"}
     assert sum(counts[kind] for kind in KINDS) > 6000
 
 
@@ -345,5 +347,6 @@ FRAGMENTS = st.sampled_from(
 @example("SELECT (" * 500)
 def test_no_text_makes_them_fail(text):
     """They terminate for any text, and their results differ from it."""
-    for changed in [*make_mutants(text, SCHEMA), *make_mutants(text), *equivalent_rewrites(text)]:
+    mutants = [m for schema in (SCHEMA, None) for m in make_mutants(text, schema, edge_cases=True)]
+    for changed in [*mutants, *equivalent_rewrites(text)]:
         assert canonical_sql(changed.sql) != canonical_sql(text)

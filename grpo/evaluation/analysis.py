@@ -12,7 +12,14 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from grpo.evaluation.measure import Prediction, failed_gold, measured, stopped_gold, summarize
+from grpo.evaluation.measure import (
+    Prediction,
+    arbitrary_gold,
+    failed_gold,
+    measured,
+    stopped_gold,
+    summarize,
+)
 from sqlenv import UserError, canonical_sql, paired_difference
 from sqlenv.metrics.bootstrap import resampled_means, summary
 from sqlenv.metrics.hardness import LEVELS, hardness
@@ -47,6 +54,7 @@ def full_report(predictions: list[Prediction]) -> dict:
     report["failed_gold"]       {lang: n}, questions left out of all of these
     report["stopped_gold"]      {lang: {status: n}}, those whose gold the sandbox refuses or stops
     report["sqlite"]            the version of SQLite that ran the queries
+    report["arbitrary_gold"]    {lang: n}, questions whose gold result SQL leaves open
     """
     counted, metrics = [p for p in predictions if p.gold_ok], measured(predictions)
     values = [[getattr(prediction, metric) for metric in metrics] for prediction in counted]
@@ -68,6 +76,7 @@ def full_report(predictions: list[Prediction]) -> dict:
         "failed_gold": failed_gold(predictions),
         "stopped_gold": stopped_gold(predictions),
         "sqlite": sqlite3.sqlite_version,
+        "arbitrary_gold": arbitrary_gold(predictions),
     }
 
 

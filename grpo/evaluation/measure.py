@@ -50,6 +50,7 @@ class Prediction:
         test_suite: None if not requested.
         part: the example's.
         gold_status: of gold's execution; "" in runs of earlier versions.
+        gold_arbitrary: whether SQL leaves gold's result on the given database open.
     """
 
     db_id: str
@@ -66,6 +67,7 @@ class Prediction:
     test_suite: bool | None = None
     part: str = ""
     gold_status: str = ""
+    gold_arbitrary: bool = False
 
 
 def generate(
@@ -109,7 +111,11 @@ def load_suites(sandbox: Sandbox, examples: list[Example]) -> dict[Path, Suite]:
     for example in examples:
         golds.setdefault(example.db_path, set()).add(example.gold_sql)
     progress = tqdm(golds.items(), desc="test suites", unit="database")
-    return {path: load_suite(path, queries, sandbox) for path, queries in progress}
+    suites = {}
+    for path, queries in progress:
+        progress.set_postfix_str(path.stem)
+        suites[path] = load_suite(path, queries, sandbox)
+    return suites
 
 
 def score(
@@ -127,7 +133,7 @@ def score(
         suites: the test suite of each database, for TS.
     """
     verdicts = verifier.verify(examples, sqls)
-    gold = verifier.run_gold(examples)
+    gold, arbitrary = verifier.run_gold(examples), verifier.gold_is_arbitrary(examples)
     semantic: Sequence[bool | None] = [None] * len(examples)
     test_suite: Sequence[bool | None] = [None] * len(examples)
     if semantic_score is not None:
@@ -157,6 +163,7 @@ def score(
             error=(verdict.execution or NO_SQL).error,
             part=example.part,
             gold_status=gold[i].status,
+            gold_arbitrary=arbitrary[i],
         )
         for i, (example, verdict) in enumerate(zip(examples, verdicts))
     ]
@@ -216,6 +223,11 @@ def stopped_gold(predictions: list[Prediction]) -> dict[str, Counter]:
         if prediction.gold_status in STOPPED:
             counts.setdefault(prediction.lang, Counter())[prediction.gold_status] += 1
     return counts
+
+
+def arbitrary_gold(predictions: list[Prediction]) -> Counter:
+    """How many questions of each language have a gold query whose result SQL leaves open."""
+    return Counter(prediction.lang for prediction in predictions if prediction.gold_arbitrary)
 
 
 def prediction_rows(predictions: list[Prediction]) -> list[dict]:

@@ -153,13 +153,18 @@ def before_after_table(summary: dict) -> str:
 
 
 def notes(reports: dict[str, dict]) -> Iterator[str]:
-    """What the shares leave out, and what ran the SQL."""
+    """What the shares leave out, where they depend on chance, and what ran the SQL."""
     for name, report in reports.items():
         for lang, count in report["failed_gold"].items():
             stopped = report["stopped_gold"].get(lang, {})
             parts = ", ".join(f"{n} {status}" for status, n in stopped.items())
             limits = f" (refused or stopped by the sandbox: {parts})" if parts else ""
             yield f"{name}: {lang}: left out {count} questions whose gold query fails{limits}"
+        for lang, count in report["arbitrary_gold"].items():
+            yield (
+                f"{name}: {lang}: {count} questions whose gold result is arbitrary (tied rows, or "
+                "a column that is not grouped): other right answers count as wrong"
+            )
         if check := report["semantic_of_gold"]:
             yield (
                 f"{name}: gold SQL itself has {100 * check['accepted']:.1f} semantic "
@@ -216,6 +221,8 @@ def csv_text(reports: dict[str, dict], difference: dict | None = None) -> str:
             rows.append((name, "failed gold", lang, "questions", n, "", "", ""))
         for lang, stopped in report["stopped_gold"].items():
             rows += [(name, "stopped gold", lang, key, n, "", "", "") for key, n in stopped.items()]
+        for lang, n in report["arbitrary_gold"].items():
+            rows.append((name, "arbitrary gold", lang, "questions", n, "", "", ""))
         rows.append((name, "sqlite", "", "version", report["sqlite"], "", "", ""))
     rows += [("difference", *row) for row in csv_rows("language", difference or {})]
     text = io.StringIO()

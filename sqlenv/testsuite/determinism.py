@@ -5,6 +5,8 @@ tied rows, or from which row of a group a bare column is taken (a column that is
 aggregated). Equivalent queries may then give different results. ``perturbed_queries`` rewrites a
 query so that each rewrite makes these choices differently. If all rewrites give the same result,
 the query is deterministic. Otherwise its result is arbitrary: no prediction can be verified by it.
+``tie_broken_queries`` are those rewrites that do not read tables in another order, for databases so
+large that sorting their tables takes too long.
 """
 
 from collections.abc import Iterator
@@ -37,14 +39,36 @@ def perturbed_queries(sql: str, width: int, schema: Schema) -> list[str]:
     depends_on_order = any(token.text in ORDER_DEPENDENT for token in query.tokens)
     sources = [source for select in query.selects for source in select.sources]
     for choice in ORDERS:
-        edits = []
-        for select in query.selects:
-            edits += tie_breakers(query, select, width, choice)
-            edits += bare_columns(query, select, schema, choice)
+        edits = open_choices(query, width, schema, choice)
         for order in ORDERS if edits or depends_on_order else ():
             sorting = [edit for s in sources for edit in sorted_source(query, s, schema, order)]
             rewrites.append(query.edited([*edits, *sorting]))
     return list(dict.fromkeys(rewrites))
+
+
+def tie_broken_queries(sql: str, width: int, schema: Schema) -> list[str]:
+    """Returns two rewrites that break ties and take bare columns in different ways; none if the
+    query leaves neither open. The arguments are those of ``perturbed_queries``.
+
+    >>> tie_broken_queries("SELECT a FROM t ORDER BY c LIMIT 1", 1, Schema(()))
+    ['SELECT a FROM t ORDER BY c , 1 ASC LIMIT 1', 'SELECT a FROM t ORDER BY c , 1 DESC LIMIT 1']
+    """
+    query = parse(sql)
+    choices = [open_choices(query, width, schema, choice) for choice in ORDERS]
+    return [query.edited(edits) for edits in choices if edits]
+
+
+def open_choices(query: Query, width: int, schema: Schema, choice: str) -> list[Edit]:
+    """The edits that break all ties and take all bare columns in one way."""
+    return [
+        edit
+        for select in query.selects
+        for edits in (
+            tie_breakers(query, select, width, choice),
+            bare_columns(query, select, schema, choice),
+        )
+        for edit in edits
+    ]
 
 
 def tie_breakers(query: Query, select: Select, width: int, order: str) -> Iterator[Edit]:

@@ -13,21 +13,26 @@ COUNT = ""  # the column name for literals that are compared with a count
 
 
 def gold_literals(query: Query, schema: Schema) -> dict[str, list[list]]:
-    """For each column the literals that a query compares it with, each with its boundary values.
+    """For each column the literals that a query compares it with.
 
-    Columns are identified by name only, so that columns of views and table expressions count, too.
+    Each is a list: a value for which the condition holds, the literal, its boundary values. Columns
+    are identified by name only, so that columns of views and table expressions count, too.
     """
     literals = defaultdict(list)
     for select in query.selects:
         counts = {i for i, name in query.aggregates() if name == "count"}
         for span in select.conditions():
             for leaf in query.leaves(span):
-                values = [literal_value(query, i) for i in query.literals(leaf, select, schema)]
+                values = [
+                    [satisfying_value(query, i, value), *boundary_values(value)]
+                    for i in query.literals(leaf, select, schema)
+                    if (value := literal_value(query, i)) is not None
+                ]
                 names = {r.column for r in query.references(select) if r.first in leaf}
                 if counts & set(leaf):
                     names = {COUNT}
                 for name in names:
-                    literals[name] += [boundary_values(v) for v in values if v is not None]
+                    literals[name] += values
     return dict(literals)
 
 
@@ -46,19 +51,31 @@ def literal_value(query: Query, index: int) -> int | float | str | None:
     return -number if signed else number
 
 
+def satisfying_value(query: Query, index: int, value: int | float | str) -> int | float | str:
+    """A value whose comparison with a literal holds; the literal for what is not understood."""
+    before = [token.text for token in query.tokens[max(index - 2, 0) : index]]
+    same, *others = boundary_values(value)
+    if "not" in before or before[-1:] in (["!="], ["<>"]):
+        return others[0]
+    if before[-1:] in ([">"], ["<"]) and not isinstance(value, str):
+        return value + 1 if before[-1] == ">" else value - 1
+    return same
+
+
 def boundary_values(value: int | float | str) -> list:
-    """The value, then neighbouring values: less and greater ones, or matches of a LIKE pattern and
-    non-matches.
+    """The value, then neighbouring values: less and greater ones, the same text in another case, or
+    matches of a LIKE pattern and non-matches.
 
     >>> boundary_values(3), boundary_values("%ab")
-    ([3, 2, 4], ['ab', 'qab', 'abq', 'b', '%ab'])
+    ([3, 2, 4], ['ab', 'qab', 'abq', 'AB', 'b', '%ab'])
     """
     if not isinstance(value, str):
         return [value, value - 1, value + 1]
     if "%" in value or "_" in value:
         bare = value.replace("_", "x").replace("%", "")
         filled = value.replace("_", "x").replace("%", "q")
-        return list(dict.fromkeys([bare, filled, bare + "q", bare[1:], value]))
+        others = [filled, bare + "q", other_case(bare), bare[1:], value]
+        return list(dict.fromkeys([bare, *others]))
     if not value:
         return ["", " "]
     if value.isascii() and value.isdigit() and len(value) < 19:
@@ -67,7 +84,12 @@ def boundary_values(value: int | float | str) -> list:
     neighbours = [value[:-1] + chr(code) for code in (max(last - 1, 32), min(last + 1, 0x10FFFF))]
     # SQLite does not accept surrogates.
     neighbours = [text for text in neighbours if not "\ud800" <= text[-1] <= "\udfff"]
-    return [value, *neighbours, value + "x", value[:-1]]
+    return list(dict.fromkeys([value, *neighbours, value + "x", value[:-1], other_case(value)]))
+
+
+def other_case(text: str) -> str:
+    """The text in upper case, or in lower case if it is in upper case."""
+    return text.lower() if text == text.upper() else text.upper()
 
 
 def columns_of(query: Query, clause: str) -> set[str]:

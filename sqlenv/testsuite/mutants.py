@@ -21,6 +21,7 @@ from sqlenv.query import (
     parse,
 )
 from sqlenv.schema import Schema
+from sqlenv.testsuite.edge_cases import EDGE_KINDS
 from sqlenv.testsuite.swaps import (
     OTHER_COMPARISONS,
     MutantEdits,
@@ -45,10 +46,12 @@ class Mutant(NamedTuple):
     """A changed query."""
 
     sql: str
-    kind: str  # a key of KINDS
+    kind: str  # a key of KINDS or of EDGE_KINDS
 
 
-def make_mutants(sql: str, schema: Schema | None = None) -> list[Mutant]:
+def make_mutants(
+    sql: str, schema: Schema | None = None, *, edge_cases: bool = False
+) -> list[Mutant]:
     """Returns the mutants of a query, always in the same order.
 
     The mutants and the query differ from each other in canonical form. With a schema, columns are
@@ -56,12 +59,18 @@ def make_mutants(sql: str, schema: Schema | None = None) -> list[Mutant]:
     columns, and joins are dropped if nothing else uses them. Without a schema, there are no mutants
     of the kinds "column" and "table", and joins are dropped only if all columns are qualified.
 
+    Args:
+        sql: the query.
+        schema: of its database.
+        edge_cases: add the mutants of ``edge_cases.py``, which differ from the query only on rows
+            that few databases have.
+
     >>> [m.sql for m in make_mutants("SELECT a FROM t WHERE b > 3") if m.kind == "literal"]
     ['SELECT a FROM t WHERE b > 4', 'SELECT a FROM t WHERE b > 2']
     """
     query = parse(sql)
     seen, mutants = {canonical_sql(sql)}, []
-    for kind, mutate in KINDS.items():
+    for kind, mutate in (KINDS | EDGE_KINDS if edge_cases else KINDS).items():
         for edits in mutate(query, schema):
             text = query.edited(edits)
             canonical = canonical_sql(text)

@@ -15,6 +15,7 @@ from datetime import date
 
 from sqlenv.sandbox.worker import allow_double_quotes
 from sqlenv.schema import quote_name
+from sqlenv.testsuite.edge_cases import is_whole
 from sqlenv.testsuite.profile import (
     ColumnProfile,
     DatabaseProfile,
@@ -25,16 +26,20 @@ from sqlenv.testsuite.profile import (
 from sqlenv.testsuite.swaps import type_family
 from sqlenv.text import ASCII_LOWER
 
-MAX_ROWS = 80  # of a table, so that joins without a condition stay fast
+MAX_ROWS = 120  # of a table, so that joins without a condition stay fast
 UNREAD_ROWS = 8  # typical rows of a table that no query in focus reads
 SIZES = (3, 6, 12, 24, 40)  # typical rows of the tables of a database
 DISTINCT_VALUES = (1, 2, 2, 3, 4, 6, 8, 12, None)  # of a column; None: as many as rows
 NULL_SHARES = (0, 0, 0.1, 0.3)
+# Of the rows drawn for a query: those that meet most conditions, and of the others those with a
+# literal or a boundary value of it.
+MEETING_SHARE, LITERAL_SHARE = 0.6, 0.6
 ISO_DATE = re.compile(r"\d{4}-[01]\d-[0-3]\d")
+DATE_START = re.compile(r"\d{4}(-|-[01]\d-?)?")
 
 
 def draw_database(
-    profile: DatabaseProfile, focus: Sequence[int], rng: random.Random
+    profile: DatabaseProfile, focus: Sequence[int], rng: random.Random, rows: int | None = None
 ) -> sqlite3.Connection:
     """Returns a new database in memory.
 
@@ -42,6 +47,7 @@ def draw_database(
         profile: of the given database.
         focus: indices of the gold queries whose literals the columns shall contain.
         rng: the same state gives the same database.
+        rows: of each table, so many that most results have as many; None for few rows.
     """
     connection = sqlite3.connect(":memory:", isolation_level=None)
     allow_double_quotes(connection)
@@ -51,7 +57,7 @@ def draw_database(
             connection.execute(statement)
         except sqlite3.OperationalError:
             pass  # a user-defined function or collation; gold queries that need it are not verified
-    insert_rows(connection, profile.tables, ValueGenerator(profile, focus, rng))
+    insert_rows(connection, profile.tables, ValueGenerator(profile, focus, rng, rows))
     connection.execute("COMMIT")
     return connection
 
@@ -60,12 +66,21 @@ class ValueGenerator:
     """Draws the values of one database, column by column.
 
     Each row is drawn for one of the queries in focus, or for none. Where that query compares a
-    column with a literal, the row tends to contain the literal or a boundary value of it, and its
-    parents tend to be rows of the same query, so that conditions on several columns hold together.
+    column with a literal, the row either meets most such conditions, as do its parents, so that one
+    condition decides, or tends to contain the literal or a boundary value of it.
     """
 
-    def __init__(self, profile: DatabaseProfile, focus: Sequence[int], rng: random.Random):
+    def __init__(
+        self,
+        profile: DatabaseProfile,
+        focus: Sequence[int],
+        rng: random.Random,
+        rows: int | None,
+    ):
         self.tables, self.golds, self.rng = profile.tables, profile.golds, rng
+        meeting_share = 0.9 if rows else MEETING_SHARE
+        self.boundary_share = 0.05 if rows else 0.25  # of the literals of such rows
+        self.distinct_values = (8, None, None) if rows else DISTINCT_VALUES
         self.drawn: dict[tuple[str, str], list] = {}
         self.in_progress: set[tuple[str, str]] = set()
         golds = [self.golds[number] for number in focus]
@@ -76,14 +91,17 @@ class ValueGenerator:
         # A size of groups that a query in focus compares with; 0 for none.
         self.count = rng.choice(counts) if counts and rng.random() < 0.7 else 0
         read = {name for gold in golds for name in gold.tables}
-        size = max(rng.choice(SIZES), 2 * len(focus))
+        size = max(rng.choice(SIZES), 3 * len(focus))
         self.sizes = {
-            name: self.draw_size(table, size if name in read else min(size, UNREAD_ROWS))
+            name: rows or self.draw_size(table, size if name in read else min(size, UNREAD_ROWS))
             for name, table in self.tables.items()
         }
         queries = (None, *focus, *focus, *focus)
-        # For each table the query that each row is drawn for.
-        self.focus = {name: rng.choices(queries, k=count) for name, count in self.sizes.items()}
+        # For each table the query that each row is drawn for, and whether it meets most conditions.
+        self.focus = {
+            name: [(query, rng.random() < meeting_share) for query in rng.choices(queries, k=count)]
+            for name, count in self.sizes.items()
+        }
 
     def draw_size(self, table: TableProfile, size: int) -> int:
         """The number of rows of a table: more for children than for parents, so that there are
@@ -133,16 +151,17 @@ class ValueGenerator:
                 values = [None if rng.random() < 0.15 else value for value in values]
             self.drawn[table, name] = values
 
-    def draw_parents(self, table: str, keys: list[tuple[tuple, int | None]]) -> list[tuple]:
-        """The key of the parent of each row, from pairs of a key and the query it is drawn for."""
+    def draw_parents(self, table: str, keys: list[tuple[tuple, tuple]]) -> list[tuple]:
+        """The key of the parent of each row, from pairs of a key and its row's entry in focus."""
         skew, chosen = self.rng.choice((1, 1.5, 2, 3)), []
         if self.count and self.rng.random() < 0.7:
             chosen, keys = self.repeat([key for key, _ in keys]), keys[2:] or keys
-        by_query: dict[int | None, list] = {}
+        alike: dict[tuple, list] = {}
         for key in keys:
-            by_query.setdefault(key[1], []).append(key)
-        for query in self.focus[table][len(chosen) :]:
-            pool = by_query[query] if query in by_query and self.rng.random() < 0.6 else keys
+            alike.setdefault(key[1], []).append(key)
+        for entry in self.focus[table][len(chosen) :]:
+            similar = entry in alike and (entry[1] or self.rng.random() < 0.6)
+            pool = alike[entry] if similar else keys
             chosen.append(pool[int(len(pool) * self.rng.random() ** skew)][0])
         return chosen[: self.sizes[table]]
 
@@ -155,43 +174,81 @@ class ValueGenerator:
 
     def draw_values(self, table: str, name: str) -> list:
         """Values of a column that do not depend on other columns."""
-        rng, column, queries = self.rng, self.tables[table].columns[name], self.focus[table]
-        count = rng.choice(DISTINCT_VALUES)
+        rng, column, rows = self.rng, self.tables[table].columns[name], self.focus[table]
+        count = rng.choice(self.distinct_values)
         # Ties leave the order of a query open, and rows with the same primary key are refused,
         # which would reduce the groups that queries count.
         untied = name in self.sorts and rng.random() < 0.5
         if column.unique or count is None or untied or (column.key and self.count):
-            values = distinct_values(column, len(queries), rng)
+            values = distinct_values(column, len(rows), rng)
         else:
             distinct = distinct_values(column, count, rng)
-            values = rng.choices(distinct, k=len(queries))
+            values = rng.choices(distinct, k=len(rows))
             if self.count and name in self.groups and rng.random() < 0.7:
-                others = rng.choices(distinct[2:] or distinct, k=len(queries))
-                values = [*self.repeat(distinct), *others][: len(queries)]
-        groups = {
-            query: literal_groups(column, self.golds[query])
-            for query in set(queries)
-            if query is not None
-        }
-        for row, query in enumerate(queries if any(groups.values()) else ()):
-            if query is not None and groups[query] and rng.random() < 0.6:
-                group = rng.choice(groups[query])
-                value = group[0] if rng.random() < 0.5 else rng.choice(group)
-                if not (column.unique or untied) or value not in values:
-                    values[row] = value
+                others = rng.choices(distinct[2:] or distinct, k=len(rows))
+                values = [*self.repeat(distinct), *others][: len(rows)]
+        met = self.place_literals(column, values, rows, repeat=not (column.unique or untied))
         if untied or column.key or not column.nullable:
             return values
         if self.null_share and rng.random() < 0.6:
-            values = [None if rng.random() < self.null_share else value for value in values]
+            return [
+                None if row not in met and rng.random() < self.null_share else value
+                for row, value in enumerate(values)
+            ]
         return values
+
+    def place_literals(
+        self, column: ColumnProfile, values: list, rows: list[tuple], *, repeat: bool
+    ) -> set[int]:
+        """Replaces values by literals that the query of each row compares the column with.
+
+        Args:
+            column: the column.
+            values: of each row, changed in place.
+            rows: the entries of its table in ``self.focus``.
+            repeat: whether a value may occur twice.
+
+        Returns:
+            The rows that meet most conditions and got a literal here.
+        """
+        rng, met = self.rng, set()
+        golds = {query for query, _ in rows if query is not None}
+        groups = {query: literal_groups(column, self.golds[query]) for query in golds}
+        for row, (query, meets) in enumerate(rows if any(groups.values()) else ()):
+            if not groups.get(query) or not (meets or rng.random() < LITERAL_SHARE):
+                continue
+            group = rng.choice(groups[query])
+            boundary = rng.random() < (self.boundary_share if meets else 0.7)
+            value = rng.choice(group) if boundary else group[0]
+            if repeat or value not in values:
+                values[row] = value
+                met |= {row} if meets else set()
+        return met
 
 
 def literal_groups(column: ColumnProfile, gold: GoldProfile) -> list[list]:
-    """The literals that a query compares the column with, each with its boundary values."""
+    """The literals that a query compares the column with, as ``gold_literals`` returns them.
+
+    For a column of fractions those a quarter away are added, and years and months become dates.
+    """
     groups = [group for name in column.names for group in gold.literals.get(name, ())]
     if column.integer:
         groups = [[v for v in map(as_integer, group) if v is not None] for group in groups]
+    elif not is_whole(column.type):
+        groups = [
+            [*group, group[1] - 0.25, group[1] + 0.25] if not isinstance(group[1], str) else group
+            for group in groups
+        ]
+    example = column.values[0] if column.values else None
+    if isinstance(example, str) and ISO_DATE.match(example):
+        groups = [[as_date(value, example) for value in group] for group in groups]
     return [group for group in groups if group]
+
+
+def as_date(value, example: str):
+    """The start of a date, such as a year, continued as in an example; other values unchanged."""
+    is_start = isinstance(value, str) and DATE_START.fullmatch(value)
+    return value + example[len(value) :] if is_start else value
 
 
 def distinct_values(column: ColumnProfile, count: int, rng: random.Random) -> list:

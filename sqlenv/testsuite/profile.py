@@ -67,7 +67,7 @@ class TableProfile:
 class GoldProfile:
     """The parts of a gold query that decide which values distinguish it from its mutants."""
 
-    literals: dict[str, list[list]]  # column -> literals, each followed by its boundary values
+    literals: dict[str, list[list]]  # of each column, as ``gold_literals`` returns them
     counts: list[int]  # literals that the query compares a count with
     sorts: set[str]  # columns in ORDER BY
     groups: set[str]  # columns in GROUP BY
@@ -118,7 +118,7 @@ def read_profile(db_path: str | os.PathLike, golds: Sequence[str]) -> DatabasePr
 def profile_gold(query: Query, schema: Schema, tables: dict[str, TableProfile]) -> GoldProfile:
     """Extracts the profile of a gold query."""
     literals = gold_literals(query, schema)
-    counts = [group[0] for group in literals.pop(COUNT, ())]
+    counts = [group[1] for group in literals.pop(COUNT, ())]
     counts = [number for number in counts if isinstance(number, int) and 0 < number <= MAX_COUNT]
     read = {source.table for select in query.selects for source in select.sources if source.table}
     if not read <= tables.keys():  # views or table expressions, which may read any table

@@ -36,8 +36,8 @@ from sqlenv.text import is_ordered
 
 # The modules that determine the content of a suite: a change to one gives another cache key.
 CODE = """query schema text metrics/execution_match sandbox/worker testsuite/determinism
-    testsuite/distill testsuite/literals testsuite/mutants testsuite/populate testsuite/profile
-    testsuite/suite testsuite/swaps""".split()
+    testsuite/distill testsuite/edge_cases testsuite/literals testsuite/mutants testsuite/populate
+    testsuite/profile testsuite/suite testsuite/swaps""".split()
 MANIFEST = "suite.json"
 
 logger = logging.getLogger(__name__)
@@ -210,9 +210,8 @@ def write_entry(
 
 def save(drawn: DrawnDatabase, path: Path) -> None:
     """Writes a drawn database to a new file."""
-    drawn.checks_left = math.inf  # the limit is on queries; saving takes more steps
     try:
-        drawn.connection.execute("VACUUM INTO ?", [str(path)])
+        drawn.write(path)
     except sqlite3.Error as error:
         raise UserError(
             f"{path}: cannot write test-suite databases here ({error}); make room on this disk or "
@@ -233,10 +232,10 @@ def build(
     widths = {gold: len(result.columns) for gold, result in zip(golds, results)}
     schema = load_schema(db_path)
     queries = [
-        GoldQuery(gold, widths[gold], schema, [m.sql for m in make_mutants(gold, schema)])
+        GoldQuery(gold, widths[gold], schema, make_mutants(gold, schema, edge_cases=True))
         for gold in running
     ]
-    variants = choose_variants(read_profile(db_path, running), queries, seed=seed).variants
+    variants = choose_variants(read_profile(db_path, running), queries, seed=seed)
     files = {}
     for number, drawn in enumerate(variants):
         path = folder / f"{number}.sqlite"
