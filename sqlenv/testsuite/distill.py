@@ -23,12 +23,12 @@ from sqlenv.testsuite.populate import draw_database
 from sqlenv.testsuite.profile import DatabaseProfile
 from sqlenv.text import is_ordered
 
-MAX_VARIANTS = 16
+MAX_VARIANTS = 20
 CANDIDATES = 16  # databases drawn at most in a round
 MANY_ROWS = 300  # of each table of a database of many rows
 MAX_LARGE = 3  # variants of many rows
 LARGE_CANDIDATES = 3  # databases of many rows drawn in a round
-PATIENCE = 2  # rounds without a killed mutant after which the search ends
+PATIENCE = 2  # rounds in a row with at most one killed mutant after which the search ends
 FOCUS_SIZES = (2, 4, 8, 16, 32)  # gold queries that a candidate is drawn around
 LARGE_FOCUS_SIZES = (1, 1, 2, 4)  # those of many rows: each query needs many of them
 # Units of work for a suite, each some 50 microseconds: a query, 1000 steps of it, a drawn column,
@@ -147,24 +147,23 @@ class Search:
     def choose_large(self) -> None:
         """Chooses databases of many rows, for the mutants with a LIMIT."""
         limited = [{m.sql for m in gold.mutants if m.kind == "row_limit"} for gold in self.golds]
-        killed = True
-        while killed and len(self.variants) < MAX_LARGE:
+        idle = 0
+        while idle < PATIENCE and len(self.variants) < MAX_LARGE:
             targets = [left & mutants for left, mutants in zip(self.survivors, limited)]
             alive = [number for number, mutants in enumerate(targets) if mutants]
-            drawn = [
-                self.draw(alive, LARGE_FOCUS_SIZES, MANY_ROWS)
-                for _ in range(LARGE_CANDIDATES if alive else 0)
-            ]
-            killed = self.keep_best([(database, alive) for database, _ in drawn], targets)
+            count = LARGE_CANDIDATES if alive else 0
+            drawn = (self.draw(alive, LARGE_FOCUS_SIZES, MANY_ROWS)[0] for _ in range(count))
+            killed = self.keep_best(((database, alive) for database in drawn), targets)
+            idle = 0 if killed > 1 else idle + 1
 
     def choose(self) -> None:
-        """Chooses databases of few rows until none kills further mutants."""
+        """Chooses databases of few rows until they kill hardly any further mutants."""
         idle = 0
         while idle < PATIENCE and len(self.variants) < MAX_VARIANTS:
             alive = [number for number, mutants in enumerate(self.survivors) if mutants]
             count = min(2 * len(self.variants) + 4, CANDIDATES) if alive else 0
             drawn = (self.draw(alive, FOCUS_SIZES) for _ in range(count))
-            idle = 0 if self.keep_best(drawn, self.survivors) else idle + 1
+            idle = 0 if self.keep_best(drawn, self.survivors) > 1 else idle + 1
 
     def draw(
         self, alive: list[int], focus_sizes: Sequence[int], rows: int | None = None
@@ -179,12 +178,15 @@ class Search:
 
     def keep_best(
         self, drawn: Iterable[tuple[DrawnDatabase, list[int]]], targets: Sequence[set[str]]
-    ) -> bool:
-        """Adds the database that kills most of the targets to the variants; False if none does.
+    ) -> int:
+        """Adds the database that kills most of the targets, if any, to the variants.
 
         Args:
-            drawn: databases, each with the gold queries whose targets are run on it.
+            drawn: databases, each with the gold queries whose targets it is measured on.
             targets: mutants of each gold query.
+
+        Returns:
+            The number of targets that it kills of the gold queries it was measured on.
         """
         best, most, measured = None, 0, []
         for database, golds in drawn:
@@ -193,12 +195,12 @@ class Search:
             killed = sum(len(self.kill(database, number, targets[number])) for number in golds)
             if killed > most:
                 best, most, measured = database, killed, golds
-        for number, mutants in enumerate(self.survivors if best else ()):
+        for number, mutants in enumerate(targets if best else ()):
             # Without a result of gold, mutants rarely have one.
             if number in measured or has_values(best.first_result(self.golds[number])):
-                mutants -= self.kill(best, number, mutants)
+                self.survivors[number] -= self.kill(best, number, mutants)
         self.variants += [best] if best else []
-        return best is not None
+        return most
 
     def kill(self, database: DrawnDatabase, number: int, mutants: set[str]) -> set[str]:
         """The mutants of a gold query that a database kills."""

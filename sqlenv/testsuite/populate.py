@@ -96,7 +96,7 @@ class ValueGenerator:
             name: rows or self.draw_size(table, size if name in read else min(size, UNREAD_ROWS))
             for name, table in self.tables.items()
         }
-        queries = (None, *focus, *focus, *focus)
+        queries = (None, *focus, *focus, *focus, *(focus if rows else ()))
         # For each table the query that each row is drawn for, and whether it meets most conditions.
         self.focus = {
             name: [(query, rng.random() < meeting_share) for query in rng.choices(queries, k=count)]
