@@ -18,7 +18,7 @@ import torch
 
 from encoder import ContrastiveEncoder, SemanticReward
 from grpo.checkpoint import load_adapter
-from grpo.config import ASSETS, Config, chosen_languages
+from grpo.config import ASSETS, Config, check_sql_timeout, chosen_languages
 from grpo.evaluation import report as report_files
 from grpo.evaluation.analysis import check_same_questions, compare, full_report
 from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites, prediction_rows, score
@@ -66,6 +66,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--limit", type=int, default=0, help="questions a language, 0 for all")
     add("--max-new-tokens", type=int, default=0, help="longest answer (the run's; otherwise 96)")
+    add(
+        "--sql-timeout",
+        type=float,
+        help="seconds of CPU time for each query, gold's and the predicted one (the run's; "
+        f"otherwise {Config.sql_timeout:g}; with --compare the longer one of two runs)",
+    )
     add("--device", default="auto")
     add(
         "--dtype",
@@ -113,6 +119,7 @@ def with_run(arguments: argparse.Namespace) -> argparse.Namespace:
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
             filled.model, filled.adapter = saved["model"], str(path.parent / "adapter")
+            saved["sql_timeout"] = float(saved.get("sql_timeout", Config.sql_timeout))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: damaged, not what train.py wrote ({error!r})") from error
     filled.data = filled.data or saved.get("data", str(EMBEDDED))
@@ -121,6 +128,9 @@ def with_run(arguments: argparse.Namespace) -> argparse.Namespace:
     filled.max_new_tokens = filled.max_new_tokens or saved.get(
         "max_new_tokens", Config.max_new_tokens
     )
+    if filled.sql_timeout is None:  # 0 is refused, not replaced
+        filled.sql_timeout = saved.get("sql_timeout", Config.sql_timeout)
+    check_sql_timeout(filled.sql_timeout)
     return filled
 
 
@@ -254,11 +264,11 @@ def run(arguments: argparse.Namespace) -> int:
     check_outputs(arguments)
     if arguments.device == "auto":
         arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    systems = [with_run(source) for source in sources(arguments)]
     encoder = ContrastiveEncoder.load(arguments.encoder).to(arguments.device)
     if encoder.calibration is None:
         raise UserError(f"--encoder {arguments.encoder}: not calibrated; see encoder.train")
     semantic = SemanticReward(encoder)
-    systems = [with_run(source) for source in sources(arguments)]
     loaded = [load(system) for system in systems]
     if arguments.compare:
         keys = [
@@ -266,7 +276,8 @@ def run(arguments: argparse.Namespace) -> int:
         ]
         # Before a model answers them.
         check_same_questions(keys[0], keys[1], arguments.compare)
-    with Sandbox() as sandbox:
+    # The same for both systems, or a gold query could fail for one of them.
+    with Sandbox(timeout=max(system.sql_timeout for system in systems)) as sandbox:
         verifier = ExecutionVerifier(sandbox)
         measured = [
             measure(system, verifier, semantic, examples, sqls)

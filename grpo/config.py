@@ -17,6 +17,7 @@ AT_LEAST_1 = (
     *("lora_rank", "save_every", "num_iterations", "overlong_buffer"),
 )
 AT_LEAST_0 = ("beta", "epsilon_low", "epsilon_high", "dynamic_sampling", "steps", "dev_limit")
+SQL_TIMEOUTS = 0.1, 3600.0  # seconds
 ABOVE_0 = ("lr", "reward_timeout", "max_grad_norm", "temperature")
 
 
@@ -105,6 +106,7 @@ class Config:
         choices=["calibrated", "cosine"],
     )
     semantic_gate: bool = option(True, "no semantic reward for SQL that does not run")
+    sql_timeout: float = option(2.0, "seconds of CPU time for each query, gold's and the model's")
     reward_timeout: float = option(10.0, "seconds that a custom reward may take for a batch")
     reward: dict = field(default_factory=lambda: dict(WEIGHTS))
     seed: int = option(0, "of data order, LoRA weights and sampling")
@@ -143,6 +145,7 @@ class Config:
             raise UserError(
                 "--group-size must be at least 2: an advantage compares completions of one group"
             )
+        check_sql_timeout(self.sql_timeout)
         chosen_languages(self.lang)
 
     def to_dict(self) -> dict:
@@ -158,6 +161,13 @@ class Config:
             for f in fields(self)
             if other.get(f.name) != own[f.name] and f.metadata.get("affects_results", True)
         ]
+
+
+def check_sql_timeout(seconds: float) -> None:
+    """Raises UserError for a time limit that no query can be run with."""
+    least, most = SQL_TIMEOUTS
+    if not least <= seconds <= most:
+        raise UserError(f"--sql-timeout {seconds:g}: must be from {least:g} to {most:g} seconds")
 
 
 def chosen_languages(text: str) -> list[str]:

@@ -27,7 +27,7 @@ def without_result(questions: list[Example], verifier: ExecutionVerifier) -> lis
     they would reward junk.
     """
     gold = verifier.run_gold(questions)
-    return [i for i, result in enumerate(gold) if result.status != "ok" or not result.rows]
+    return [i for i, result in enumerate(gold) if result.status != "ok" or not result.num_rows]
 
 
 def hash_of(questions: list[Example]) -> str:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlenv.dataset import Example
-from sqlenv.metrics.execution_match import results_match
+from sqlenv.gold import GoldResults
 from sqlenv.sandbox import Execution, Sandbox
 from sqlenv.testsuite.suite import Suite, suite_matches
-from sqlenv.text import is_ordered
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Verdict:
 
     Attributes:
         sql: None where a completion contains no query.
-        execution: None where there is no query.
+        execution: without its rows, only their number; None where there is no query.
         correct: the result equals gold's on the given database (EX); False if gold fails.
     """
 
@@ -34,49 +33,58 @@ class Verdict:
 
 
 class ExecutionVerifier:
-    """Verifies queries against gold; the results of gold queries are kept."""
+    """Verifies queries against gold; the results of gold queries are kept, up to a limit."""
 
     def __init__(self, sandbox: Sandbox):
         self.sandbox = sandbox
-        self._gold: dict[tuple[Path, str], Execution] = {}
+        self._gold = GoldResults(sandbox)
 
     def run_gold(self, examples: Sequence[Example]) -> list[Execution]:
-        """The result of each example's gold query, each distinct query run once."""
-        keys = [(example.db_path, example.gold_sql) for example in examples]
-        missing = list(dict.fromkeys(key for key in keys if key not in self._gold))
-        self._gold.update(zip(missing, self.sandbox.run_many(missing)))
-        return [self._gold[key] for key in keys]
+        """The execution of each example's gold query, without its rows, only their number."""
+        return self._gold.run([(example.db_path, example.gold_sql) for example in examples])
 
-    def verify(self, examples: Sequence[Example], sqls: Sequence[str | None]) -> list[Verdict]:
-        """The verdict on one query for each example; equal queries run once."""
-        gold = self.run_gold(examples)
-        keys = [(example.db_path, sql) for example, sql in zip(examples, sqls) if sql is not None]
-        distinct = list(dict.fromkeys(keys))
-        executions = dict(zip(distinct, self.sandbox.run_many(distinct)))
-        verdicts = []
-        for example, expected, sql in zip(examples, gold, sqls):
-            execution = executions.get((example.db_path, sql))
-            correct = execution is not None and results_match(
-                expected, execution, ordered=is_ordered(example.gold_sql)
-            )
-            verdicts.append(Verdict(sql, execution, correct))
-        return verdicts
+    def verify(
+        self,
+        examples: Sequence[Example],
+        sqls: Sequence[str | None],
+        *,
+        timeout_budget: float | None = None,
+    ) -> list[Verdict]:
+        """The verdict on one query for each example; equal queries run once.
+
+        Args:
+            timeout_budget: seconds for the queries that time out, see ``Sandbox.run_each``.
+        """
+        cases = [
+            (example.db_path, example.gold_sql, sql)
+            for example, sql in zip(examples, sqls)
+            if sql is not None
+        ]
+        compared = iter(self._gold.compare(cases, timeout_budget=timeout_budget))
+        return [
+            Verdict(sql, None, False) if sql is None else Verdict(sql, *next(compared))
+            for sql in sqls
+        ]
 
     def verify_on_suites(
         self,
         examples: Sequence[Example],
         verdicts: Sequence[Verdict],
         suites: Mapping[Path, Suite],
+        *,
+        timeout_budget: float | None = None,
     ) -> list[bool]:
         """Whether each query is correct on the given database and on every variant of it (TS).
 
         Args:
             verdicts: from ``verify``; what is wrong on the given database is not run again.
             suites: the test suite of each example's database.
+            timeout_budget: as for ``verify``.
         """
         correct = [i for i, verdict in enumerate(verdicts) if verdict.correct]
         cases = [
             (suites[examples[i].db_path], examples[i].gold_sql, verdicts[i].sql) for i in correct
         ]
-        matches = dict(zip(correct, suite_matches(self.sandbox, cases)))
-        return [matches.get(i, False) for i in range(len(verdicts))]
+        matches = suite_matches(self.sandbox, cases, timeout_budget=timeout_budget)
+        by_index = dict(zip(correct, matches))
+        return [by_index.get(i, False) for i in range(len(verdicts))]
