@@ -34,7 +34,7 @@ from sqlenv.files import read_only_uri
 from sqlenv.sandbox.worker import HEADER
 
 MAX_SQL = 100_000  # bytes of UTF-8 in a query
-FIRST_TRY = 0.04  # seconds for each query of a batch at first, if time-outs have a budget
+FIRST_TRY = 0.03  # seconds for each query of a batch at first, if time-outs have a budget
 PATIENCE = 10  # times the timeout that a worker may be silent, on a busy machine or a slow disk
 KILL_DELAY = 0.5  # seconds more
 CPU_SIGNALS = -signal.SIGPROF, -signal.SIGXCPU  # exit codes of a worker that used too much time
@@ -266,7 +266,7 @@ class Sandbox:
         """Stops a lost worker. Its query fails; of several, each is run again alone."""
         worker = self._workers[slot]
         code = self._stop([slot])
-        if len(worker.jobs) > 1:
+        if len(worker.jobs) != 1:  # it may have been idle
             jobs.extendleft(job._replace(alone=True) for job in reversed(worker.jobs))
             return
         status, error = "error", f"the worker process ended with code {code}"
