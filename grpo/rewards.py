@@ -16,7 +16,7 @@ from sqlenv import Example, ExecutionVerifier, Suite, UserError, extract_sql
 
 WEIGHTS = {"execution": 1.0, "syntax": 0.1, "schema": 0.2, "semantic": 0.3}
 OTHERS = ("test_suite", "overlong")
-TIMEOUT_BUDGET = 5.0  # seconds of CPU time, in a batch, for completions that time out
+TIMEOUT_BUDGET = 5.0  # seconds of CPU time for the completions of a batch that time out
 AUXILIARY = ("schema", "semantic", "overlong")  # a wrong query can beat a right one in these
 
 

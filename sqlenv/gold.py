@@ -17,8 +17,8 @@ from sqlenv.metrics.execution_match import results_match
 from sqlenv.sandbox.sandbox import Execution, Sandbox
 from sqlenv.text import is_ordered
 
-KEPT_BYTES = 128 << 20  # of the rows of gold queries, as marshal writes them
-BATCH_BYTES = 64 << 20  # of the rows of gold queries that run again together
+KEPT_BYTES = 64 << 20  # of the rows of gold queries, as marshal writes them
+BATCH_BYTES = 32 << 20  # of the rows of gold queries that run again together
 
 Gold = tuple[Path, str]  # database and gold query
 Case = tuple[Path, str, str]  # database, gold query and the SQL to compare with it
