@@ -1,6 +1,6 @@
 """What the worst predictions cost: cross joins with large results, and queries without end.
 
-python -m benchmarks.sandbox_pressure --predictions 10000 --rows 2000
+python -m benchmarks.sandbox_pressure --predictions 1000
 python -m benchmarks.sandbox_pressure --batch 128
 
 The first evaluates a predictions file by evaluate.py and prints the peak memory of its process and
