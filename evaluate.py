@@ -18,7 +18,7 @@ from encoder import ContrastiveEncoder, SemanticReward
 from encoder.device import check_device, resolve_device
 from encoder.gold_check import check_on_gold
 from grpo.checkpoint import adapter_files, load_adapter
-from grpo.config import ASSETS, Config, chosen_languages, read_settings
+from grpo.config import ASSETS, SQL_TIMEOUT, Config, chosen_languages, read_settings
 from grpo.evaluation import report as report_files
 from grpo.evaluation.analysis import check_same_questions, compare, full_report
 from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites, prediction_rows, score
@@ -71,6 +71,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "all)",
     )
     add("--max-new-tokens", type=COUNT, help="longest answer (the run's; otherwise 96)")
+    add(
+        "--sql-timeout",
+        type=SQL_TIMEOUT,
+        help="seconds of CPU time for each query, gold's and the predicted one (the run's; "
+        f"otherwise {Config.sql_timeout:g}; with --compare the longer one of two runs)",
+    )
     add("--device", type=resolve_device, default="auto", help="auto takes a GPU if there is one")
     add(
         "--dtype",
@@ -116,6 +122,8 @@ def with_run(arguments: argparse.Namespace) -> argparse.Namespace:
     filled.max_new_tokens = filled.max_new_tokens or saved.get(
         "max_new_tokens", Config.max_new_tokens
     )
+    if filled.sql_timeout is None:
+        filled.sql_timeout = saved.get("sql_timeout", Config.sql_timeout)
     return filled
 
 
@@ -272,7 +280,8 @@ def run(arguments: argparse.Namespace) -> int:
     for system, (examples, sqls, _) in zip(systems, loaded):
         if sqls is None:
             check_system(system, examples)
-    with Sandbox() as sandbox:
+    # The same for both systems, or a gold query could fail for one of them.
+    with Sandbox(timeout=max(system.sql_timeout for system in systems)) as sandbox:
         verifier = ExecutionVerifier(sandbox)
         measured = [
             measure(system, verifier, semantic, examples, sqls)

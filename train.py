@@ -55,7 +55,7 @@ def train(config: Config, folder: RunFolder, distributed: Distributed, device: s
     score = {"score": config.semantic_score, "gate": config.semantic_gate}
     semantic = SemanticReward(encoder, target=config.semantic_target, **score)
     with ExitStack() as stack:
-        verifier = ExecutionVerifier(stack.enter_context(Sandbox()))
+        verifier = ExecutionVerifier(stack.enter_context(Sandbox(timeout=config.sql_timeout)))
         limits = {"max_new_tokens": config.max_new_tokens, "timeout": config.reward_timeout}
         limits["overlong_buffer"] = config.overlong_buffer
         rewards = Rewards(verifier, semantic, config.reward, **limits)

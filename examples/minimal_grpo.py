@@ -29,6 +29,7 @@ from grpo.lora import lora_merged, lora_parameters
 from grpo.loss import token_weights
 from grpo.models import Policy, load_policy
 from grpo.prompt import PromptBuilder
+from grpo.rewards import TIMEOUT_BUDGET
 from sqlenv import EMBEDDED, Example, ExecutionVerifier, Sandbox, extract_sql, load_dataset
 from sqlenv.errors import exit_code
 
@@ -41,7 +42,8 @@ def execution_rewards(
 ) -> Tensor:
     """1 if the SQL's result equals that of the gold query, plus 0.1 if it runs: (P, G) float32."""
     flat = [example for example, group in zip(examples, texts) for _ in group]
-    verdicts = verifier.verify(flat, [extract_sql(text) for group in texts for text in group])
+    sqls = [extract_sql(text) for group in texts for text in group]
+    verdicts = verifier.verify(flat, sqls, timeout_budget=TIMEOUT_BUDGET)
     rewards = [1.0 * verdict.correct + 0.1 * verdict.valid for verdict in verdicts]
     return torch.tensor(rewards).reshape(len(examples), -1)
 

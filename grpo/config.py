@@ -22,6 +22,7 @@ from sqlenv.options import (
 )
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
+SQL_TIMEOUT = Range(float, 0.1, 3600)  # seconds
 
 
 def option(default, text: str, **more):
@@ -134,6 +135,9 @@ class Config:
         choices=["calibrated", "cosine"],
     )
     semantic_gate: bool = option(True, "no semantic reward for SQL that does not run")
+    sql_timeout: float = option(
+        2.0, "seconds of CPU time for each query, gold's and the model's", range=SQL_TIMEOUT
+    )
     reward_timeout: float = option(
         10.0,
         "seconds that a custom reward may take for a batch",

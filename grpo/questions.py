@@ -29,7 +29,7 @@ def without_result(questions: list[Example], verifier: ExecutionVerifier) -> dic
     """
     gold = verifier.run_gold(questions)
     return {
-        "left_out": [i for i, run in enumerate(gold) if run.status != "ok" or not run.rows],
+        "left_out": [i for i, run in enumerate(gold) if run.status != "ok" or not run.num_rows],
         "stopped": sum(run.status in STOPPED for run in gold),
     }
 

@@ -16,6 +16,7 @@ from sqlenv import Example, ExecutionVerifier, Suite, UserError, extract_sql
 
 WEIGHTS = {"execution": 1.0, "syntax": 0.1, "schema": 0.2, "semantic": 0.3}
 OTHERS = ("test_suite", "overlong")
+TIMEOUT_BUDGET = 5.0  # seconds of CPU time for the completions of a batch that time out
 AUXILIARY = ("schema", "semantic", "overlong")  # a wrong query can beat a right one in these
 
 
@@ -132,7 +133,7 @@ class Rewards:
         flat = [example for example, group in zip(examples, texts) for _ in group]
         asked = prompts or [""] * len(texts)
         sqls = [extract_sql(t, prompt=p) for p, group in zip(asked, texts) for t in group]
-        verdicts = self.verifier.verify(flat, sqls)
+        verdicts = self.verifier.verify(flat, sqls, timeout_budget=TIMEOUT_BUDGET)
         columns = []
         for spec in self.specs:
             if spec in self.custom:
@@ -179,7 +180,8 @@ class Rewards:
         return [float(verdict.correct) for verdict in verdicts]
 
     def _test_suite(self, examples, verdicts) -> list[float]:
-        correct = self.verifier.verify_on_suites(examples, verdicts, self.suites)
+        budget = {"timeout_budget": TIMEOUT_BUDGET}
+        correct = self.verifier.verify_on_suites(examples, verdicts, self.suites, **budget)
         return [float(value) for value in correct]
 
     def _syntax(self, examples, verdicts) -> list[float]:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlenv.dataset import Example
-from sqlenv.metrics.execution_match import results_match
+from sqlenv.gold import GoldResults
 from sqlenv.sandbox import Execution, Sandbox
 from sqlenv.schema import load_schema
 from sqlenv.testsuite.determinism import tie_broken_queries
 from sqlenv.testsuite.suite import Suite, suite_matches
-from sqlenv.text import is_ordered
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Verdict:
 
     Attributes:
         sql: None where a completion contains no query.
-        execution: None where there is no query.
+        execution: without its rows, only their number; None where there is no query.
         correct: the result equals gold's on the given database (EX); False if gold fails.
     """
 
@@ -36,53 +35,62 @@ class Verdict:
 
 
 class ExecutionVerifier:
-    """Verifies queries against gold; the results of gold queries are kept."""
+    """Verifies queries against gold; the results of gold queries are kept, up to a limit."""
 
     def __init__(self, sandbox: Sandbox):
         self.sandbox = sandbox
-        self._gold: dict[tuple[Path, str], Execution] = {}
+        self._gold = GoldResults(sandbox)
         self._arbitrary: dict[tuple[Path, str], bool] = {}
 
     def run_gold(self, examples: Sequence[Example]) -> list[Execution]:
-        """The result of each example's gold query, each distinct query run once."""
-        keys = [(example.db_path, example.gold_sql) for example in examples]
-        missing = list(dict.fromkeys(key for key in keys if key not in self._gold))
-        self._gold.update(zip(missing, self.sandbox.run_many(missing)))
-        return [self._gold[key] for key in keys]
+        """The execution of each example's gold query, without its rows, only their number."""
+        return self._gold.run([(example.db_path, example.gold_sql) for example in examples])
 
-    def verify(self, examples: Sequence[Example], sqls: Sequence[str | None]) -> list[Verdict]:
-        """The verdict on one query for each example; equal queries run once."""
-        gold = self.run_gold(examples)
-        keys = [(example.db_path, sql) for example, sql in zip(examples, sqls) if sql is not None]
-        distinct = list(dict.fromkeys(keys))
-        executions = dict(zip(distinct, self.sandbox.run_many(distinct)))
-        verdicts = []
-        for example, expected, sql in zip(examples, gold, sqls):
-            execution = executions.get((example.db_path, sql))
-            correct = execution is not None and results_match(
-                expected, execution, ordered=is_ordered(example.gold_sql)
-            )
-            verdicts.append(Verdict(sql, execution, correct))
-        return verdicts
+    def verify(
+        self,
+        examples: Sequence[Example],
+        sqls: Sequence[str | None],
+        *,
+        timeout_budget: float | None = None,
+    ) -> list[Verdict]:
+        """The verdict on one query for each example; equal queries run once.
+
+        Args:
+            timeout_budget: seconds for the queries that time out, see ``Sandbox.run_each``.
+        """
+        cases = [
+            (example.db_path, example.gold_sql, sql)
+            for example, sql in zip(examples, sqls)
+            if sql is not None
+        ]
+        compared = iter(self._gold.compare(cases, timeout_budget=timeout_budget))
+        return [
+            Verdict(sql, None, False) if sql is None else Verdict(sql, *next(compared))
+            for sql in sqls
+        ]
 
     def verify_on_suites(
         self,
         examples: Sequence[Example],
         verdicts: Sequence[Verdict],
         suites: Mapping[Path, Suite],
+        *,
+        timeout_budget: float | None = None,
     ) -> list[bool]:
         """Whether each query is correct on the given database and on every variant of it (TS).
 
         Args:
             verdicts: from ``verify``; what is wrong on the given database is not run again.
             suites: the test suite of each example's database.
+            timeout_budget: as for ``verify``.
         """
         correct = [i for i, verdict in enumerate(verdicts) if verdict.correct]
         cases = [
             (suites[examples[i].db_path], examples[i].gold_sql, verdicts[i].sql) for i in correct
         ]
-        matches = dict(zip(correct, suite_matches(self.sandbox, cases)))
-        return [matches.get(i, False) for i in range(len(verdicts))]
+        matches = suite_matches(self.sandbox, cases, timeout_budget=timeout_budget)
+        by_index = dict(zip(correct, matches))
+        return [by_index.get(i, False) for i in range(len(verdicts))]
 
     def gold_is_arbitrary(self, examples: Sequence[Example]) -> list[bool]:
         """Whether SQL leaves open the result of each gold query on the given database: rows tied at
@@ -91,15 +99,14 @@ class ExecutionVerifier:
         A right prediction may then count as wrong. False where gold, or gold with its ties broken,
         fails or exceeds a limit.
         """
-        for example, gold in zip(examples, self.run_gold(examples)):
-            key = example.db_path, example.gold_sql
-            if key not in self._arbitrary and gold.status == "ok":
-                schema, width = load_schema(example.db_path), len(gold.columns)
-                rewrites = tie_broken_queries(example.gold_sql, width, schema)
-                results = self.sandbox.run_many((example.db_path, sql) for sql in rewrites)
-                self._arbitrary[key] = any(
-                    result.status == "ok"
-                    and not results_match(gold, result, is_ordered(example.gold_sql))
-                    for result in results
-                )
+        golds = dict.fromkeys((example.db_path, example.gold_sql) for example in examples)
+        cases = []
+        for gold, execution in zip(golds, self._gold.run(list(golds))):
+            if gold not in self._arbitrary and execution.status == "ok":
+                self._arbitrary[gold] = False
+                schema, width = load_schema(gold[0]), len(execution.columns)
+                cases += [(*gold, sql) for sql in tie_broken_queries(gold[1], width, schema)]
+        for case, (execution, equal) in zip(cases, self._gold.compare(cases)):
+            if execution.status == "ok" and not equal:
+                self._arbitrary[case[:2]] = True
         return [self._arbitrary.get((e.db_path, e.gold_sql), False) for e in examples]

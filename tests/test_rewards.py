@@ -41,10 +41,10 @@ class CountingSandbox(Sandbox):
         super().__init__(**settings)
         self.ran = []
 
-    def run_many(self, queries):
+    def run_each(self, queries, use, **options):
         queries = list(queries)
         self.ran += [sql for _, sql in queries]
-        return super().run_many(queries)
+        super().run_each(queries, use, **options)
 
 
 class FakeEncoder(SemanticReward):

@@ -23,7 +23,7 @@ QUESTIONS = [
 
 def left_out(indices: list[int]) -> SimpleNamespace:
     """A verifier to which the gold queries of these questions return no row."""
-    result = lambda i: SimpleNamespace(status="ok", rows=[] if i in indices else [(1,)])  # noqa: E731
+    result = lambda i: SimpleNamespace(status="ok", num_rows=0 if i in indices else 1)  # noqa: E731
     return SimpleNamespace(run_gold=lambda questions: [result(i) for i in range(len(questions))])
 
 

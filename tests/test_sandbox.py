@@ -344,7 +344,7 @@ def test_a_slow_query_gives_the_rest_of_its_chunk_back(database):
         worker = sandbox._workers[0]
         path = os.fspath(database)
         version = read_only_uri(path), sandbox_module._file_version(path)
-        worker.submit([sandbox_module.Job(i, path, version, slow) for i in range(3)])
+        worker.submit([sandbox_module.Job(i, path, version, slow) for i in range(3)], 60)
         worker.flush()
         answers = []
         while not answers:

@@ -1,11 +1,12 @@
 """Verdicts on hand-written SQL, run on a small real database."""
 
 import sqlite3
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from sqlenv import Example, ExecutionVerifier, Sandbox, UserError, load_suite
+from sqlenv import Example, ExecutionVerifier, Sandbox, Suite, UserError, gold, load_suite
 
 OLD = "SELECT name FROM singer WHERE age > 30"  # Bob, Cid and Dee
 ORDERED = "SELECT name FROM singer ORDER BY age DESC"  # Dee, Cid, Bob, Ann
@@ -20,10 +21,10 @@ class RecordingSandbox(Sandbox):
         super().__init__(**settings)
         self.ran: list[tuple[Path, str]] = []
 
-    def run_many(self, queries):
+    def run_each(self, queries, use, **options):
         queries = list(queries)
         self.ran += queries
-        return super().run_many(queries)
+        super().run_each(queries, use, **options)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_a_verdict_by_hand(verifier, db, sql, status, valid, is_correct):
 def test_the_verdict_has_the_execution(verifier, db):
     (verdict,) = verifier.verify([ask(db)], ["SELECT name FROM singer WHERE age > 40"])
     assert verdict.execution.columns == ("name",)
-    assert verdict.execution.rows == [("Dee",)]
+    assert (verdict.execution.rows, verdict.execution.num_rows) == ([], 1)
     assert verdict.execution.reads == {("singer", "name"), ("singer", "age")}
 
 
@@ -111,7 +112,7 @@ def test_without_a_query_nothing_runs(verifier, sandbox, db):
     (verdict,) = verifier.verify([ask(db)], [None])
     assert (verdict.sql, verdict.execution) == (None, None)
     assert not verdict.valid and not verdict.correct
-    assert sandbox.ran == [(db, OLD)]
+    assert sandbox.ran == []
 
 
 def test_there_are_as_many_verdicts_as_queries(verifier, db):
@@ -190,11 +191,71 @@ def test_run_gold_runs_each_distinct_query_once(verifier, sandbox, db, other_db)
     examples = [ask(db), ask(other_db), ask(db), ask(db, FAILS)]
     executions = verifier.run_gold(examples)
     assert [execution.status for execution in executions] == ["ok", "ok", "ok", "error"]
-    assert executions[0].rows == [("Bob",), ("Cid",), ("Dee",)]
-    assert executions[1].rows == [("Eve",)]
+    assert [execution.num_rows for execution in executions] == [3, 1, 3, 0]
     assert executions[2] is executions[0]
     assert verifier.run_gold(examples[::-1]) == executions[::-1]
     assert sandbox.ran == [(db, OLD), (other_db, OLD), (db, FAILS)]
+
+
+# ------------------------------------------------------------------------------------- memory
+
+LARGE = "SELECT a.id, b.name || {} FROM singer AS a JOIN singer AS b JOIN singer"  # 12 x 12 x 12
+
+
+def peak_of(verifier: ExecutionVerifier, examples: list[Example], sqls: list[str]) -> int:
+    """Bytes that Python allocates at most while it verifies, and then compares on a suite of the
+    given database alone.
+    """
+    suites = {e.db_path: Suite(e.db_path, (), {x.gold_sql: () for x in examples}) for e in examples}
+    tracemalloc.start()
+    verdicts = verifier.verify(examples, sqls)
+    on_suites = verifier.verify_on_suites(examples, verdicts, suites)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    right = [example.gold_sql == sql for example, sql in zip(examples, sqls)]
+    assert [verdict.correct for verdict in verdicts] == on_suites == right
+    assert all(verdict.execution.num_rows == 1728 for verdict in verdicts)
+    return peak
+
+
+@pytest.mark.parametrize("golds_run_again", [False, True])
+def test_memory_does_not_grow_with_the_number_of_predictions(
+    sandbox, tmp_path, monkeypatch, golds_run_again
+):
+    """Cross joins of 1,728 rows of (integer, text), at least 56 bytes for the tuple and 50 for the
+    text, so 180 kB. Of 20 more of them not even two are in memory. That holds for as many gold
+    queries, too, where their rows are not kept. Every other prediction is right, if gold differs,
+    otherwise one is.
+    """
+    if golds_run_again:
+        monkeypatch.setattr(gold, "KEPT_BYTES", 0)
+        monkeypatch.setattr(gold, "BATCH_BYTES", 40_000)  # of two gold queries
+    db = make_database(tmp_path / "choir.sqlite", ", ".join(f"({i}, 'Ann', 1)" for i in range(12)))
+    peaks = []
+    for count in (4, 24):
+        numbers = range(count)
+        golds = [LARGE.format(100 + i * golds_run_again) for i in numbers]
+        sqls = [
+            golds[i]
+            if i % 2 == 0 and i < (count if golds_run_again else 1)
+            else LARGE.format(200 + i)
+            for i in numbers
+        ]
+        peaks.append(peak_of(ExecutionVerifier(sandbox), [ask(db, g) for g in golds], sqls))
+    assert peaks[1] - peaks[0] < 2 * 180_000
+
+
+def test_gold_that_runs_again_counts_as_it_ran_last(sandbox, db, monkeypatch):
+    """Its file was replaced by one without the table: what compares with it is wrong, and gold
+    fails for the caller as well.
+    """
+    monkeypatch.setattr(gold, "KEPT_BYTES", 0)
+    verifier = ExecutionVerifier(sandbox)
+    assert verifier.run_gold([ask(db)])[0].status == "ok"
+    db.unlink()
+    sqlite3.connect(db).close()
+    assert not verifier.verify([ask(db)], ["SELECT 1"])[0].correct
+    assert verifier.run_gold([ask(db)])[0].status == "error"
 
 
 # -------------------------------------------------------------------------------- test suites

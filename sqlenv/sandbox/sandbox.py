@@ -2,9 +2,10 @@
 
 A time limit on SQL is reliable only if the process that runs it can be killed: SQLite does not call
 its progress handler inside a long function or sort, and Python cannot stop a thread. So queries run
-in worker processes (``worker.py``). This module reuses them, and kills and replaces a worker that
-does not answer in time. Workers get queries in chunks. The unanswered queries of a lost worker run
-again one at a time, so that the loss of a worker fails one query at most.
+in worker processes (``worker.py``), which are reused. A query's time is CPU time: a worker that has
+used too much of it is killed by a timer of the system, and replaced here. This module itself kills
+a worker that sends nothing for much longer than that. Workers get queries in chunks. The unanswered
+queries of a lost worker run again one at a time, so that its loss fails one query at most.
 POSIX only (Linux, macOS, WSL).
 
     with Sandbox() as sandbox:
@@ -14,25 +15,30 @@ POSIX only (Linux, macOS, WSL).
 import functools
 import logging
 import marshal
+import math
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from sqlenv.errors import UserError
 from sqlenv.files import read_only_uri
 from sqlenv.sandbox.worker import HEADER
 
 MAX_SQL = 100_000  # bytes of UTF-8 in a query
-KILL_DELAY = 0.5  # seconds after the timeout in which a worker can stop a query itself
+FIRST_TRY = 0.03  # seconds for each query of a batch at first, if time-outs have a budget
+PATIENCE = 10  # times the timeout that a worker may be silent, on a busy machine or a slow disk
+KILL_DELAY = 0.5  # seconds more
+CPU_SIGNALS = -signal.SIGPROF, -signal.SIGXCPU  # exit codes of a worker that used too much time
 START_TIMEOUT = 60.0  # seconds in which a worker must start, on a machine under load
 CHUNK_SIZE = 32  # queries in one message to a worker
 STOPPED = ("denied", "timeout", "too_large")  # statuses of queries that SQLite itself might run
@@ -54,10 +60,11 @@ class Execution:
         columns: names of the result's columns; () unless ok.
         rows: tuples of None, int, float, str and bytes; [] unless ok.
         error: one line of explanation; None if ok.
-        seconds: wall-clock time inside the worker.
+        seconds: CPU time in the worker; of a worker that was lost, the wall-clock time until then.
         reads: (table, column) pairs that the query reads, in lower case, with aliases resolved, of
             views and of the tables below them. The column is "" if a table is read without any of
             its columns, as in count(*). Empty if the query could not be prepared or was killed.
+        num_rows: the number of rows, also where the rows themselves are no longer kept.
     """
 
     status: str
@@ -66,12 +73,20 @@ class Execution:
     error: str | None = None
     seconds: float = 0.0
     reads: frozenset[tuple[str, str]] = frozenset()
+    num_rows: int = 0
+
+    def without_rows(self) -> "Execution":
+        """The same, without the rows, which can have megabytes."""
+        return replace(self, rows=[])
+
+
+Use = Callable[[int, Execution], Any]  # gets the number of a query and its result
 
 
 class Job(NamedTuple):
     """A query to run."""
 
-    index: int  # in the results
+    index: int  # of the query
     path: str
     database: tuple[str, tuple[int, int, int]]  # URI and version of the file
     sql: str
@@ -86,13 +101,14 @@ class Sandbox:
 
     Args:
         workers: number of processes, which start when first needed.
-        timeout: seconds for each query.
+        timeout: seconds of CPU time for each query. A worker that sends nothing for ten times as
+            long is killed.
         max_rows: rows of a result.
         max_bytes: bytes of a result as sent to this process, and of any value inside a query.
         memory_mb: MiB that SQLite may allocate in a worker.
 
     Raises:
-        ValueError: ``workers`` or ``timeout`` is not positive.
+        ValueError: ``workers`` is not positive, or ``timeout`` not positive and finite.
     """
 
     def __init__(
@@ -104,10 +120,11 @@ class Sandbox:
         max_bytes: int = 8_000_000,
         memory_mb: int = 512,
     ):
-        if workers < 1 or timeout <= 0:
+        if workers < 1 or not 0 < timeout < math.inf:
             raise ValueError("a sandbox needs at least one worker and a timeout above 0")
         self.timeout = timeout
-        self._settings = timeout, max_rows, max_bytes, MAX_SQL, memory_mb
+        self._patience = PATIENCE * timeout + KILL_DELAY
+        self._settings = max_rows, max_bytes, MAX_SQL, memory_mb
         self._workers: list[Worker | None] = [None] * workers
         self._selector = selectors.DefaultSelector()
         self._lock = threading.Lock()
@@ -121,24 +138,58 @@ class Sandbox:
         """
         return self.run_many([(db_path, sql)])[0]
 
-    def run_many(self, queries: Iterable[tuple[str | os.PathLike, str]]) -> list[Execution]:
-        """Runs (db_path, sql) pairs in parallel and returns their results in the same order.
+    def run_many(
+        self,
+        queries: Iterable[tuple[str | os.PathLike, str]],
+        *,
+        timeout_budget: float | None = None,
+    ) -> list[Execution]:
+        """Runs (db_path, sql) pairs in parallel and returns their results in the same order, as
+        ``run_each`` does.
+        """
+        queries = list(queries)
+        results: list = [None] * len(queries)
+        self.run_each(queries, results.__setitem__, timeout_budget=timeout_budget)
+        return results
+
+    def run_each(
+        self,
+        queries: Iterable[tuple[str | os.PathLike, str]],
+        use: Use,
+        *,
+        timeout_budget: float | None = None,
+    ) -> None:
+        """Runs (db_path, sql) pairs in parallel and passes on each result as soon as it is there,
+        so that the results need not fit into memory together.
+
+        Args:
+            use: called with the index of a query and its result, in any order. It cannot use this
+                sandbox.
+            timeout_budget: seconds of CPU time for the queries that time out; None for no limit.
+                With it, what needs more than ``FIRST_TRY`` is put back and then tried with the full
+                time limit, in order, until the tries that time out have used up the budget and as
+                much time as those that do not. The rest has timed out. So whether a query that
+                needs more than ``FIRST_TRY`` has a result can depend on the others.
 
         Raises:
             UserError: a database file is missing (raised before any query runs), or is not a
                 readable SQLite database.
         """
         queries = [(os.fspath(path), sql) for path, sql in queries]
-        results = [_reject(sql) for _, sql in queries]
-        jobs = _make_jobs(queries, results)
+        rejected = {i: result for i, (_, sql) in enumerate(queries) if (result := _reject(sql))}
+        jobs = _make_jobs(queries, rejected)
         with self._lock:
             try:
-                self._run_jobs(jobs, results)
+                for index, result in rejected.items():
+                    use(index, result)
+                if timeout_budget is None or self.timeout <= FIRST_TRY:
+                    self._run_jobs(jobs, use, self.timeout)
+                else:
+                    self._run_within(timeout_budget, jobs, use)
             except BaseException:
                 # The late answer of a busy worker would be taken for the result of the next query.
                 self._stop_all()
                 raise
-        return results  # pyright: ignore[reportReturnType]
 
     def close(self) -> None:
         """Ends the worker processes. A later ``run`` starts new ones."""
@@ -161,26 +212,52 @@ class Sandbox:
         self._selector = selectors.DefaultSelector()
         self._lock = threading.Lock()
 
-    def _run_jobs(self, jobs: deque[Job], results: list) -> None:
-        """Distributes the jobs and collects the results until none is left."""
+    def _run_within(self, budget: float, jobs: deque[Job], use: Use) -> None:
+        """Runs the jobs with a budget for time-outs, see ``run_each``."""
+        by_index = {job.index: job for job in jobs}
+        put_back: dict[int, Execution] = {}
+
+        def first_try(index: int, result: Execution) -> None:
+            (put_back.__setitem__ if result.status == "timeout" else use)(index, result)
+
+        def second_try(index: int, result: Execution) -> None:
+            nonlocal budget
+            budget += -self.timeout if result.status == "timeout" else result.seconds
+            use(index, result)
+
+        self._run_jobs(jobs, first_try, FIRST_TRY)
+        indices = sorted(put_back)
+        budget = max(budget, self.timeout)
+        # In rounds: which queries are tried does not depend on which worker is faster.
+        while indices and budget >= self.timeout:
+            tries = int(budget / self.timeout)
+            chosen, indices = indices[:tries], indices[tries:]
+            self._run_jobs(deque(by_index[i] for i in chosen), second_try, self.timeout)
+        error = f"no result within {FIRST_TRY:g} s, in a batch in which too many queries time out"
+        for index in indices:
+            use(index, replace(put_back[index], error=error))
+
+    def _run_jobs(self, jobs: deque[Job], use: Use, limit: float) -> None:
+        """Distributes the jobs and passes on the results until none is left."""
         while True:
             for slot in range(len(self._workers)):
                 if jobs and slot not in self._busy():
-                    self._worker(slot).submit(_take_chunk(jobs, len(self._workers)))
+                    self._worker(slot).submit(_take_chunk(jobs, len(self._workers)), limit)
                     self._flush(slot)
             busy = self._busy()
             if not busy:
                 return
             oldest = min(self._workers[slot].last_active for slot in busy)
-            wait = oldest + self.timeout + KILL_DELAY - time.monotonic()
+            wait = oldest + self._patience - time.monotonic()
             ready = self._selector.select(max(wait, 0))
+            now = time.monotonic()  # before ``use``, during which workers may have sent something
             for key, event in ready:
                 if event == selectors.EVENT_WRITE:
                     self._flush(key.data)
             for key, event in ready:
                 if event == selectors.EVENT_READ:
-                    self._collect(key.data, jobs, results)
-            self._kill_expired(jobs, results)
+                    self._collect(key.data, jobs, use)
+            self._kill_silent(now, jobs, use)
 
     def _busy(self) -> list[int]:
         """The slots of the workers that have jobs."""
@@ -195,40 +272,41 @@ class Sandbox:
         elif worker.outgoing and not waiting:
             self._selector.register(worker.process.stdin, selectors.EVENT_WRITE, slot)
 
-    def _collect(self, slot: int, jobs: deque[Job], results: list) -> None:
-        """Reads the answers of a worker into the results."""
+    def _collect(self, slot: int, jobs: deque[Job], use: Use) -> None:
+        """Passes on the answers of a worker."""
         worker = self._workers[slot]
         answers = worker.receive()
         if answers is None:
-            error = "the worker process ended with code {code}"
-            self._fail(slot, "error", error, jobs, results)
+            self._fail(slot, jobs, use)
             return
         for status, columns, rows, error, seconds, reads, ends_chunk in answers:
             job = worker.jobs.popleft()
             if status == "unreadable":
                 raise UserError(f"{job.path}: cannot be read as a SQLite database ({error})")
-            results[job.index] = Execution(status, columns, rows, error, seconds, reads)
             if ends_chunk:  # after a long query with jobs left, which idle workers can take
                 jobs.extendleft(reversed(worker.jobs))
                 worker.jobs.clear()
+            use(job.index, Execution(status, columns, rows, error, seconds, reads, len(rows)))
 
-    def _kill_expired(self, jobs: deque[Job], results: list) -> None:
-        """Kills the workers that have sent nothing within the time limit."""
-        now = time.monotonic()
+    def _kill_silent(self, now: float, jobs: deque[Job], use: Use) -> None:
+        """Kills the workers that had sent nothing for too long at the time ``now``."""
         for slot in self._busy():
-            if now >= self._workers[slot].last_active + self.timeout + KILL_DELAY:
-                error = f"killed: no result within {self.timeout:g} s"
-                self._fail(slot, "timeout", error, jobs, results)
+            if now >= self._workers[slot].last_active + self._patience:
+                self._fail(slot, jobs, use, silent=True)
 
-    def _fail(self, slot: int, status: str, error: str, jobs: deque[Job], results: list) -> None:
+    def _fail(self, slot: int, jobs: deque[Job], use: Use, *, silent: bool = False) -> None:
         """Stops a lost worker. Its query fails; of several, each is run again alone."""
         worker = self._workers[slot]
-        error = error.format(code=self._stop([slot]))
-        if len(worker.jobs) == 1:
-            seconds = time.monotonic() - worker.last_active
-            results[worker.jobs[0].index] = Execution(status, error=error, seconds=seconds)
-        else:
+        code = self._stop([slot])
+        if len(worker.jobs) != 1:  # it may have been idle
             jobs.extendleft(job._replace(alone=True) for job in reversed(worker.jobs))
+            return
+        status, error = "error", f"the worker process ended with code {code}"
+        if silent or code in CPU_SIGNALS:
+            limit = f"{self._patience:g} s of waiting" if silent else f"{worker.limit:g} s"
+            status, error = "timeout", f"killed: no result within {limit}"
+        seconds = time.monotonic() - worker.last_active
+        use(worker.jobs[0].index, Execution(status, error=error, seconds=seconds))
 
     def _worker(self, slot: int) -> "Worker":
         """The worker in a slot; starts one if the slot is empty or its worker died while idle."""
@@ -272,6 +350,7 @@ class Worker:
         self.buffer, self.outgoing = bytearray(), memoryview(b"")
         self.jobs: deque[Job] = deque()
         self.last_active = 0.0  # when it last got jobs or sent something
+        self.limit = 0.0  # seconds for each of its jobs
         self.put(settings)
         self.flush()  # a few bytes, for which an empty pipe has room
         missing = self._first_answer()
@@ -289,11 +368,11 @@ class Worker:
             answers = self.receive() if selector.select(START_TIMEOUT) else None
         return answers[0] if answers else None
 
-    def submit(self, jobs: list[Job]) -> None:
-        """Sends jobs to a worker that has none."""
+    def submit(self, jobs: list[Job], limit: float) -> None:
+        """Sends jobs, with seconds of CPU time for each, to a worker that has none."""
         self.jobs.extend(jobs)
-        self.last_active = time.monotonic()
-        self.put([(job.database, job.sql) for job in jobs])
+        self.last_active, self.limit = time.monotonic(), limit
+        self.put((limit, [(job.database, job.sql) for job in jobs]))
 
     def put(self, message) -> None:
         """Makes a message the next to be written by ``flush``."""
@@ -346,15 +425,15 @@ def _warn_once(missing_features: tuple[str, ...], missing_limits: tuple[str, ...
         logger.warning("sandbox: this system does not limit %s", "; ".join(missing_limits))
 
 
-def _make_jobs(queries: list[tuple[str, str]], results: list) -> deque[Job]:
-    """The jobs of all queries that have no result yet."""
+def _make_jobs(queries: list[tuple[str, str]], rejected: dict[int, Execution]) -> deque[Job]:
+    """The jobs of all queries that are not rejected."""
     databases = {
         path: (read_only_uri(path), _file_version(path)) for path in {path for path, _ in queries}
     }
     jobs = [
         Job(index, path, databases[path], sql)
         for index, (path, sql) in enumerate(queries)
-        if results[index] is None
+        if index not in rejected
     ]
     # Sorted by database, since opening a database takes longer than most queries.
     return deque(sorted(jobs, key=lambda job: job.path))

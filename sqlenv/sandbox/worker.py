@@ -4,8 +4,8 @@ It imports only the standard library, so that it starts in about 20 ms. It reads
 frames, preceded by their length, over stdin and stdout: first its settings, then chunks of queries.
 There are several layers of protection: the file is opened read-only and immutable; SQLite's limits
 are set; an authorizer allows only reading; a progress handler stops long queries; the operating
-system limits memory, CPU time and written files. The parent kills the process if all of this fails
-to stop a query in time.
+system limits memory, CPU time and written files. A query's time is CPU time, so that a busy machine
+does not change its result. The parent kills the process if it sends nothing for much longer.
 
 Some queries that SQLite would run are denied: those on virtual tables other than JSON's, and on
 views that call a function which SQLite does not trust in a schema: the replaced ones (date
@@ -18,6 +18,7 @@ import marshal
 import math
 import re
 import resource
+import signal
 import sqlite3
 import struct
 import sys
@@ -30,6 +31,8 @@ FETCH_ROWS = 32  # rows between two checks of their size
 FLUSH_INTERVAL = 0.002  # seconds for which answers are buffered, to be sent together
 CHUNK_SECONDS = 0.05  # seconds of work after which the rest of a chunk is returned to the parent
 MAX_ERROR = 300  # characters of an error message
+KILL_DELAY = 0.5  # seconds of CPU time, at most, in which a query can still stop by itself
+TICK = 0.01  # seconds: timers of CPU time are no finer
 PROGRESS_OPS = 1000  # SQLite's virtual-machine steps between two checks of the time
 
 PRAGMAS = ("query_only=ON", "trusted_schema=OFF", "temp_store=MEMORY", "cache_size=-500")
@@ -91,7 +94,8 @@ class Database:
     """
 
     def __init__(self, uri, functions, max_bytes, max_sql):
-        self.reads, self.denied, self.deadline = set(), None, math.inf
+        self.reads, self.denied = set(), None
+        self.start_time(0.0, math.inf)
         self.functions = functions
         # A cached statement would bypass the authorizer.
         self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
@@ -115,8 +119,18 @@ class Database:
         for name in TABLE_FUNCTIONS - self.tables:
             if is_built_in(functions, name):
                 self.connection.execute(f"SELECT 1 FROM {name} LIMIT 0")
-        self.connection.set_progress_handler(lambda: time.monotonic() > self.deadline, PROGRESS_OPS)
+        self.connection.set_progress_handler(self.is_late, PROGRESS_OPS)
         self.connection.set_authorizer(self.authorize)
+
+    def start_time(self, start, limit):
+        """Gives a query ``limit`` seconds from now on, ``start`` in CPU time."""
+        self.wall_deadline, self.cpu_deadline = time.monotonic() + limit, start + limit
+
+    def is_late(self):
+        """Whether the query has used its CPU time. Asked first is the other clock, which is ten
+        times as fast to read: this process has one thread, so it cannot be late by that one alone.
+        """
+        return time.monotonic() > self.wall_deadline and time.process_time() > self.cpu_deadline
 
     def authorize(self, action, first, second, schema, view):
         """SQLite's authorizer callback: called for each action when a statement is prepared."""
@@ -258,7 +272,7 @@ class Server:
     """Answers queries with cached connections."""
 
     def __init__(self, settings):
-        self.timeout, self.max_rows, self.max_bytes, self.max_sql, memory_mb = settings
+        self.max_rows, self.max_bytes, self.max_sql, memory_mb = settings
         self.databases = OrderedDict()
         self.functions = sqlite3.connect(":memory:", isolation_level=None)
         self.functions.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, self.max_bytes)
@@ -277,29 +291,36 @@ class Server:
         self.databases.move_to_end(key)
         return self.databases[key]
 
-    def answer(self, database, sql):
+    def answer(self, database, sql, limit):
         """Returns (status, columns, rows, error, seconds, reads) for one query."""
-        start = time.monotonic()
+        start = time.process_time()
         try:
             database = self.database(*database)
         except sqlite3.Error as error:
             return "unreadable", (), [], str(error), 0.0, frozenset()
         database.reads, database.denied = set(), None
-        database.deadline = start + self.timeout
+        database.start_time(start, limit)
         try:
             result = execute(database, sql, self.max_rows, self.max_bytes)
         except MemoryError:
             result = "too_large", (), [], "the query needs more memory than it is given"
-        return *result, time.monotonic() - start, frozenset(database.reads)
+        return *result, time.process_time() - start, frozenset(database.reads)
 
     def serve(self, chunk, pipe):
         """Answers the queries of a chunk in order; each answer says whether it is the last."""
-        limit_cpu(self.timeout + CHUNK_SECONDS)
+        limit, queries = chunk
+        limit_cpu(limit + CHUNK_SECONDS)
+        # Kills this process if the query is inside one long step of SQLite when its time is up.
+        # Set once for all queries, since the system takes longer to set it than to run some.
+        before = CHUNK_SECONDS if len(queries) > 1 else 0
+        signal.setitimer(signal.ITIMER_PROF, before + limit + min(limit / 4, KILL_DELAY) + TICK)
         start = flushed = time.monotonic()
-        for number, query in enumerate(chunk, 1):
-            answer = self.answer(*query)
+        for number, query in enumerate(queries, 1):
+            answer = self.answer(*query, limit)
             now = time.monotonic()
-            last = number == len(chunk) or now > start + CHUNK_SECONDS
+            last = number == len(queries) or now > start + CHUNK_SECONDS
+            if last:
+                signal.setitimer(signal.ITIMER_PROF, 0)  # sending a large result takes time, too
             send(pipe, (*answer, last))
             if last or now > flushed + FLUSH_INTERVAL:
                 pipe.flush()
@@ -387,6 +408,7 @@ def send(pipe, message):
 def main():
     """Answers chunks of queries until the parent closes the pipe or dies."""
     pipe_in, pipe_out = sys.stdin.buffer, sys.stdout.buffer
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a parent that ignores it passes that on
     server = Server(receive(pipe_in))
     send(pipe_out, server.missing)
     pipe_out.flush()

@@ -25,13 +25,12 @@ from pathlib import Path
 
 from sqlenv.errors import UserError
 from sqlenv.files import cache_folder, locked, read_only_uri
-from sqlenv.metrics.execution_match import results_match
-from sqlenv.sandbox.sandbox import Execution, Sandbox
+from sqlenv.gold import GoldResults
+from sqlenv.sandbox.sandbox import Sandbox
 from sqlenv.schema import load_schema
 from sqlenv.testsuite.distill import DrawnDatabase, GoldQuery, choose_variants
 from sqlenv.testsuite.mutants import make_mutants
 from sqlenv.testsuite.profile import read_profile
-from sqlenv.text import is_ordered
 
 # The modules that determine the content of a suite: a change to one gives another cache key.
 CODE = """query schema text metrics/execution_match sandbox/worker testsuite/determinism
@@ -97,7 +96,7 @@ def load_suite(
     """
     db_path, golds = Path(db_path).absolute(), sorted(set(golds))
     folder = Path(cache).absolute() if cache is not None else cache_folder("suites")
-    entry = folder / cache_key(db_path, golds, seed)
+    entry = folder / cache_key(db_path, golds, seed, sandbox.timeout)
     suite = read_entry(entry, db_path)
     if suite is not None:
         return suite
@@ -113,42 +112,44 @@ def load_suite(
         ) from error
 
 
-def suite_matches(sandbox: Sandbox, cases: Sequence[tuple[Suite, str, str]]) -> list[bool]:
+def suite_matches(
+    sandbox: Sandbox,
+    cases: Sequence[tuple[Suite, str, str]],
+    *,
+    timeout_budget: float | None = None,
+) -> list[bool]:
     """Returns for each (suite, gold, predicted) whether the prediction is correct by TS.
 
     It is correct if ``results_match`` on the given database and on every variant for this gold
     query. Predictions may be hostile.
 
+    Args:
+        timeout_budget: seconds for the predictions that time out, see ``Sandbox.run_each``.
+
     Raises:
         ValueError: a suite was built without the gold query.
     """
     databases = [suite.databases(gold) for suite, gold, _ in cases]
-    results: dict[tuple[Path, str], Execution] = {}
-    matches = [True] * len(cases)
+    results, matches = GoldResults(sandbox), [True] * len(cases)
     # The given database first: most wrong predictions fail on it, after one query.
     for part in (slice(0, 1), slice(1, None)):
-        open_cases = [number for number, match in enumerate(matches) if match]
-        queries = dict.fromkeys(
-            (path, sql)
-            for number in open_cases
+        checks = [
+            (number, (path, *cases[number][1:]))
+            for number, match in enumerate(matches)
+            if match
             for path in databases[number][part]
-            for sql in cases[number][1:]
-        )
-        results.update(zip(queries, sandbox.run_many(queries)))
-        for number in open_cases:
-            _, gold, predicted = cases[number]
-            ordered = is_ordered(gold)
-            matches[number] = all(
-                results_match(results[path, gold], results[path, predicted], ordered)
-                for path in databases[number][part]
-            )
+        ]
+        compared = results.compare([case for _, case in checks], timeout_budget=timeout_budget)
+        for (number, _), (_, equal) in zip(checks, compared):
+            matches[number] &= equal
     return matches
 
 
-def cache_key(db_path: Path, golds: Sequence[str], seed: int) -> str:
+def cache_key(db_path: Path, golds: Sequence[str], seed: int, timeout: float) -> str:
     """The folder name of a suite in the cache: a hash of everything that it depends on."""
     read_only_uri(db_path)  # refuses what cannot be read
-    parts = [file_hash(db_path), code_hash(), sqlite3.sqlite_version, seed, *golds]
+    # A gold query that exceeds the sandbox's time limit has no variants.
+    parts = [file_hash(db_path), code_hash(), sqlite3.sqlite_version, seed, timeout, *golds]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
