@@ -106,10 +106,11 @@ def test_a_relative_path_is_what_it_names_now(sandbox, tmp_path, monkeypatch):
         assert sandbox.run("shop.sqlite", COUNT).rows == [(rows,)]
         assert len(sample_values("shop.sqlite", 9)["t", "x"]) == rows
         examples.append(Example("How many?", "en", "shop", COUNT, Path("shop.sqlite")))
-        assert verifier.run_gold(examples[-1:])[0].rows == [(rows,)]
+        assert verifier.verify(examples[-1:], [f"SELECT {rows}"])[0].correct
         suite = load_suite("shop.sqlite", [COUNT], sandbox, cache="suites")
         assert all(path.is_absolute() for path in suite.databases(COUNT))
-    assert [result.rows for result in verifier.run_gold(examples)] == [[(1,)], [(2,)]]
+    verdicts = verifier.verify(examples * 2, ["SELECT 1", "SELECT 2", "SELECT 2", "SELECT 1"])
+    assert [verdict.correct for verdict in verdicts] == [True, True, False, False]
     assert examples[0].db_path == tmp_path / "first" / "shop.sqlite"
 
 

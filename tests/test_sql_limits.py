@@ -97,11 +97,11 @@ def test_an_evaluation_has_no_budget(example):
 
 @pytest.mark.parametrize("seconds", NONSENSE)
 def test_a_time_limit_that_makes_no_sense_is_refused_before_anything_is_loaded(seconds, capsys):
-    with pytest.raises(UserError, match="--sql-timeout .* from 0.1 to 3600 seconds"):
+    with pytest.raises(UserError, match="--sql-timeout: must be a number from 0.1 to 3600"):
         parse_config("", [f"--sql-timeout={seconds}"])
     unread = ["--predictions", "nowhere.jsonl", "--encoder", "nowhere"]
     assert evaluate.main([*unread, f"--sql-timeout={seconds}"]) == 2
-    assert f"error: --sql-timeout {float(seconds):g}: must be" in capsys.readouterr().err
+    assert "error: --sql-timeout: must be a number from 0.1" in capsys.readouterr().err
 
 
 def test_slow_gold_counts_with_a_longer_limit(root, tmp_path, capsys):
@@ -134,9 +134,9 @@ def limits(monkeypatch, module, arguments):
 def test_train_has_the_limit_and_its_run_keeps_it(monkeypatch, tmp_path):
     options = ["--lang", "en", "--device", "cpu", "--output", str(tmp_path / "run")]
     assert limits(monkeypatch, train, [*options, "--sql-timeout", "7.5"]) == [7.5]
-    config, _ = parse_config("", ["--sql-timeout", "7.5"])
+    config, _ = parse_config("", ["--device", "cpu", "--sql-timeout", "7.5"])
     assert json.loads(json.dumps(config.to_dict()))["sql_timeout"] == 7.5
-    assert Config().differences(config.to_dict()) == ["sql_timeout: 7.5 -> 2.0"]  # so no resume
+    assert Config(device="cpu").differences(config) == ["sql_timeout: 7.5 -> 2.0"]  # so no resume
 
 
 def test_an_evaluation_has_the_limit_of_its_run(monkeypatch, root, tmp_path, capsys):
@@ -146,13 +146,14 @@ def test_an_evaluation_has_the_limit_of_its_run(monkeypatch, root, tmp_path, cap
         settings = {"model": "m", "lang": "en"} | ({"sql_timeout": seconds} if seconds else {})
         (tmp_path / name / "config.json").write_text(json.dumps(settings))
     a, b, old, damaged = (str(tmp_path / name) for name in ("a", "b", "old", "damaged"))
+    monkeypatch.setattr(evaluate, "check_system", lambda *_: None)  # there is no model
     more = ["--device", "cpu", "--limit", "1"]
     assert limits(monkeypatch, evaluate, ["--run", a, *more]) == [7.5]
     assert limits(monkeypatch, evaluate, ["--run", old, *more]) == [2.0]
     assert limits(monkeypatch, evaluate, ["--compare", b, a, *more]) == [7.5]
     assert limits(monkeypatch, evaluate, ["--run", a, "--sql-timeout", "3", *more]) == [3.0]
     assert limits(monkeypatch, evaluate, ["--run", damaged, *more]) == []
-    assert "config.json: damaged" in capsys.readouterr().err
+    assert "config.json: sql_timeout = 'long' is not understood" in capsys.readouterr().err
 
 
 def test_a_test_suite_belongs_to_its_time_limit(example, tmp_path):
