@@ -128,8 +128,9 @@ def test_the_plan_is_printed_and_nothing_is_written(capsys, tmp_path):
 
 
 def test_a_real_step_takes_about_what_is_estimated():
-    """A case of the benchmark, a third of its layers: within a third. In float32 where bfloat16 is
-    emulated, which takes minutes.
+    """A case of the benchmark, a third of its layers. The same step peaks at 2.2 or at 3.1 GiB, as
+    the C library happens to return memory: the estimate, 3.6 GiB, has to be on the safe side of
+    both. In float32 where bfloat16 is emulated, which takes minutes.
     """
     dtype = "bfloat16" if has_fast_bfloat16("cpu") else "float32"
     code = (
@@ -141,7 +142,7 @@ def test_a_real_step_takes_about_what_is_estimated():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     measured, estimated = map(float, done.stdout.strip("[]\n").split(","))
-    assert 0.75 < estimated / measured < 1.33
+    assert 0.75 < estimated / measured < 1.75
 
 
 @pytest.mark.parametrize(
