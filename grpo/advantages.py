@@ -49,8 +49,9 @@ def group_advantages(
     rewards = rewards.float()
     counted = torch.ones_like(rewards, dtype=torch.bool) if applicable is None else applicable
     if kind == "per_reward":
-        terms = zip(weights, rewards.movedim(-1, 0), counted.movedim(-1, 0))  # R of (), (P, G)
-        total = sum(w * group_advantages(r, kind="group", applicable=a) for w, r, a in terms)
+        terms = zip(weights, rewards.movedim(-1, 0), counted.movedim(-1, 0))  # R of (), (P, G) x 2
+        parts = [w * group_advantages(r, kind="group", applicable=c) for w, r, c in terms]
+        total = torch.stack(parts).sum(0)  # (P, G)
         zero_variance = (total == 0).all(dim=1, keepdim=True)  # (P, 1)
         return torch.where(zero_variance, 0.0, (total - total.mean()) / (total.std() + EPSILON))
     centered = rewards - rewards.mean(dim=1, keepdim=True)  # (P, G)

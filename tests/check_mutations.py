@@ -159,9 +159,30 @@ MUTATIONS = [
     Mutation(
         "LoRA merged into the base itself",
         "grpo",
-        "return (self.base.weight.float() + update).to(self.base.weight.dtype)",
-        "return self.base.weight.add_(update.to(self.base.weight.dtype))",
-        ["test_checkpoint", "test_packing", "test_trainer"],
+        "return round_dithered(weight.float() + self.update(), dtype or weight.dtype)",
+        "return weight.add_(self.update().to(weight.dtype))",
+        ["test_lora", "test_checkpoint", "test_packing", "test_trainer"],
+    ),
+    Mutation(
+        "a merged copy that loses small updates",
+        "grpo",
+        "bits = x.contiguous().view(torch.int32) + dither & -step",
+        "bits = x.to(dtype).float().view(torch.int32)",
+        ["test_lora"],
+    ),
+    Mutation(
+        "float16 without loss scaling",
+        "grpo",
+        "distributed.backward(self.scaler.scale(loss))",
+        "distributed.backward(loss)",
+        ["test_float16"],
+    ),
+    Mutation(
+        "a missing reward counts in the std",
+        "grpo",
+        "return group_advantages(values, applicable=applicable, **options)",
+        "return group_advantages(values, **options)",
+        ["test_updates"],
     ),
     Mutation(
         "each process follows its own gradient",

@@ -129,6 +129,41 @@ def test_the_advantages_are_of_the_kind_that_is_set(examples, sampled, monkeypat
         assert torch.equal(advantages, expected) == (kind == other)
 
 
+class PartialRewards(WordRewards):
+    """The first completion of each group has no `long`."""
+
+    def __call__(self, examples, texts, **options):
+        terms = super().__call__(examples, texts, **options)
+        terms[:, 0, 0] = math.nan
+        return terms
+
+
+@pytest.mark.parametrize("kind", ADVANTAGES)
+def test_a_term_that_is_not_applicable_counts_for_no_one(examples, monkeypatch, kind):
+    """The mean of the two others stands in for it, and they are alone in the std and in G."""
+    losses = note_calls(monkeypatch, "policy_loss")
+    trainer = make_trainer(examples, PartialRewards(), advantage=kind)
+    batches, rollout = [], trainer.rollout
+    trainer.rollout = lambda count: batches.append(rollout(count)) or batches[-1]
+    metrics = trainer.train_step()
+    (batch,) = batches
+    terms = batch.reward_terms
+    assert torch.allclose(terms[:, 0, 0], terms[:, 1:, 0].mean(1)) and math.isfinite(
+        metrics["loss"]
+    )
+    applicable = torch.ones(4, 3, 2, dtype=torch.bool)
+    applicable[:, 0, 0] = False
+    if kind == "per_reward":
+        values = terms
+    else:
+        values, applicable = terms @ WordRewards.weights, applicable.all(-1)
+    options = {"kind": kind, "weights": WordRewards.weights, "applicable": applicable}
+    advantages = torch.cat([arguments[2] for arguments, _ in losses])
+    assert torch.equal(advantages, group_advantages(values, **options))
+    options.pop("applicable")
+    assert (kind == "centered") == torch.equal(advantages, group_advantages(values, **options))
+
+
 def test_more_updates_move_further(examples, sampled):
     """Each update is an optimizer step of its own, at the same learning rate."""
     moved = []

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from encoder.device import check_device
 from grpo.distributed.lockstep import Lockstep
@@ -123,7 +124,7 @@ def is_first_to_fail() -> bool:
     """
     if not dist.is_torchelastic_launched():
         return True
-    store, _, _ = next(dist.rendezvous("env://"))
+    store, _, _ = next(rendezvous("env://"))
     return store.add("grpo/failed", 1) == 1
 
 

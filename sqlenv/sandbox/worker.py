@@ -316,7 +316,8 @@ class Server:
         signal.setitimer(signal.ITIMER_PROF, before + limit + min(limit / 4, KILL_DELAY) + TICK)
         start = flushed = time.monotonic()
         for number, query in enumerate(queries, 1):
-            answer = self.answer(*query, limit)
+            database, sql = query
+            answer = self.answer(database, sql, limit)
             now = time.monotonic()
             last = number == len(queries) or now > start + CHUNK_SECONDS
             if last:
@@ -332,8 +333,8 @@ class Server:
 def allow_double_quotes(connection):
     """Makes SQLite read "France" as a text where no column has that name, as is its default."""
     if hasattr(connection, "setconfig"):  # from Python 3.12 on
-        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DML, True)
-        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DDL, True)
+        for option in ("DQS_DML", "DQS_DDL"):
+            connection.setconfig(getattr(sqlite3, f"SQLITE_DBCONFIG_{option}"), True)
 
 
 def missing_features(connection):
