@@ -38,7 +38,7 @@ from grpo.questions import load_questions
 from grpo.rewards import Rewards
 from grpo.run import RunFolder
 from grpo.trainer import Trainer
-from sqlenv import Example, ExecutionVerifier, Sandbox
+from sqlenv import ExecutionVerifier, Sandbox
 from sqlenv.errors import exit_code
 
 
@@ -62,8 +62,8 @@ def train(config: Config, folder: RunFolder, distributed: Distributed, device: s
         stack.callback(rewards.close)
         policy, distributed = load_policy_with_lora(config, device, distributed)
         questions = folder.usable_questions(questions, verifier)
-        if config.reward.get("semantic"):
-            report_semantic(semantic, questions, config)
+        if config.reward.get("semantic") and (check := check_on_gold(semantic, questions)):
+            print(f"semantic reward: {check.report(config.data)}")
         with distributed.main_first():  # builds the suites that are missing in the cache
             suites = load_suites(verifier.sandbox, dev)
             if config.reward.get("test_suite"):
@@ -88,21 +88,6 @@ def train(config: Config, folder: RunFolder, distributed: Distributed, device: s
             return 130
         folder.finish(before, measure("after"))
     return 0
-
-
-def report_semantic(semantic: SemanticReward, questions: list[Example], config: Config) -> None:
-    """Prints what the semantic reward can tell apart on this dataset, before anything is trained
-    on it.
-    """
-    check = check_on_gold(semantic, questions)
-    if check is None:
-        return
-    print(f"semantic reward: {check}")
-    if not check.trusted:
-        print(
-            f"semantic reward: it hardly tells right SQL from other SQL of {config.data}: train an "
-            "encoder on it (python -m encoder.train), or drop the reward by --reward semantic=0"
-        )
 
 
 def run(config: Config, arguments: argparse.Namespace) -> int:

@@ -39,6 +39,15 @@ class GoldCheck:
     def trusted(self) -> bool:
         return self.higher >= TRUSTED
 
+    def report(self, data: str) -> str:
+        """What ``train.py`` prints before it trains on the dataset ``data``."""
+        if self.trusted:
+            return str(self)
+        return (
+            f"{self}: it hardly tells right SQL from other SQL of {data}; train an encoder on it "
+            "(python -m encoder.train), or drop the reward by --reward semantic=0"
+        )
+
 
 def check_on_gold(semantic: SemanticReward, examples: Sequence[Example]) -> GoldCheck | None:
     """Scores gold and shuffled gold of the first questions; None if no two questions on the same

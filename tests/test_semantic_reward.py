@@ -156,13 +156,15 @@ def test_gold_against_the_gold_of_others_by_hand():
     assert check.gold == pytest.approx(sum(right) / 3, abs=1e-6)
     assert check.other == pytest.approx(sum(right) / 3, abs=1e-6)  # the same three, shifted
     assert not check.trusted and "67 % of 3 questions" in str(check)
+    assert "of my-data; train an encoder" in check.report("my-data")
     assert check_on_gold(SemanticReward(ChosenEncoder()), examples[3:]) is None
 
 
 def test_the_shipped_encoder_tells_gold_apart_and_an_untrained_one_does_not():
     examples = load_dataset(EMBEDDED, "en", "train")[::20]
     encoder = ContrastiveEncoder.load(ASSETS / "encoder")
-    assert check_on_gold(SemanticReward(encoder), examples).higher > 0.95
+    check = check_on_gold(SemanticReward(encoder), examples)
+    assert check.higher > 0.95 and check.report("my-data") == str(check)
     torch.manual_seed(0)
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
