@@ -329,7 +329,8 @@ def test_the_structure_of_a_query():
 
 @pytest.mark.parametrize("module", [literals, mutants, determinism, rewrites])
 def test_examples_in_docstrings(module):
-    assert doctest.testmod(module) == (0, 1)  # (failed, tried)
+    failed, tried = doctest.testmod(module)
+    assert failed == 0 < tried
 
 
 FRAGMENTS = st.sampled_from(
