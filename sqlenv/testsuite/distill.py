@@ -26,8 +26,8 @@ from sqlenv.text import is_ordered
 MAX_VARIANTS = 20
 CANDIDATES = 16  # databases drawn at most in a round
 MANY_ROWS = 300  # of each table of a database of many rows
-MAX_LARGE = 4  # variants of many rows
-LARGE_CANDIDATES = 4  # databases of many rows drawn in a round
+MAX_LARGE = 3  # variants of many rows
+LARGE_CANDIDATES = 3  # databases of many rows drawn in a round
 PATIENCE = 2  # rounds in a row with at most one killed mutant after which the search ends
 FOCUS_SIZES = (2, 4, 8, 16, 32)  # gold queries that a candidate is drawn around
 LARGE_FOCUS_SIZES = (1, 1, 2, 4)  # those of many rows: each query needs many of them

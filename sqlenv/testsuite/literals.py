@@ -74,7 +74,7 @@ def boundary_values(value: int | float | str) -> list:
     if "%" in value or "_" in value:
         bare = value.replace("_", "x").replace("%", "")
         filled = value.replace("_", "x").replace("%", "q")
-        others = [filled, bare + "q", bare.upper(), bare.lower(), bare[1:], value]
+        others = [filled, bare + "q", other_case(bare), bare[1:], value]
         return list(dict.fromkeys([bare, *others]))
     if not value:
         return ["", " "]
@@ -84,8 +84,12 @@ def boundary_values(value: int | float | str) -> list:
     neighbours = [value[:-1] + chr(code) for code in (max(last - 1, 32), min(last + 1, 0x10FFFF))]
     # SQLite does not accept surrogates.
     neighbours = [text for text in neighbours if not "\ud800" <= text[-1] <= "\udfff"]
-    cases = value.upper(), value.lower()
-    return list(dict.fromkeys([value, *neighbours, value + "x", value[:-1], *cases]))
+    return list(dict.fromkeys([value, *neighbours, value + "x", value[:-1], other_case(value)]))
+
+
+def other_case(text: str) -> str:
+    """The text in upper case, or in lower case if it is in upper case."""
+    return text.lower() if text == text.upper() else text.upper()
 
 
 def columns_of(query: Query, clause: str) -> set[str]:
