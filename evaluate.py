@@ -83,11 +83,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         choices=["auto", "float32", "bfloat16", "float16"],
         help="of the weights (the run's; otherwise auto, what is fast here)",
     )
+    add_outputs(parser)
+    return checked(parser, parser.parse_args(argv))
+
+
+def add_outputs(parser: OptionParser) -> None:
+    """The files that the measurements are written to."""
+    add = parser.add_argument
     add("--json", help="write the report here, with examples of errors")
     add("--csv", help="write every number here, one a line")
     add("--markdown", help="write the tables here, with examples of errors")
     add("--save-predictions", help="write the predictions here, as --predictions reads them")
-    return checked(parser, parser.parse_args(argv))
 
 
 def checked(parser: OptionParser, arguments: argparse.Namespace) -> argparse.Namespace:

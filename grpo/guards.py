@@ -10,7 +10,7 @@ from sqlenv.errors import UserError
 log = logging.getLogger("grpo")
 MAX_BAD_UPDATES = 3  # updates in a row with a non-finite loss or gradient that end a run
 SICK_STEPS = 5  # steps in a row with the same sign of a run that learns nothing, or the wrong thing
-MAX_KL = 1.0  # nats per token; a run that learns stays below 0.5
+MAX_KL = 1.0  # nats per token; the default run stays below 0.05
 MAX_GRAD_NORM = 100.0  # in units of --max-grad-norm, to which the gradient is clipped
 # Mean |sampler - trainer| of a token's log-prob above which a warning is given.
 SAMPLER_GAP = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}

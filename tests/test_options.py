@@ -33,13 +33,13 @@ NEEDED = {
 
 def parser_of(command: str) -> OptionParser:
     """The parser that a command makes."""
-    made = []
+    parsers = []
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StopIteration):
         patch.setattr(
-            OptionParser, "parse_args", lambda self, _: made.append(self) or next(iter([]))
+            OptionParser, "parse_args", lambda self, _: parsers.append(self) or next(iter([]))
         )
         COMMANDS[command]([])
-    return made[0]
+    return parsers[0]
 
 
 NUMBERS = [
