@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from grpo.config import Config, chosen_languages, parse_config, resumed_config
+from grpo.config import Config, parse_config, resumed_config
 from grpo.distributed.parallel import SINGLE_PROCESS
 from grpo.run import RunFolder
 from sqlenv import Example, UserError
@@ -191,10 +191,6 @@ def test_other_questions_than_at_the_start_are_refused(tmp_path, others):
 def test_a_run_needs_a_question(tmp_path):
     with pytest.raises(UserError, match="no training question has a gold query"):
         open_folder(tmp_path / "run").usable_questions(QUESTIONS, left_out([0, 1, 2, 3]))
-
-
-def test_the_order_of_languages_does_not_matter():
-    assert chosen_languages("vi,en") == chosen_languages("en,vi,en") == ["en", "vi"]
 
 
 @pytest.mark.parametrize("more", [[], ["--recipe", "dapo"], ["--beta", "0.1", "--lr", "1e-3"]])
