@@ -52,9 +52,9 @@ def answers(path, root, **options):
 @pytest.mark.parametrize(
     "text",
     [
-        "SELECT 1\tpets\nSELECT 2\tlost\nSELECT\t3\tpets\n",
-        "\ufeffSELECT 1\r\nSELECT 2\r\nSELECT\t3",
-        "SELECT 1\nSELECT 2\tlost\nSELECT\t3\tpets\n\n",
+        "SELECT 1\tpets\nSELECT 2\tlost\nSELECT\t3 x\tpets\n",
+        "\ufeffSELECT 1\r\nSELECT 2\r\nSELECT\t3 x",
+        "SELECT 1\nSELECT 2\tlost\nSELECT\t3 x\tpets\n\n",
     ],
 )
 @pytest.mark.parametrize("name", ["pred.sql", "predicted_sql.txt"])
@@ -64,7 +64,8 @@ def test_the_form_of_spider(spider, tmp_path, text, name):
     """
     path = tmp_path / name
     path.write_text(text, encoding="utf-8", newline="")
-    assert answers(path, spider) == ([("0?", "SELECT 1"), ("2?", "SELECT\t3")], {"en": {"lost": 1}})
+    found = [("0?", "SELECT 1"), ("2?", "SELECT\t3 x")]
+    assert answers(path, spider) == (found, {"en": {"lost": 1}})
     assert answers(path, spider, limit=1)[0] == [("0?", "SELECT 1")]
 
 
