@@ -482,12 +482,12 @@ def test_plain_encoder_has_no_calibration(tmp_path, capsys):
     "options, message",
     [
         (["--databases", "museum,moon"], "--databases moon: the dev split of .* has charity, "),
-        (["--lang", "xx"], "unknown language 'xx'"),
+        (["--lang", "xx"], "--lang xx: not a language of .*dev: en, de"),
         (["--encoder", "no/such/encoder"], "no/such/encoder is neither a directory nor"),
         (["--json", "."], r"--json \.: cannot be written"),
         (["--samples", "no.jsonl"], "no.jsonl: cannot read this predictions file"),
         (["--device", "moon"], "--device moon cannot be used"),
-        (["--data", "no/such/data"], "no/such/data: a folder that contains 'dataset'"),
+        (["--data", "no/such/data"], "no/such/data: not a dataset: .* it does not exist"),
     ],
 )
 def test_errors_are_one_line(options, message, capsys):
