@@ -63,7 +63,7 @@ def test_is_ordered(sql, ordered):
         ("SELECT नाम,ชื่อ FROM किताब", "SELECT नाम, ชื่อ FROM किताब"),  # with vowel signs
         ("SELECT می\u200cخواهم FROM t", "SELECT می\u200cخواهم FROM t"),  # a joiner
         ("SELECT 이름 FROM 책 WHERE 값>-1", "SELECT 이름 FROM 책 WHERE 값 > -1"),
-        ("SELECT a FROM t WHERE b>-５", "SELECT a FROM t WHERE b > -５"),  # a name to SQLite
+        ("SELECT a FROM t WHERE b>-５", "SELECT a FROM t WHERE b > - ５"),  # a name to SQLite
         ("", ""),
     ],
 )
