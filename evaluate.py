@@ -18,17 +18,32 @@ from encoder import ContrastiveEncoder, SemanticReward
 from encoder.device import check_device, resolve_device
 from encoder.gold_check import check_on_gold
 from grpo.checkpoint import adapter_files, load_adapter
-from grpo.config import ASSETS, SQL_TIMEOUT, Config, chosen_languages, read_settings
+from grpo.config import ASSETS, SQL_TIMEOUT, Config, read_settings
 from grpo.evaluation import report as report_files
 from grpo.evaluation.analysis import check_same_questions, compare, full_report
 from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites, prediction_rows, score
 from grpo.lora import lora_merged
 from grpo.models import load_policy, read_tokenizer
 from grpo.prompt import check_context
-from sqlenv import EMBEDDED, Example, ExecutionVerifier, Sandbox, UserError, read_dataset
+from sqlenv import (
+    EMBEDDED,
+    Dataset,
+    Example,
+    ExecutionVerifier,
+    Sandbox,
+    UserError,
+    chosen_languages,
+    open_dataset,
+)
+from sqlenv.dataset import parse_languages
 from sqlenv.errors import exit_code
 from sqlenv.files import write_file, write_json
-from sqlenv.metrics.predictions import read_predictions, without_prediction
+from sqlenv.metrics.predictions import (
+    is_official,
+    read_official,
+    read_predictions,
+    without_prediction,
+)
 from sqlenv.metrics.tables import text_table
 from sqlenv.options import COUNT, COUNT_OR_ZERO, OptionParser, check_writable
 
@@ -41,7 +56,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = source.add_argument
     add("--run", help="folder that train.py wrote: its model, adapter, data and languages")
     add("--model", help="Hugging Face model directory or hub id")
-    add("--predictions", help="JSON lines with db_id, question, lang, gold, predicted")
+    add(
+        "--predictions",
+        help="JSON lines with db_id, question, lang, gold, predicted; or SQL in the form of Spider "
+        "(*.sql, *.txt) or BIRD (JSON)",
+    )
     add(
         "--compare",
         nargs=2,
@@ -52,7 +71,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--adapter", help="adapter folder for --model")
     add("--encoder", default=str(ASSETS / "encoder"), help="contrastive encoder (%(default)s)")
     add("--lang", help="languages: a comma list, or all (the run's or file's; otherwise all)")
-    add("--data", help="dataset root (the run's; otherwise the embedded one)")
+    add("--data", help="dataset, see docs/data.md (the run's; otherwise the embedded one)")
+    add("--questions", help="CSV or JSON lines of questions and SQL, where --data is a SQLite file")
     add(
         "--split",
         choices=["train", "dev"],
@@ -120,7 +140,9 @@ def with_run(arguments: argparse.Namespace) -> argparse.Namespace:
     if filled.run:
         saved = read_settings("--run", Path(filled.run))
         filled.model, filled.adapter = saved["model"], str(Path(filled.run) / "adapter")
-    filled.data = filled.data or saved.get("data", str(EMBEDDED))
+    if not filled.data:
+        filled.data = saved.get("data", str(EMBEDDED))
+        filled.questions = filled.questions or saved.get("questions")
     filled.lang = filled.lang or saved.get("lang")
     filled.dtype = filled.dtype or saved.get("dtype", Config.dtype)
     if filled.limit is None:
@@ -137,9 +159,10 @@ def load_questions(arguments: argparse.Namespace) -> tuple[list[Example], Counte
     """Questions of every language, and how many were skipped for each missing database, with a
     line to say so.
     """
-    examples, skipped = [], Counter()
-    for lang in chosen_languages(arguments.lang or "all"):
-        questions, missing = read_dataset(arguments.data, lang, arguments.split or "dev")
+    examples, skipped, split = [], Counter(), arguments.split or "dev"
+    dataset = open_dataset(arguments.data, arguments.questions)
+    for lang in chosen_languages(dataset, arguments.lang or "all", [split]):
+        questions, missing = dataset.read(lang, split)
         report_missing(lang, missing)
         skipped.update(missing)
         examples += questions[: arguments.limit or None]
@@ -158,36 +181,53 @@ def report_missing(lang: str, missing: Counter) -> None:
 def load_predictions(
     arguments: argparse.Namespace,
 ) -> tuple[list[Example], list[str | None], Counter]:
-    """The lines of a predictions file in the languages asked for, and a line to say so if they are
-    not all of the dataset's questions; and how many were skipped for each missing database.
-
-    Raises:
-        UserError: with --split they must be.
+    """The answers of a predictions file, and how many were skipped for each missing database, with
+    a line to say so.
     """
-    langs = chosen_languages(arguments.lang) if arguments.lang else None
-    path, data = arguments.predictions, arguments.data
-    examples, sqls, absent = read_predictions(path, data, langs=langs, limit=arguments.limit)
+    path, dataset = arguments.predictions, open_dataset(arguments.data, arguments.questions)
+    langs, limit = parse_languages(arguments.lang or "all"), {"limit": arguments.limit}
+    if is_official(path):
+        split = arguments.split or "dev"
+        langs = chosen_languages(dataset, arguments.lang or "all", [split])
+        if len(langs) > 1:
+            found = ", ".join(langs)
+            raise UserError(f"{path}: answers questions in one language; give --lang, of {found}")
+        examples, sqls, absent = read_official(path, dataset, langs[0], split, **limit)
+    else:
+        examples, sqls, absent = read_predictions(path, dataset, langs=langs, **limit)
+        check_complete(arguments, dataset, examples)
     for lang, missing in absent.items():
         report_missing(lang, missing)
-    questions = []
-    for lang in dict.fromkeys(langs or (example.lang for example in examples)):
+    return examples, sqls, sum(absent.values(), Counter())
+
+
+def check_complete(
+    arguments: argparse.Namespace, dataset: Dataset, examples: list[Example]
+) -> None:
+    """Prints a line if the file that ``examples`` are from lacks some of the dataset's questions.
+
+    Raises:
+        UserError: with --split it must have all.
+    """
+    questions, split = [], arguments.split or "dev"
+    langs = parse_languages(arguments.lang or "all") or [example.lang for example in examples]
+    for lang in dict.fromkeys(langs):
         try:
-            dataset, _ = read_dataset(data, lang, arguments.split or "dev")
-            questions += dataset[: arguments.limit or None]
+            questions += dataset.read(lang, split)[0][: arguments.limit or None]
         except UserError:
             if arguments.split:
                 raise  # and without, the databases are enough
     missing = without_prediction(examples, questions)
     if missing and (arguments.split or len(missing) < len(questions)):
-        first, split = missing[0], arguments.split or "dev"
+        first = missing[0]
         message = (
-            f"{path}: {len(missing)} of the {len(questions)} {split} questions of {data} have no "
-            f"line, such as {first.question!r} ({first.lang}, {first.db_id})"
+            f"{arguments.predictions}: {len(missing)} of the {len(questions)} {split} questions of "
+            f"{arguments.data} have no line, such as {first.question!r} ({first.lang}, "
+            f"{first.db_id})"
         )
         if arguments.split:
             raise UserError(f"{message}; where a system gives no SQL, predicted is null")
         print(f"{message}: they are not counted (with --split {split}, this is an error)")
-    return examples, sqls, sum(absent.values(), Counter())
 
 
 def sources(arguments: argparse.Namespace) -> list[argparse.Namespace]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from encoder.device import resolve_device
 from grpo.recipes import RECIPES
 from grpo.rewards import WEIGHTS, check_weights
-from sqlenv import EMBEDDED, LANGUAGES, UserError
+from sqlenv import EMBEDDED, UserError
+from sqlenv.dataset import parse_languages
 from sqlenv.options import (
     COUNT,
     COUNT_OR_ZERO,
@@ -39,11 +40,20 @@ class Config:
     recipe: str = option(
         "", "settings of a published method; options given beside it win", choices=list(RECIPES)
     )
-    lang: str = option("vi", "languages: one of en de es fr ja vi zh, a comma list, or all")
+    lang: str = option(
+        "vi",
+        "languages: tags such as en or pt-BR, a comma list of them, or all that the data has, the "
+        "default with --data",
+    )
     model: str = option(str(ASSETS / "policy"), "policy: a Hugging Face model directory or hub id")
     encoder: str = option(str(ASSETS / "encoder"), "contrastive encoder directory")
     data: str = option(
-        str(EMBEDDED), "dataset: the embedded one, or a root in MultiSpider's layout"
+        str(EMBEDDED),
+        "dataset: the embedded one, the folder of Spider, BIRD or MultiSpider as published, or a "
+        "SQLite file with --questions (docs/data.md)",
+    )
+    questions: str = option(
+        "", "CSV or JSON-lines file of questions and SQL, where --data is one SQLite file"
     )
     examples: int = option(
         2000, "training questions, drawn over all languages of --lang", range=COUNT
@@ -171,7 +181,7 @@ class Config:
             allowed, value = f.metadata.get("range"), getattr(self, f.name)
             if allowed and value not in allowed:
                 raise UserError(f"{option_name(f.name)}: must be {allowed}, not {value}")
-        chosen_languages(self.lang)
+        parse_languages(self.lang)
         check_weights(self.reward)
 
     def to_dict(self) -> dict:
@@ -234,19 +244,6 @@ def resumed_config(folder: Path, given: dict) -> Config:
             "these options out, or start a new run"
         )
     return config
-
-
-def chosen_languages(text: str) -> list[str]:
-    """``"vi,en"`` -> ``["en", "vi"]``: always in one order, so that both draw the same questions;
-    ``"all"`` -> all seven. Raises UserError for others.
-    """
-    langs = list(LANGUAGES) if text == "all" else text.split(",")
-    unknown = [lang for lang in langs if lang not in LANGUAGES]
-    if unknown:
-        raise UserError(
-            f"--lang {unknown[0]!r}: unknown language; choose from {', '.join(LANGUAGES)}, or all"
-        )
-    return [lang for lang in LANGUAGES if lang in langs]
 
 
 def parse_rewards(texts: list[str]) -> dict[str, float]:
@@ -316,6 +313,8 @@ def parse_config(description: str, argv: list[str] | None) -> tuple[Config, argp
     if "device" in given:
         given["device"] = resolve_device(given["device"])
     if not arguments.resume:
+        if given.get("data", Config.data) != Config.data:
+            given.setdefault("lang", "all")
         config = Config.with_recipe(**given)
     elif arguments.output:
         config = resumed_config(Path(arguments.output), given)

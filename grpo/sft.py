@@ -38,12 +38,12 @@ from grpo.prompt import PromptBuilder, check_context, question_text
 from grpo.schedules import trapezoid_schedule
 from sqlenv import (
     EMBEDDED,
-    LANGUAGES,
     Example,
     UserError,
     by_database,
-    load_dataset,
+    chosen_languages,
     load_schema,
+    open_dataset,
     schema_text,
 )
 from sqlenv.errors import exit_code
@@ -323,10 +323,9 @@ def sft(arguments: argparse.Namespace) -> None:
     check_writable("--output", output)
     check_device(arguments.device)
     torch.manual_seed(arguments.seed)
-    langs = LANGUAGES if arguments.lang == "all" else arguments.lang.split(",")
-    examples = [
-        example for lang in langs for example in load_dataset(arguments.data, lang, arguments.split)
-    ]
+    dataset, split = open_dataset(arguments.data, arguments.questions), arguments.split
+    langs = chosen_languages(dataset, arguments.lang, [split])
+    examples = [example for lang in langs for example in dataset.load(lang, split)]
     if arguments.model:
         check_context(arguments.model, *read_tokenizer(arguments.model), examples)
         # All weights are trained in float32: bfloat16 would round small steps of Adam away.
@@ -363,7 +362,8 @@ def sft(arguments: argparse.Namespace) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(__doc__)
     add = parser.add_argument
-    add("--data", default=str(EMBEDDED), help="dataset directory")
+    add("--data", default=str(EMBEDDED), help="dataset, see docs/data.md (the embedded one)")
+    add("--questions", help="CSV or JSON lines of questions and SQL, where --data is a SQLite file")
     add("--output", required=True, help="new model directory")
     add("--model", help="model directory or hub id to train (a new model, from scratch)")
     add("--lang", default="all", help="all, or a comma list such as en,vi")

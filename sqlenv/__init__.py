@@ -1,6 +1,6 @@
 """The environment of the policy: questions, SQLite databases, and the execution of SQL.
 
-- ``load_dataset``: questions with gold SQL and database
+- ``open_dataset``, ``load_dataset``: questions with gold SQL and database, in several formats
 - ``load_schema``, ``schema_text``: the schema of a database and its text in a prompt
 - ``extract_sql``, ``canonical_sql``, ``format_sql``: SQL as text
 - ``Sandbox``, ``results_match``, ``ExecutionVerifier``: execution of SQL and comparison with gold
@@ -13,11 +13,12 @@ on training or rewards.
 
 from sqlenv.dataset import (
     EMBEDDED,
-    LANGUAGES,
+    Dataset,
     Example,
     by_database,
-    database_path,
+    chosen_languages,
     load_dataset,
+    open_dataset,
     read_dataset,
 )
 from sqlenv.errors import UserError
@@ -33,8 +34,8 @@ from sqlenv.verifier import ExecutionVerifier, Verdict
 
 __all__ = [
     "EMBEDDED",
-    "LANGUAGES",
     "Column",
+    "Dataset",
     "Example",
     "ExecutionVerifier",
     "Execution",
@@ -48,7 +49,7 @@ __all__ = [
     "Verdict",
     "by_database",
     "canonical_sql",
-    "database_path",
+    "chosen_languages",
     "extract_sql",
     "format_sql",
     "is_ordered",
@@ -56,6 +57,7 @@ __all__ = [
     "load_schema",
     "load_suite",
     "make_mutants",
+    "open_dataset",
     "paired_difference",
     "read_dataset",
     "results_match",

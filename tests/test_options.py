@@ -102,7 +102,7 @@ def test_there_are_numbers_in_every_command():
         (["--steps"], "--steps: expected one argument"),
         (["--plan", "0"], "--plan: must be a number above 0, not 0"),
         (["--reward", "execution=nan"], "--reward execution=nan: a weight must be a number"),
-        (["--lang", ""], "--lang '': unknown language"),
+        (["--lang", ""], "--lang '': not the tag of a language"),
     ],
 )
 def test_a_wrong_option_is_one_line(words, message):

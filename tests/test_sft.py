@@ -23,7 +23,8 @@ from grpo.sft import (
     supervised_loss,
     swap_values,
 )
-from sqlenv import EMBEDDED, LANGUAGES, load_dataset, load_schema
+from sqlenv import EMBEDDED, load_dataset, load_schema
+from sqlenv.embedded import LANGUAGES
 from sqlenv.embedded.generate import build
 
 

@@ -49,6 +49,7 @@ def full_report(predictions: list[Prediction]) -> dict:
     report[lang][metric], report["average"][metric]   {"value", "low", "high", "n"}
     report["gap"][lang][metric]                       the same, of lang minus English
     report["hardness"][level][metric]                 the same, all languages together
+    report["difficulty"][level][metric]               the same, where the dataset has levels
     report["parts"][part][metric]                     the same, where the questions have parts
     report["errors"][class]     {"n", "lang": {lang: n}, "examples": up to three predictions}
     report["failed_gold"]       {lang: n}, questions left out of all of these
@@ -60,6 +61,7 @@ def full_report(predictions: list[Prediction]) -> dict:
     values = [[getattr(prediction, metric) for metric in metrics] for prediction in counted]
     by_lang = grouped(values, [prediction.lang for prediction in counted], counted)
     by_level = grouped(values, [hardness(prediction.gold) for prediction in counted], counted)
+    by_difficulty = grouped(values, [prediction.difficulty for prediction in counted], counted)
     by_part = grouped(values, [prediction.part for prediction in counted], counted)
     english = by_lang.get("en")
     gaps = {lang: mean.minus(english) for lang, mean in by_lang.items() if english and lang != "en"}
@@ -70,6 +72,9 @@ def full_report(predictions: list[Prediction]) -> dict:
         "gap": {lang: gap.intervals(metrics) for lang, gap in gaps.items()},
         "hardness": {
             level: by_level.get(level, NO_QUESTIONS).intervals(metrics) for level in LEVELS
+        },
+        "difficulty": {
+            level: mean.intervals(metrics) for level, mean in by_difficulty.items() if level
         },
         "parts": {part: mean.intervals(metrics) for part, mean in by_part.items() if part},
         "errors": errors(counted),

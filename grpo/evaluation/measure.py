@@ -48,7 +48,7 @@ class Prediction:
         status: of the execution, "no SQL" where there is none to run.
         error: the execution's error message, in one line.
         test_suite: None if not requested.
-        part: the example's.
+        part, difficulty: the example's.
         gold_status: of gold's execution; "" in runs of earlier versions.
         gold_arbitrary: whether SQL leaves gold's result on the given database open.
     """
@@ -68,6 +68,7 @@ class Prediction:
     part: str = ""
     gold_status: str = ""
     gold_arbitrary: bool = False
+    difficulty: str = ""
 
 
 def generate(
@@ -162,6 +163,7 @@ def score(
             status=(verdict.execution or NO_SQL).status,
             error=(verdict.execution or NO_SQL).error,
             part=example.part,
+            difficulty=example.difficulty,
             gold_status=gold[i].status,
             gold_arbitrary=arbitrary[i],
         )
