@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from os import PathLike
 from pathlib import Path
 
@@ -32,6 +33,8 @@ class Example:
     Attributes:
         db_path: made absolute, so that results that are kept by it stay right after ``chdir``.
         part: of its split, where the dataset names parts: results are also reported by part.
+        evidence: what one has to know to answer it; "" if nothing.
+        descriptions: of columns of the database, by "table.column".
     """
 
     question: str
@@ -40,6 +43,8 @@ class Example:
     gold_sql: str
     db_path: Path
     part: str = ""
+    evidence: str = ""
+    descriptions: dict[str, str] = dataclass_field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         object.__setattr__(self, "db_path", Path(self.db_path).absolute())

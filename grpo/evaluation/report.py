@@ -82,6 +82,7 @@ def sections(reports: dict[str, dict], difference: dict | None = None) -> dict[s
         "Languages": share_table(report),
         "Hardness": group_table("hardness", report, report["hardness"]),
         "Parts": group_table("part", report, report["parts"]),
+        "Votes": group_table("samples for the answer", report, report["agreement"]),
         "Errors": error_table(report),
     }
     return {title: rows for title, rows in tables.items() if len(rows) > 1}
