@@ -116,11 +116,16 @@ def checked(parser: OptionParser, arguments: argparse.Namespace) -> argparse.Nam
     if arguments.save_predictions and arguments.compare:
         parser.error("--save-predictions goes with one source, not with --compare")
     given = PromptSettings.of(vars(arguments)) != DEFAULTS
-    if arguments.predictions and (arguments.vote or given):
-        parser.error("--vote and the prompt's options go with a model, not with --predictions")
+    models = not arguments.predictions if not arguments.compare else has_run(arguments.compare)
+    if not models and (arguments.vote or given):
+        parser.error("--vote and the prompt's options go with a model, not with predictions")
     if arguments.compare and len(set(arguments.compare)) == 1:
         parser.error("--compare needs two different runs or files")
     return arguments
+
+
+def has_run(names: list[str]) -> bool:
+    return any(Path(name).is_dir() for name in names)
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:

@@ -160,8 +160,10 @@ def test_evaluation_by_vote(finished, tmp_path):
     assert {row["agreement"] for row in rows} <= {0, 0.25, 0.5, 0.75, 1}
     assert all((row["agreement"] > 0) == row["valid"] for row in rows)
     for more in (["--vote", "4"], ["--sample-values", "1"]):
-        with pytest.raises(UserError, match="go with a model, not with --predictions"):
-            evaluate.parse_arguments(["--predictions", "p", *more])
+        for source in (["--predictions", "p"], ["--compare", str(saved), str(out)]):
+            with pytest.raises(UserError, match="go with a model, not with predictions"):
+                evaluate.parse_arguments([*source, *more])
+        evaluate.parse_arguments(["--compare", str(saved), words[1], *more])
 
 
 def database(root: Path, name: str = "concerts") -> Path:
