@@ -18,13 +18,20 @@ from encoder import ContrastiveEncoder, SemanticReward
 from encoder.device import check_device, resolve_device
 from encoder.gold_check import check_on_gold
 from grpo.checkpoint import adapter_files, load_adapter
-from grpo.config import ASSETS, SQL_TIMEOUT, Config, read_settings
+from grpo.config import (
+    ASSETS,
+    SQL_TIMEOUT,
+    Config,
+    add_prompt_options,
+    prompt_settings,
+    read_settings,
+)
 from grpo.evaluation import report as report_files
 from grpo.evaluation.analysis import check_same_questions, compare, full_report
 from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites, prediction_rows, score
 from grpo.lora import lora_merged
 from grpo.models import load_policy, read_tokenizer
-from grpo.prompt import check_context
+from grpo.prompt import DEFAULTS, PromptSettings, check_context, saved_prompt
 from sqlenv import (
     EMBEDDED,
     Dataset,
@@ -45,7 +52,7 @@ from sqlenv.metrics.predictions import (
     without_prediction,
 )
 from sqlenv.metrics.tables import text_table
-from sqlenv.options import COUNT, COUNT_OR_ZERO, OptionParser, check_writable
+from sqlenv.options import COUNT, COUNT_OR_ZERO, OptionParser, Range, check_writable
 
 OUTPUTS = ("json", "csv", "markdown", "save_predictions")
 
@@ -92,6 +99,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--max-new-tokens", type=COUNT, help="longest answer (the run's; otherwise 96)")
     add(
+        "--vote",
+        type=Range(int, 2),
+        default=0,
+        metavar="N",
+        help="answer by the SQL whose result most of N samples return (greedy SQL)",
+    )
+    prompt = parser.add_argument_group(
+        "prompt", "the run's, or those that a model was trained with here; otherwise the defaults"
+    )
+    add_prompt_options(prompt)
+    add(
         "--sql-timeout",
         type=SQL_TIMEOUT,
         help="seconds of CPU time for each query, gold's and the predicted one (the run's; "
@@ -122,9 +140,17 @@ def checked(parser: OptionParser, arguments: argparse.Namespace) -> argparse.Nam
         parser.error("--adapter goes with --model")
     if arguments.save_predictions and arguments.compare:
         parser.error("--save-predictions goes with one source, not with --compare")
+    given = PromptSettings.of(vars(arguments)) != DEFAULTS
+    models = not arguments.predictions if not arguments.compare else has_run(arguments.compare)
+    if not models and (arguments.vote or given):
+        parser.error("--vote and the prompt's options go with a model, not with predictions")
     if arguments.compare and len(set(arguments.compare)) == 1:
         parser.error("--compare needs two different runs or files")
     return arguments
+
+
+def has_run(names: list[str]) -> bool:
+    return any(Path(name).is_dir() for name in names)
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
@@ -140,6 +166,10 @@ def with_run(arguments: argparse.Namespace) -> argparse.Namespace:
     if filled.run:
         saved = read_settings("--run", Path(filled.run))
         filled.model, filled.adapter = saved["model"], str(Path(filled.run) / "adapter")
+    elif filled.model:
+        saved = saved_prompt(filled.model)
+    filled.prompts = prompt_settings(arguments, saved)
+    filled.temperature = saved.get("temperature", Config.temperature)
     if not filled.data:
         filled.data = saved.get("data", str(EMBEDDED))
         filled.questions = filled.questions or saved.get("questions")
@@ -257,8 +287,9 @@ def check_system(arguments: argparse.Namespace, examples: list[Example]) -> None
     """
     if arguments.adapter:
         adapter_files(Path(arguments.adapter))
-    model, longest = read_tokenizer(arguments.model), arguments.max_new_tokens
-    check_context(arguments.model, *model, examples, max_new_tokens=longest)
+    model = read_tokenizer(arguments.model)
+    options = {"settings": arguments.prompts, "max_new_tokens": arguments.max_new_tokens}
+    check_context(arguments.model, *model, examples, **options)
 
 
 def measure(
@@ -275,7 +306,9 @@ def measure(
     policy = load_policy(arguments.model, arguments.device, arguments.dtype)
     if arguments.adapter:
         load_adapter(policy.model, Path(arguments.adapter))
-    options = {"max_new_tokens": arguments.max_new_tokens, "progress": "answers", "suites": suites}
+    options = {"settings": arguments.prompts, "max_new_tokens": arguments.max_new_tokens}
+    options |= {"votes": arguments.vote, "temperature": arguments.temperature}
+    options |= {"progress": "answers", "suites": suites}
     with lora_merged(policy.model):
         return evaluate_policy(policy, verifier, semantic, examples, **options)
 

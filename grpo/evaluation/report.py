@@ -84,6 +84,7 @@ def sections(reports: dict[str, dict], difference: dict | None = None) -> dict[s
         "Hardness": group_table("hardness", report, report["hardness"]),
         "Difficulty": group_table("difficulty", report, report["difficulty"]),
         "Parts": group_table("part", report, report["parts"]),
+        "Votes": group_table("samples for the answer", report, report["agreement"]),
         "Errors": error_table(report),
     }
     return {title: rows for title, rows in tables.items() if len(rows) > 1}
