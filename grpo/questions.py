@@ -9,7 +9,14 @@ import torch
 
 from grpo.config import Config
 from grpo.rewards import needs_gold
-from sqlenv import Example, ExecutionVerifier, UserError, chosen_languages, open_dataset
+from sqlenv import (
+    Example,
+    ExecutionVerifier,
+    UserError,
+    by_database,
+    chosen_languages,
+    open_dataset,
+)
 from sqlenv.files import write_json
 from sqlenv.sandbox.sandbox import STOPPED
 
@@ -39,11 +46,15 @@ def without_result(questions: list[Example], verifier: ExecutionVerifier) -> dic
 
 
 def hash_of(questions: list[Example]) -> str:
-    """A hash of everything that is trained on: the questions, their order and their gold SQL."""
+    """A hash of everything that is trained on: the questions, their order, their evidence and gold
+    SQL, and the descriptions of their databases.
+    """
     digest = hashlib.sha256()
-    for example in questions:
-        row = (example.lang, example.db_id, example.question, example.gold_sql)
+    for e in questions:
+        row = (e.lang, e.db_id, e.question, e.evidence, e.gold_sql)
         digest.update(json.dumps(row).encode())
+    for db_id, (first, *_) in sorted(by_database(questions).items()):
+        digest.update(json.dumps([db_id, first.descriptions], sort_keys=True).encode())
     return digest.hexdigest()
 
 

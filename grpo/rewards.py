@@ -169,7 +169,7 @@ class Rewards:
         repeated = [(p, e) for p, (e, group) in enumerate(zip(examples, texts)) for _ in group]
         columns = {
             name: [getattr(example, name) for _, example in repeated]
-            for name in ("question", "lang", "db_id", "gold_sql")
+            for name in ("question", "evidence", "lang", "db_id", "gold_sql")
         }
         return custom(
             prompts=[prompts[p] for p, _ in repeated],

@@ -709,6 +709,7 @@ def test_custom_reward_and_length_beside_the_others(sandbox, db, own):
         "prompts": ["prompt 1"] * 3 + ["prompt 2"] * 3,
         "completions": [GOLD, "none", "SELECT 1", "no", "nothing", "never"],
         "question": ["Who is older than 30?"] * 3 + ["what is 1?"] * 3,
+        "evidence": [""] * 6,
         "lang": ["en"] * 6,
         "db_id": ["concerts"] * 6,
         "db_path": [str(db)] * 6,

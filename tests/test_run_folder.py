@@ -180,7 +180,13 @@ def test_gold_that_the_sandbox_stops_is_counted_apart(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "others",
-    [QUESTIONS[:3], QUESTIONS[::-1], [replace(QUESTIONS[0], gold_sql="SELECT 9"), *QUESTIONS[1:]]],
+    [
+        QUESTIONS[:3],
+        QUESTIONS[::-1],
+        [replace(QUESTIONS[0], gold_sql="SELECT 9"), *QUESTIONS[1:]],
+        [replace(QUESTIONS[0], evidence="many means all"), *QUESTIONS[1:]],
+        [replace(question, descriptions={"book.pages": "sheets"}) for question in QUESTIONS],
+    ],
 )
 def test_other_questions_than_at_the_start_are_refused(tmp_path, others):
     folder = open_folder(tmp_path / "run")
