@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -57,9 +57,10 @@ class Policy:
         where it ends, ``extract_sql`` must see.
         """
         if not self._reasoning_ids:
-            return self.tokenizer.decode(ids, skip_special_tokens=True)
+            return cast(str, self.tokenizer.decode(ids, skip_special_tokens=True))
         dropped = {*self.tokenizer.all_special_ids} - self._reasoning_ids
-        return self.tokenizer.decode([token for token in ids if token not in dropped])
+        kept = [token for token in ids if token not in dropped]
+        return cast(str, self.tokenizer.decode(kept))
 
     @cached_property
     def _reasoning_ids(self) -> set[int]:

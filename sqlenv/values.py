@@ -66,7 +66,7 @@ def _question_values(
     matches = _index(path, mtime, size).search(text, count)
     samples = dict(_samples(path, mtime, size, count))
     for key, found in matches.items():
-        samples[key] = tuple(dict.fromkeys(found + samples[key]))[:count]
+        samples[key] = tuple(dict.fromkeys((*found, *samples[key])))[:count]
     return matches, samples
 
 

@@ -56,4 +56,4 @@ def vote(sandbox: Sandbox, db_path: Path, sqls: Sequence[str | None]) -> Vote:
         sql = max(groups[best], key=counts.__getitem__)
         return Vote(sql, runs[sql], sizes[best] / len(sqls))
     first = next(iter(counts), None)
-    return Vote(first, runs.get(first, NO_SQL), 0.0)
+    return Vote(first, NO_SQL if first is None else runs[first], 0.0)
