@@ -238,7 +238,7 @@ MUTATIONS = [
         "grpo",
         'name.endswith(f".{suffix}")',
         "name.endswith(suffix)",
-        ["test_packing"],
+        ["test_lora"],
     ),
     Mutation(
         "logits that are scaled after the head are not noticed",
