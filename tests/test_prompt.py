@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 from grpo import prompt
 from grpo.config import ASSETS
 from grpo.prompt import PromptBuilder, PromptSettings, check_context, question_text, read_template
-from sqlenv import EMBEDDED, LANGUAGES, Example, UserError, load_dataset, load_schema, schema_text
+from sqlenv import EMBEDDED, Example, UserError, load_dataset, load_schema, schema_text
+from sqlenv.embedded import LANGUAGES
 
 QUESTION = "Có bao nhiêu ca sĩ?"
 
