@@ -18,19 +18,41 @@ from encoder import ContrastiveEncoder, SemanticReward
 from encoder.device import check_device, resolve_device
 from encoder.gold_check import check_on_gold
 from grpo.checkpoint import adapter_files, load_adapter
-from grpo.config import ASSETS, SQL_TIMEOUT, Config, chosen_languages, read_settings
+from grpo.config import (
+    ASSETS,
+    SQL_TIMEOUT,
+    Config,
+    add_prompt_options,
+    prompt_settings,
+    read_settings,
+)
 from grpo.evaluation import report as report_files
 from grpo.evaluation.analysis import check_same_questions, compare, full_report
 from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites, prediction_rows, score
 from grpo.lora import lora_merged
 from grpo.models import load_policy, read_tokenizer
-from grpo.prompt import check_context
-from sqlenv import EMBEDDED, Example, ExecutionVerifier, Sandbox, UserError, read_dataset
+from grpo.prompt import DEFAULTS, PromptSettings, check_context, saved_prompt
+from sqlenv import (
+    EMBEDDED,
+    Dataset,
+    Example,
+    ExecutionVerifier,
+    Sandbox,
+    UserError,
+    chosen_languages,
+    open_dataset,
+)
+from sqlenv.dataset import parse_languages
 from sqlenv.errors import exit_code
 from sqlenv.files import write_file, write_json
-from sqlenv.metrics.predictions import read_predictions, without_prediction
+from sqlenv.metrics.predictions import (
+    is_official,
+    read_official,
+    read_predictions,
+    without_prediction,
+)
 from sqlenv.metrics.tables import text_table
-from sqlenv.options import COUNT, COUNT_OR_ZERO, OptionParser, check_writable
+from sqlenv.options import COUNT, COUNT_OR_ZERO, OptionParser, Range, check_writable
 
 OUTPUTS = ("json", "csv", "markdown", "save_predictions")
 
@@ -41,7 +63,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = source.add_argument
     add("--run", help="folder that train.py wrote: its model, adapter, data and languages")
     add("--model", help="Hugging Face model directory or hub id")
-    add("--predictions", help="JSON lines with db_id, question, lang, gold, predicted")
+    add(
+        "--predictions",
+        help="JSON lines with db_id, question, lang, gold, predicted; or SQL in the form of Spider "
+        "(*.sql, *.txt) or BIRD (JSON)",
+    )
     add(
         "--compare",
         nargs=2,
@@ -52,7 +78,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--adapter", help="adapter folder for --model")
     add("--encoder", default=str(ASSETS / "encoder"), help="contrastive encoder (%(default)s)")
     add("--lang", help="languages: a comma list, or all (the run's or file's; otherwise all)")
-    add("--data", help="dataset root (the run's; otherwise the embedded one)")
+    add("--data", help="dataset, see docs/data.md (the run's; otherwise the embedded one)")
+    add("--questions", help="CSV or JSON lines of questions and SQL, where --data is a SQLite file")
     add(
         "--split",
         choices=["train", "dev"],
@@ -71,6 +98,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "all)",
     )
     add("--max-new-tokens", type=COUNT, help="longest answer (the run's; otherwise 96)")
+    add(
+        "--vote",
+        type=Range(int, 2),
+        default=0,
+        metavar="N",
+        help="answer by the SQL whose result most of N samples return (greedy SQL)",
+    )
+    prompt = parser.add_argument_group(
+        "prompt", "the run's, or those that a model was trained with here; otherwise the defaults"
+    )
+    add_prompt_options(prompt)
     add(
         "--sql-timeout",
         type=SQL_TIMEOUT,
@@ -102,9 +140,17 @@ def checked(parser: OptionParser, arguments: argparse.Namespace) -> argparse.Nam
         parser.error("--adapter goes with --model")
     if arguments.save_predictions and arguments.compare:
         parser.error("--save-predictions goes with one source, not with --compare")
+    given = PromptSettings.of(vars(arguments)) != DEFAULTS
+    models = not arguments.predictions if not arguments.compare else has_run(arguments.compare)
+    if not models and (arguments.vote or given):
+        parser.error("--vote and the prompt's options go with a model, not with predictions")
     if arguments.compare and len(set(arguments.compare)) == 1:
         parser.error("--compare needs two different runs or files")
     return arguments
+
+
+def has_run(names: list[str]) -> bool:
+    return any(Path(name).is_dir() for name in names)
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
@@ -120,7 +166,13 @@ def with_run(arguments: argparse.Namespace) -> argparse.Namespace:
     if filled.run:
         saved = read_settings("--run", Path(filled.run))
         filled.model, filled.adapter = saved["model"], str(Path(filled.run) / "adapter")
-    filled.data = filled.data or saved.get("data", str(EMBEDDED))
+    elif filled.model:
+        saved = saved_prompt(filled.model)
+    filled.prompts = prompt_settings(arguments, saved)
+    filled.temperature = saved.get("temperature", Config.temperature)
+    if not filled.data:
+        filled.data = saved.get("data", str(EMBEDDED))
+        filled.questions = filled.questions or saved.get("questions")
     filled.lang = filled.lang or saved.get("lang")
     filled.dtype = filled.dtype or saved.get("dtype", Config.dtype)
     if filled.limit is None:
@@ -137,9 +189,10 @@ def load_questions(arguments: argparse.Namespace) -> tuple[list[Example], Counte
     """Questions of every language, and how many were skipped for each missing database, with a
     line to say so.
     """
-    examples, skipped = [], Counter()
-    for lang in chosen_languages(arguments.lang or "all"):
-        questions, missing = read_dataset(arguments.data, lang, arguments.split or "dev")
+    examples, skipped, split = [], Counter(), arguments.split or "dev"
+    dataset = open_dataset(arguments.data, arguments.questions)
+    for lang in chosen_languages(dataset, arguments.lang or "all", [split]):
+        questions, missing = dataset.read(lang, split)
         report_missing(lang, missing)
         skipped.update(missing)
         examples += questions[: arguments.limit or None]
@@ -158,36 +211,53 @@ def report_missing(lang: str, missing: Counter) -> None:
 def load_predictions(
     arguments: argparse.Namespace,
 ) -> tuple[list[Example], list[str | None], Counter]:
-    """The lines of a predictions file in the languages asked for, and a line to say so if they are
-    not all of the dataset's questions; and how many were skipped for each missing database.
-
-    Raises:
-        UserError: with --split they must be.
+    """The answers of a predictions file, and how many were skipped for each missing database, with
+    a line to say so.
     """
-    langs = chosen_languages(arguments.lang) if arguments.lang else None
-    path, data = arguments.predictions, arguments.data
-    examples, sqls, absent = read_predictions(path, data, langs=langs, limit=arguments.limit)
+    path, dataset = arguments.predictions, open_dataset(arguments.data, arguments.questions)
+    langs, limit = parse_languages(arguments.lang or "all"), {"limit": arguments.limit}
+    if is_official(path):
+        split = arguments.split or "dev"
+        langs = chosen_languages(dataset, arguments.lang or "all", [split])
+        if len(langs) > 1:
+            found = ", ".join(langs)
+            raise UserError(f"{path}: answers questions in one language; give --lang, of {found}")
+        examples, sqls, absent = read_official(path, dataset, langs[0], split, **limit)
+    else:
+        examples, sqls, absent = read_predictions(path, dataset, langs=langs, **limit)
+        check_complete(arguments, dataset, examples)
     for lang, missing in absent.items():
         report_missing(lang, missing)
-    questions = []
-    for lang in dict.fromkeys(langs or (example.lang for example in examples)):
+    return examples, sqls, sum(absent.values(), Counter())
+
+
+def check_complete(
+    arguments: argparse.Namespace, dataset: Dataset, examples: list[Example]
+) -> None:
+    """Prints a line if the file that ``examples`` are from lacks some of the dataset's questions.
+
+    Raises:
+        UserError: with --split it must have all.
+    """
+    questions, split = [], arguments.split or "dev"
+    langs = parse_languages(arguments.lang or "all") or [example.lang for example in examples]
+    for lang in dict.fromkeys(langs):
         try:
-            dataset, _ = read_dataset(data, lang, arguments.split or "dev")
-            questions += dataset[: arguments.limit or None]
+            questions += dataset.read(lang, split)[0][: arguments.limit or None]
         except UserError:
             if arguments.split:
                 raise  # and without, the databases are enough
     missing = without_prediction(examples, questions)
     if missing and (arguments.split or len(missing) < len(questions)):
-        first, split = missing[0], arguments.split or "dev"
+        first = missing[0]
         message = (
-            f"{path}: {len(missing)} of the {len(questions)} {split} questions of {data} have no "
-            f"line, such as {first.question!r} ({first.lang}, {first.db_id})"
+            f"{arguments.predictions}: {len(missing)} of the {len(questions)} {split} questions of "
+            f"{arguments.data} have no line, such as {first.question!r} ({first.lang}, "
+            f"{first.db_id})"
         )
         if arguments.split:
             raise UserError(f"{message}; where a system gives no SQL, predicted is null")
         print(f"{message}: they are not counted (with --split {split}, this is an error)")
-    return examples, sqls, sum(absent.values(), Counter())
 
 
 def sources(arguments: argparse.Namespace) -> list[argparse.Namespace]:
@@ -217,8 +287,9 @@ def check_system(arguments: argparse.Namespace, examples: list[Example]) -> None
     """
     if arguments.adapter:
         adapter_files(Path(arguments.adapter))
-    model, longest = read_tokenizer(arguments.model), arguments.max_new_tokens
-    check_context(arguments.model, *model, examples, max_new_tokens=longest)
+    model = read_tokenizer(arguments.model)
+    options = {"settings": arguments.prompts, "max_new_tokens": arguments.max_new_tokens}
+    check_context(arguments.model, *model, examples, **options)
 
 
 def measure(
@@ -235,7 +306,9 @@ def measure(
     policy = load_policy(arguments.model, arguments.device, arguments.dtype)
     if arguments.adapter:
         load_adapter(policy.model, Path(arguments.adapter))
-    options = {"max_new_tokens": arguments.max_new_tokens, "progress": "answers", "suites": suites}
+    options = {"settings": arguments.prompts, "max_new_tokens": arguments.max_new_tokens}
+    options |= {"votes": arguments.vote, "temperature": arguments.temperature}
+    options |= {"progress": "answers", "suites": suites}
     with lora_merged(policy.model):
         return evaluate_policy(policy, verifier, semantic, examples, **options)
 

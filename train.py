@@ -33,7 +33,7 @@ from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites
 from grpo.lora import lora_merged
 from grpo.memory import memory_errors, print_plan
 from grpo.models import load_policy_with_lora, read_tokenizer
-from grpo.prompt import check_context
+from grpo.prompt import PromptSettings, check_context
 from grpo.questions import load_questions
 from grpo.rewards import Rewards
 from grpo.run import RunFolder
@@ -45,12 +45,8 @@ from sqlenv.errors import exit_code
 def train(config: Config, folder: RunFolder, distributed: Distributed, device: str) -> int:
     """One run; returns the exit code."""
     questions, dev = load_questions(config)
-    check_context(
-        config.model,
-        *read_tokenizer(config.model),
-        questions + dev,
-        max_new_tokens=config.max_new_tokens,
-    )
+    prompts = {"settings": PromptSettings.of(vars(config)), "max_new_tokens": config.max_new_tokens}
+    check_context(config.model, *read_tokenizer(config.model), questions + dev, **prompts)
     encoder = ContrastiveEncoder.load(config.encoder).to(device)
     score = {"score": config.semantic_score, "gate": config.semantic_gate}
     semantic = SemanticReward(encoder, target=config.semantic_target, **score)
@@ -78,7 +74,7 @@ def train(config: Config, folder: RunFolder, distributed: Distributed, device: s
 
         def measure(label: str) -> list[Prediction]:
             own, metric = [dev[i] for i in distributed.split(len(dev))], SemanticReward(encoder)
-            options = {"max_new_tokens": config.max_new_tokens, "progress": label, "suites": suites}
+            options = prompts | {"progress": label, "suites": suites}
             with lora_merged(policy.model):
                 predictions = evaluate_policy(policy, verifier, metric, own, **options)
             return distributed.all_gather_list(predictions)

@@ -29,7 +29,8 @@ from grpo.models import Policy, load_policy
 from grpo.prompt import PromptBuilder
 from grpo.rewards import WEIGHTS, ExecutionVerifier, Rewards
 from grpo.sampler import sample_groups
-from sqlenv import EMBEDDED, LANGUAGES, Example, Sandbox, load_dataset
+from sqlenv import EMBEDDED, Example, Sandbox, load_dataset
+from sqlenv.embedded import LANGUAGES
 from sqlenv.errors import exit_code
 from sqlenv.metrics.tables import markdown_table
 

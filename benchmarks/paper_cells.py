@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from grpo.evaluation.report import read_metrics
-from sqlenv import LANGUAGES, UserError, canonical_sql
+from sqlenv import UserError, canonical_sql
+from sqlenv.embedded import LANGUAGES
 from sqlenv.files import locked, write_file
 
 FILE = "cells.jsonl"

@@ -21,7 +21,8 @@ from benchmarks.paper_cells import LANGUAGE_CURVES, METRICS, read_cells
 from encoder import ContrastiveEncoder, SemanticReward
 from grpo.config import ASSETS
 from grpo.rewards import WEIGHTS, ExecutionVerifier, Rewards
-from sqlenv import EMBEDDED, LANGUAGES, Sandbox, UserError, load_dataset
+from sqlenv import EMBEDDED, Sandbox, UserError, load_dataset
+from sqlenv.embedded import LANGUAGES
 from sqlenv.files import write_file
 from sqlenv.metrics.bootstrap import summary
 from sqlenv.metrics.tables import Rows, markdown_table

@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from benchmarks import paper_cells, paper_report
 from grpo.config import ASSETS
-from sqlenv import EMBEDDED, LANGUAGES
+from sqlenv import EMBEDDED
+from sqlenv.embedded import LANGUAGES
 from sqlenv.errors import UserError, exit_code
 
 RUNS, RESULTS = Path("runs/paper"), Path("docs/results")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from encoder.attacks import TRAINED, AttackInput, attack
 from encoder.text import sql_text
-from sqlenv import Mutant, Schema, UserError, by_database, load_dataset, load_schema, make_mutants
+from sqlenv import Dataset, Mutant, Schema, UserError, by_database, load_schema, make_mutants
 from sqlenv.testsuite.mutants import KINDS as MUTANT_KINDS
 
 KINDS = tuple(MUTANT_KINDS)
@@ -30,7 +30,7 @@ class Entry:
     questions: tuple[tuple[str, str], ...]
 
 
-def load_entries(data: str, *, langs: Sequence[str], splits: Sequence[str]) -> list[Entry]:
+def load_entries(dataset: Dataset, *, langs: Sequence[str], splits: Sequence[str]) -> list[Entry]:
     """The distinct SQL queries of some splits, each with its questions in all of `langs`.
 
     Queries of a database whose `sql_text` is equal are one entry.
@@ -43,7 +43,7 @@ def load_entries(data: str, *, langs: Sequence[str], splits: Sequence[str]) -> l
     questions: dict[tuple[str, str], dict[tuple[str, str], None]] = {}  # ordered sets
     for split in splits:
         for lang in langs:
-            for example in load_dataset(data, lang, split):
+            for example in dataset.load(lang, split):
                 if example.db_id not in schemas:
                     schemas[example.db_id] = load_schema(example.db_path)
                 key = example.db_id, sql_text(example.gold_sql)

@@ -32,7 +32,7 @@ from encoder.evaluation.retrieval import (
 )
 from encoder.evaluation.samples import Sample, auc_report, read_samples
 from encoder.model import ContrastiveEncoder
-from sqlenv import EMBEDDED, LANGUAGES, UserError
+from sqlenv import EMBEDDED, Dataset, UserError, chosen_languages, open_dataset
 from sqlenv.errors import exit_code
 from sqlenv.files import write_json
 from sqlenv.options import COUNT_OR_ZERO, SEED, OptionParser, check_writable
@@ -41,18 +41,20 @@ SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "encoder"
 ATTACKED = 200  # questions that are attacked
 
 
-def chosen_entries(data: str, *, langs: list[str], split: str, databases: list[str]) -> list[Entry]:
+def chosen_entries(
+    dataset: Dataset, *, langs: list[str], split: str, databases: list[str]
+) -> list[Entry]:
     """The entries of a split on these databases, or on all of them if none is named.
 
     Raises:
         UserError: the split has no such database.
     """
-    entries = load_entries(data, langs=langs, splits=[split])
+    entries = load_entries(dataset, langs=langs, splits=[split])
     names = sorted({entry.db_id for entry in entries})
     for name in databases:
         if name not in names:
             raise UserError(
-                f"--databases {name}: the {split} split of {data} has {', '.join(names)}"
+                f"--databases {name}: the {split} split of {dataset.root} has {', '.join(names)}"
             )
     return [entry for entry in entries if not databases or entry.db_id in databases]
 
@@ -82,13 +84,14 @@ def measure(encoder: ContrastiveEncoder, args: argparse.Namespace) -> dict:
     Raises:
         UserError: the data, the samples or the options cannot be used.
     """
-    langs = list(LANGUAGES) if args.lang == "all" else list(dict.fromkeys(args.lang.split(",")))
+    dataset = open_dataset(args.data, args.questions)
+    langs = chosen_languages(dataset, args.lang, [args.split])
     databases = args.databases.split(",") if args.databases else []
-    entries = chosen_entries(args.data, langs=langs, split=args.split, databases=databases)
+    entries = chosen_entries(dataset, langs=langs, split=args.split, databases=databases)
     with_schema, samples = encoder.with_schema, []
     if args.samples:
         samples = read_samples(
-            args.samples, args.data, langs=langs, databases=databases, with_schema=with_schema
+            args.samples, dataset, langs=langs, databases=databases, with_schema=with_schema
         )
     questions = choose_questions(entries, langs, limit=args.limit, with_schema=with_schema)
     attacked = attack_texts(spread(questions, ATTACKED), with_schema=with_schema, seed=args.seed)
@@ -116,7 +119,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(__doc__, prog="python -m encoder.evaluate")
     add = parser.add_argument
     add("--encoder", default=str(SHIPPED), help="directory or hub id (%(default)s)")
-    add("--data", default=str(EMBEDDED), help="dataset root (%(default)s)")
+    add("--data", default=str(EMBEDDED), help="dataset, see docs/data.md (%(default)s)")
+    add("--questions", help="CSV or JSON lines of questions and SQL, where --data is a SQLite file")
     add("--lang", default="all", help="all, or a comma list such as en,vi")
     add("--split", default="dev", help="train, dev, sft or encoder (%(default)s)")
     add("--databases", help="a comma list, such as those left out of training (all)")

@@ -36,7 +36,7 @@ from encoder.reward import TARGETS, SemanticReward
 from encoder.rewrites import equivalent_rewrites
 from encoder.scratch import small_encoder
 from encoder.text import sql_text
-from sqlenv import EMBEDDED, LANGUAGES, by_database
+from sqlenv import EMBEDDED, by_database, chosen_languages, open_dataset
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_json
 from sqlenv.options import (
@@ -144,7 +144,7 @@ def train_step(
     """One optimizer step on a batch of these entries; returns its loss and accuracy."""
     batch = make_batch(
         entries,
-        questions=args.questions,
+        questions=args.questions_per_query,
         negatives=args.negatives,
         with_schema=encoder.with_schema,
         rng=rng,
@@ -233,7 +233,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(__doc__, prog="python -m encoder.train")
     add = parser.add_argument
     add("--output", required=True, help="new directory for the encoder")
-    add("--data", default=str(EMBEDDED), help="dataset root (%(default)s)")
+    add("--data", default=str(EMBEDDED), help="dataset, see docs/data.md (%(default)s)")
+    add("--questions", help="CSV or JSON lines of questions and SQL, where --data is a SQLite file")
     add("--split", default="train", help="a comma list of train, sft and encoder (%(default)s)")
     add("--lang", default="all", help="all, or a comma list such as en,vi")
     add(
@@ -252,7 +253,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--epochs", type=COUNT, default=4, help="passes over the SQL queries (%(default)s)")
     add("--steps", type=COUNT_OR_ZERO, default=0, help="batches to train for, instead of --epochs")
     add("--batch-size", type=COUNT, default=32, help="SQL queries in a batch (%(default)s)")
-    add("--questions", type=COUNT, default=4, help="of each SQL query in a batch (%(default)s)")
+    add(
+        "--questions-per-query",
+        type=COUNT,
+        default=4,
+        help="questions of each SQL query in a batch (%(default)s)",
+    )
     add("--negatives", type=COUNT_OR_ZERO, default=6, help="hard negatives of each (%(default)s)")
     add("--lr", type=POSITIVE, help="peak learning rate (1e-3 from scratch, 5e-5 with --base)")
     add(
@@ -293,8 +299,9 @@ def run(args: argparse.Namespace) -> None:
     require_new(output)
     check_writable("--output", output.with_name(output.name + ".checkpoint.pt"))
     check_device(args.device)
-    langs = list(LANGUAGES) if args.lang == "all" else args.lang.split(",")
-    entries = load_entries(args.data, langs=langs, splits=args.split.split(","))
+    dataset, splits = open_dataset(args.data, args.questions), args.split.split(",")
+    langs = chosen_languages(dataset, args.lang, splits)
+    entries = load_entries(dataset, langs=langs, splits=splits)
     known, held_out = hold_out(entries, share=0.1, seed=args.seed)
     encoder = new_encoder(args, known)
     args.steps = args.steps or args.epochs * math.ceil(len(known) / args.batch_size)

@@ -3,14 +3,17 @@ derives its command-line options from it.
 """
 
 import argparse
+import functools
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from encoder.device import resolve_device
+from grpo.prompt import SCHEMA_BUDGET, PromptSettings, read_template, saved_prompt
 from grpo.recipes import RECIPES
 from grpo.rewards import WEIGHTS, check_weights
-from sqlenv import EMBEDDED, LANGUAGES, UserError
+from sqlenv import EMBEDDED, UserError
+from sqlenv.dataset import parse_languages
 from sqlenv.options import (
     COUNT,
     COUNT_OR_ZERO,
@@ -27,7 +30,8 @@ SQL_TIMEOUT = Range(float, 0.1, 3600)  # seconds
 
 def option(default, text: str, **more):
     """A setting with the help text of its option. ``range`` or ``choices`` limits its values;
-    ``affects_results=False`` marks a setting that a resumed run may change.
+    ``parse`` makes them from the option's words; ``affects_results=False`` marks a setting that a
+    resumed run may change.
     """
     return field(default=default, metadata={"help": text, **more})
 
@@ -39,11 +43,39 @@ class Config:
     recipe: str = option(
         "", "settings of a published method; options given beside it win", choices=list(RECIPES)
     )
-    lang: str = option("vi", "languages: one of en de es fr ja vi zh, a comma list, or all")
+    lang: str = option(
+        "vi",
+        "languages: tags such as en or pt-BR, a comma list of them, or all that the data has, the "
+        "default with --data",
+    )
     model: str = option(str(ASSETS / "policy"), "policy: a Hugging Face model directory or hub id")
     encoder: str = option(str(ASSETS / "encoder"), "contrastive encoder directory")
     data: str = option(
-        str(EMBEDDED), "dataset: the embedded one, or a root in MultiSpider's layout"
+        str(EMBEDDED),
+        "dataset: the embedded one, the folder of Spider, BIRD or MultiSpider as published, or a "
+        "SQLite file with --questions (docs/data.md)",
+    )
+    questions: str = option(
+        "", "CSV or JSON-lines file of questions and SQL, where --data is one SQLite file"
+    )
+    prompt: str = option(
+        "",
+        "file with a template of the prompt; fields {schema}, {question}, {evidence}, {dialect}",
+        parse=functools.partial(read_template, "--prompt"),
+    )  # the template itself, so that the run keeps it
+    system_prompt: str = option(
+        "",
+        "file with a template of a system message, for chat models",
+        parse=functools.partial(read_template, "--system-prompt"),
+    )
+    thinking: str = option(
+        "off", "of chat models whose template has such a switch", choices=["on", "off"]
+    )
+    schema_budget: int = option(SCHEMA_BUDGET, "longest schema text, in tokens", range=COUNT)
+    sample_values: int = option(
+        0,
+        "values shown of each column, those first that the question seems to name",
+        range=COUNT_OR_ZERO,
     )
     examples: int = option(
         2000, "training questions, drawn over all languages of --lang", range=COUNT
@@ -171,7 +203,7 @@ class Config:
             allowed, value = f.metadata.get("range"), getattr(self, f.name)
             if allowed and value not in allowed:
                 raise UserError(f"{option_name(f.name)}: must be {allowed}, not {value}")
-        chosen_languages(self.lang)
+        parse_languages(self.lang)
         check_weights(self.reward)
 
     def to_dict(self) -> dict:
@@ -180,11 +212,16 @@ class Config:
     def differences(self, other: "Config") -> list[str]:
         """``name: other -> own`` for each setting that affects results and differs."""
         return [
-            f"{f.name}: {getattr(other, f.name)} -> {getattr(self, f.name)}"
+            f"{f.name}: {shown(getattr(other, f.name))} -> {shown(getattr(self, f.name))}"
             for f in fields(self)
             if getattr(other, f.name) != getattr(self, f.name)
             and f.metadata.get("affects_results", True)
         ]
+
+
+def shown(value) -> str:
+    """A setting in one line."""
+    return repr(value) if "\n" in str(value) else str(value)
 
 
 def option_name(name: str) -> str:
@@ -236,19 +273,6 @@ def resumed_config(folder: Path, given: dict) -> Config:
     return config
 
 
-def chosen_languages(text: str) -> list[str]:
-    """``"vi,en"`` -> ``["en", "vi"]``: always in one order, so that both draw the same questions;
-    ``"all"`` -> all seven. Raises UserError for others.
-    """
-    langs = list(LANGUAGES) if text == "all" else text.split(",")
-    unknown = [lang for lang in langs if lang not in LANGUAGES]
-    if unknown:
-        raise UserError(
-            f"--lang {unknown[0]!r}: unknown language; choose from {', '.join(LANGUAGES)}, or all"
-        )
-    return [lang for lang in LANGUAGES if lang in langs]
-
-
 def parse_rewards(texts: list[str]) -> dict[str, float]:
     """``["semantic=0.2"]`` -> ``{"semantic": 0.2}``."""
     rewards = {}
@@ -261,21 +285,40 @@ def parse_rewards(texts: list[str]) -> dict[str, float]:
     return rewards
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """One option for each field of ``Config``. Options that are not given stay out of the result,
-    so that the settings of a recipe or of a resumed run can take their place.
+def add_option(parser: argparse.ArgumentParser, f: Field) -> None:
+    """The option for a field of ``Config``. One that is not given stays out of the result, so that
+    the setting of a recipe, a model or a resumed run can take its place.
     """
+    kind = {
+        "type": f.metadata.get("parse", f.metadata.get("range", type(f.default))),
+        "choices": f.metadata.get("choices"),
+    }
+    if "parse" in f.metadata:
+        kind["metavar"] = "FILE"
+    if isinstance(f.default, bool):
+        kind = {"action": argparse.BooleanOptionalAction if f.default else "store_true"}
+    text = f"{f.metadata['help']} ({f.default or 'off'})"
+    parser.add_argument(option_name(f.name), default=argparse.SUPPRESS, help=text, **kind)
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``PromptSettings``."""
+    names = {f.name for f in fields(PromptSettings)}
     for f in fields(Config):
-        if f.name == "reward":
-            continue
-        kind = {
-            "type": f.metadata.get("range", type(f.default)),
-            "choices": f.metadata.get("choices"),
-        }
-        if isinstance(f.default, bool):
-            kind = {"action": argparse.BooleanOptionalAction if f.default else "store_true"}
-        text = f"{f.metadata['help']} ({f.default or 'off'})"
-        parser.add_argument(option_name(f.name), default=argparse.SUPPRESS, help=text, **kind)
+        if f.name in names:
+            add_option(parser, f)
+
+
+def prompt_settings(arguments: argparse.Namespace, saved: dict) -> PromptSettings:
+    """The settings of the options that are given; the others as a run or a model saved them."""
+    return PromptSettings.of(saved | vars(arguments))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """One option for each field of ``Config``."""
+    for f in fields(Config):
+        if f.name != "reward":
+            add_option(parser, f)
     parser.add_argument(
         "--reward",
         action="append",
@@ -316,6 +359,9 @@ def parse_config(description: str, argv: list[str] | None) -> tuple[Config, argp
     if "device" in given:
         given["device"] = resolve_device(given["device"])
     if not arguments.resume:
+        if given.get("data", Config.data) != Config.data:
+            given.setdefault("lang", "all")
+        given = saved_prompt(given.get("model", Config.model)) | given
         config = Config.with_recipe(**given)
     elif arguments.output:
         config = resumed_config(Path(arguments.output), given)

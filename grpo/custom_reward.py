@@ -3,8 +3,9 @@
     def length(prompts, completions, **columns) -> list[float | None]: ...
 
 The function gets lists of P x G entries: ``prompts``, ``completions`` (texts), and the columns
-``question``, ``lang``, ``db_id``, ``db_path``, ``gold_sql`` and ``sql`` (extracted from the
-completion, or None). ``None`` in the list that it returns means "not applicable". It may be async.
+``question``, ``evidence``, ``lang``, ``db_id``, ``db_path``, ``gold_sql`` ("" where the dataset has
+none, as of evidence) and ``sql`` (extracted from the completion, or None). ``None`` in the list
+that it returns means "not applicable". It may be async.
 
 It runs in a process of its own, which gets one JSON line per call and answers with one. Only a
 process can be stopped: a regular expression that backtracks forever holds Python's global lock, and

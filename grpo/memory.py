@@ -71,6 +71,7 @@ def workload_of(config: Config, processes: int) -> Workload:
         dtype=str(choose_dtype(config.dtype, config.device)).removeprefix("torch."),
         prompts_per_step=prompts,
         group_size=config.group_size,
+        prompt_tokens=config.schema_budget,
         max_new_tokens=config.max_new_tokens,
         micro_batch=min(config.micro_batch, prompts),
         lora_rank=config.lora_rank,

@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 
 from grpo.checkpoint import READ_ERRORS, SAFETENSORS_ERRORS, load_adapter
+from grpo.config import Config
 from grpo.evaluation.report import before_after_table
 from grpo.lora import merge_lora, update_kept
-from grpo.models import load_policy
+from grpo.models import Policy, load_policy
+from grpo.prompt import DIALECT, PromptBuilder, PromptSettings, messages_of
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_directory
 from sqlenv.options import OptionParser, check_writable
@@ -28,6 +30,15 @@ base_model: {model}
 Writes SQLite queries for questions in {lang}; `{model}` trained with GRPO (LoRA, merged) by
 grpo-text2sql on `{data}`.
 
+## Use
+
+```python
+{code}
+```
+
+The schema is one line a table, as `sqlenv.schema_text` of grpo-text2sql writes it{samples}.
+There, `python -m grpo.ask --model DIR --db FILE` writes the schema, asks, and runs the SQL.
+
 ## Settings
 
 {settings}
@@ -38,6 +49,44 @@ grpo-text2sql on `{data}`.
 """
 
 
+SCHEMA = "CREATE TABLE singer (singer_id INTEGER PRIMARY KEY, name TEXT, age INTEGER);"
+CODE = """\
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({name!r})
+model = AutoModelForCausalLM.from_pretrained({name!r})
+fields = {fields}
+{prompt}
+greedy = {{"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": {ends}}}
+output = model.generate(torch.tensor([ids]), max_new_tokens={longest}, **greedy)
+print(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))"""
+CHAT = """\
+chat = [{messages}]
+options = {{"add_generation_prompt": True, "return_dict": False, "enable_thinking": {thinking}}}
+ids = tokenizer.apply_chat_template(chat, **options)"""
+PLAIN = """\
+parts = [part.format(**fields) for part in {parts}]  # tokenised one by one
+ids = {start} + [t for p in parts for t in tokenizer.encode(p, add_special_tokens=False)]"""
+
+
+def usage(policy: Policy, settings: PromptSettings, max_new_tokens: int, name: str) -> str:
+    """Code that asks the model in plain transformers, with the prompt that it was trained with."""
+    prompts, start = PromptBuilder(policy.tokenizer, settings), policy.tokenizer.bos_token_id
+    templates = prompts.templates()
+    if prompts.is_chat:
+        messages = ", ".join(
+            f'{{"role": "{m["role"]}", "content": {m["content"]!r}.format(**fields)}}'
+            for m in messages_of(templates)
+        )
+        prompt = CHAT.format(messages=messages, thinking=settings.thinking == "on")
+    else:
+        prompt = PLAIN.format(parts=templates, start=[] if start is None else [start])
+    fields = {"dialect": DIALECT, "schema": SCHEMA, "question": "How many singers are there?"}
+    ends = sorted(policy.eos_ids)
+    return CODE.format(name=name, fields=fields, prompt=prompt, longest=max_new_tokens, ends=ends)
+
+
 def read(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -45,12 +94,19 @@ def read(path: Path) -> dict:
         raise UserError(f"{path}: not the folder of a finished run of train.py: {error}") from error
 
 
-def card(run: Path, name: str) -> str:
-    """The model card: settings, data, and the measurements before and after."""
-    config, summary = read(run / "config.json"), read(run / "summary.json")
-    settings = "\n".join(f"- {key}: {value}" for key, value in config.items() if value != "")
-    table = f"```\n{before_after_table(summary)}\n```"
-    return CARD.format(**config, name=name, settings=settings, table=table)
+def card(config: dict, summary: dict, policy: Policy, name: str) -> str:
+    """The model card: how to use it, settings, data, and the measurements before and after."""
+    prompts = PromptSettings.of(config)
+    longest, values = config.get("max_new_tokens", Config.max_new_tokens), prompts.sample_values
+    shown = {key: value for key, value in config.items() if value != "" and "\n" not in str(value)}
+    return CARD.format(
+        **{key: config[key] for key in ("model", "lang", "data")},
+        name=name,
+        code=usage(policy, prompts, longest, name),
+        samples=f", with up to {values} sample values of each column" if values else "",
+        settings="\n".join(f"- {key}: {value}" for key, value in shown.items()),
+        table=f"```\n{before_after_table(summary)}\n```",
+    )
 
 
 def merge(run: Path, output: Path, dtype: str) -> None:
@@ -58,9 +114,10 @@ def merge(run: Path, output: Path, dtype: str) -> None:
     if output.exists():
         raise UserError(f"{output} exists; name another folder or remove it")
     check_writable("output", output)
-    text, base = card(run, output.name), read(run / "config.json")["model"]
+    config, summary = read(run / "config.json"), read(run / "summary.json")
     torch_dtype = getattr(torch, dtype)
-    policy = load_policy(base, "cpu", "float32")  # the sum is rounded once
+    policy = load_policy(config["model"], "cpu", "float32")  # the sum is rounded once
+    text = card(config, summary, policy, output.name)
     load_adapter(policy.model, run / "adapter")
     kept = update_kept(policy.model, torch_dtype)
     model = merge_lora(policy.model, torch_dtype)
@@ -68,6 +125,7 @@ def merge(run: Path, output: Path, dtype: str) -> None:
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
+        PromptSettings.of(config).save(folder)
         (folder / "README.md").write_text(text, encoding="utf-8")
 
     write_directory(output, write, SAFETENSORS_ERRORS)

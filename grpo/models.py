@@ -8,9 +8,9 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -32,6 +32,7 @@ from grpo.model_checks import (
     refuse_longer,
 )
 from sqlenv.errors import UserError
+from sqlenv.extraction import REASONING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +51,22 @@ class Policy:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     eos_ids: set[int]
+
+    def decode(self, ids: list[int]) -> str:
+        """A completion as text, without special tokens. Those that open or close reasoning stay:
+        where it ends, ``extract_sql`` must see.
+        """
+        if not self._reasoning_ids:
+            return cast(str, self.tokenizer.decode(ids, skip_special_tokens=True))
+        dropped = {*self.tokenizer.all_special_ids} - self._reasoning_ids
+        kept = [token for token in ids if token not in dropped]
+        return cast(str, self.tokenizer.decode(kept))
+
+    @cached_property
+    def _reasoning_ids(self) -> set[int]:
+        """The special tokens that open or close reasoning; few tokenizers have any."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {i for i, token in added if token.special and REASONING.fullmatch(token.content)}
 
 
 def has_fast_bfloat16(device: str) -> bool:

@@ -3,86 +3,304 @@
 A model with a chat template gets a user message. A plain model gets the schema followed by the
 question as a comment, and continues this text with SQL. From here on, prompts and completions are
 token ids: nothing is decoded and tokenised again between sampling and training.
+
+Both texts are templates, which ``--prompt`` replaces. docs/prompts.md describes them.
 """
 
-from grpo.model_checks import context_of
-from sqlenv import Example, UserError, load_schema, schema_text
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from string import Formatter
+
+from grpo.model_checks import context_of, reason
+from sqlenv import Example, UserError, load_schema, question_values, schema_text
+from sqlenv.files import write_json
 
 # Tokens; a longer schema text loses sample values first, then types, then whole column lists.
 SCHEMA_BUDGET = 1024
+FIELDS = ("schema", "question", "evidence", "dialect")
+DIALECT = "SQLite"
+PLAIN = "{schema}\n-- Evidence: {evidence}\n-- {question}\n"
+CHAT = (
+    "Given the {dialect} schema:\n{schema}\n\nWrite one SQL query that answers: {question}\n"
+    "Evidence: {evidence}\nAnswer with the SQL query only."
+)
+SAVED = "prompt.json"  # in the directory of a model that was trained with other settings
 
 
-def question_text(question: str) -> str:
-    """What a plain model sees after the schema: a comment, and so one line."""
-    return f"\n-- {' '.join(question.splitlines())}\n"
+@dataclass(frozen=True)
+class PromptSettings:
+    """What a prompt depends on beside the question; the names are those of ``Config``.
+
+    Attributes:
+        prompt: the template; "": PLAIN or CHAT.
+        system_prompt: the template of a system message; "": there is none.
+        thinking: "on" or "off", for chat templates that know it.
+        schema_budget: tokens of the schema text.
+        sample_values: of each column, those first that the question seems to name.
+    """
+
+    prompt: str = ""
+    system_prompt: str = ""
+    thinking: str = "off"
+    schema_budget: int = SCHEMA_BUDGET
+    sample_values: int = 0
+
+    @classmethod
+    def of(cls, values: Mapping) -> "PromptSettings":
+        """The settings that are among the values, such as those of a run."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+    def save(self, model: Path) -> None:
+        """Writes them into a model's directory, unless they are the defaults."""
+        if self != DEFAULTS:
+            write_json(model / SAVED, asdict(self))
 
 
-def chat_text(schema: str, question: str) -> str:
-    """The user message of a chat model."""
-    return (
-        f"Given the SQLite schema:\n{schema}\n\nWrite one SQL query that answers: {question}\n"
-        "Answer with the SQL query only."
-    )
+DEFAULTS = PromptSettings()
+
+
+def saved_prompt(model: str) -> dict:
+    """The settings that ``PromptSettings.save`` wrote into a model's directory; {} if none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(model) / SAVED
+    if not path.is_file():
+        return {}
+    try:
+        values, known = json.loads(path.read_text(encoding="utf-8")), asdict(DEFAULTS)
+        if any(type(known[name]) is not type(value) for name, value in values.items()):
+            raise ValueError("a value of another kind")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not the settings of a prompt ({error!r}); remove it to use the defaults"
+        ) from error
+    return values
+
+
+def read_template(option: str, path: str) -> str:
+    """The template in a file.
+
+    Raises:
+        UserError: the file cannot be read, or as in ``check_template``.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option} {path}: cannot be read ({reason(error)})") from error
+    check_template(option, text, path)
+    return text
+
+
+def check_template(option: str, text: str, path: str = "") -> None:
+    """Checks a template; one for ``--prompt`` has to have the question.
+
+    Raises:
+        UserError: it is none. Names the line of the file, or else of the option.
+    """
+    known, names = ", ".join(f"{{{name}}}" for name in FIELDS), set()
+    for number, line in enumerate(text.split("\n"), 1):
+        where = f"{path or option}:{number}"
+        try:
+            found = fields_of(line)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}; a brace is written {{{{ or }}}}") from error
+        if unknown := [name for name in found if name not in FIELDS]:
+            raise UserError(
+                f"{where}: unknown field {{{unknown[0]}}}; there are {known}, and a brace is "
+                "written {{ or }}"
+            )
+        names.update(found)
+    if option == "--prompt" and "question" not in names:
+        raise UserError(f"{f'{option} {path}'.strip()}: a template needs {{question}}")
+
+
+def fields_of(text: str) -> list[str]:
+    """The fields of a template, with their format if they have one, which none may have.
+
+    Raises:
+        ValueError: a single brace.
+    """
+    return [
+        name + (conversion and f"!{conversion}" or "") + (spec and f":{spec}" or "")
+        for _, name, spec, conversion in Formatter().parse(text)
+        if name is not None
+    ]
+
+
+def without_evidence(template: str) -> str:
+    """The template for a question without evidence: lines that show it are left out."""
+    lines = template.splitlines(keepends=True)
+    return "".join(line for line in lines if "evidence" not in fields_of(line))
+
+
+def after_schema(template: str) -> list[str]:
+    """The template in two parts, the first of which ends with the schema, if it has one."""
+    literals = list(Formatter().parse(template))
+    first, found = "", False
+    for literal, name, _, _ in literals:
+        first += literal.replace("{", "{{").replace("}", "}}") + (f"{{{name}}}" if name else "")
+        if name == "schema":
+            found = True
+            break
+    return [first, template[len(first) :]] if found else [template]
+
+
+def question_text(question: str, evidence: str = "") -> str:
+    """What a plain model sees after the schema: comments, of a line each."""
+    rest = after_schema(PLAIN if evidence else without_evidence(PLAIN))[1]
+    return rest.format(question=one_line(question), evidence=one_line(evidence))
+
+
+def one_line(text: str) -> str:
+    """A text whose lines are joined, so that it stays in a comment."""
+    return " ".join(text.splitlines())
 
 
 class PromptBuilder:
-    """Makes prompts for one tokenizer. The schema text of each database is cached."""
+    """Makes prompts for one tokenizer. The schema text of each database is cached.
 
-    def __init__(self, tokenizer, schema_budget: int = SCHEMA_BUDGET):
-        self.tokenizer, self.budget = tokenizer, schema_budget
+    Raises:
+        UserError: a template is none, or the tokenizer's chat template does not take the settings.
+    """
+
+    def __init__(self, tokenizer, settings: PromptSettings = DEFAULTS):
+        self.tokenizer, self.settings = tokenizer, settings
         self.schemas: dict = {}
+        if settings.prompt:
+            check_template("--prompt", settings.prompt)
+        check_template("--system-prompt", settings.system_prompt)
+        self.is_chat = bool(tokenizer.chat_template)
+        self.template = settings.prompt or (CHAT if self.is_chat else PLAIN)
+        if self.is_chat:
+            self.template = self.template.removesuffix("\n")  # the file's, not the message's
+        check_chat(tokenizer, settings)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def schema(self, example: Example) -> str:
-        if example.db_path not in self.schemas:
-            self.schemas[example.db_path] = schema_text(
+        named = f"{example.question} {example.evidence}" if self.settings.sample_values else ""
+        key = example.db_path, named  # all questions on a database have the same descriptions
+        if key not in self.schemas:
+            samples = matches = None
+            if count := self.settings.sample_values:
+                matches, samples = question_values(example.db_path, named, count)
+            self.schemas[key] = schema_text(
                 load_schema(example.db_path),
-                budget=self.budget,
+                budget=self.settings.schema_budget,
                 count_tokens=lambda text: len(self.encode(text)),
+                samples=samples,
+                matches=matches,
+                descriptions=example.descriptions,
             )
-        return self.schemas[example.db_path]
+        return self.schemas[key]
+
+    def templates(self, evidence: str = "") -> list[str]:
+        """The parts of a plain prompt, which are tokenised one by one; or a chat's messages, the
+        user's being the last.
+        """
+        template = self.template if evidence else without_evidence(self.template)
+        if not self.is_chat:
+            return after_schema(template)
+        system = self.settings.system_prompt.removesuffix("\n")
+        system = system if evidence else without_evidence(system)
+        return [system, template] if system else [template]
+
+    def texts(self, example: Example) -> list[str]:
+        """``templates`` with a question."""
+        line = str if self.is_chat else one_line
+        values = {"schema": self.schema(example), "dialect": DIALECT}
+        values |= {"question": line(example.question), "evidence": line(example.evidence)}
+        return [text.format(**values) for text in self.templates(example.evidence)]
 
     def __call__(self, example: Example) -> list[int]:
         """The prompt's token ids."""
-        schema = self.schema(example)
-        if self.tokenizer.chat_template:
-            message = [{"role": "user", "content": chat_text(schema, example.question)}]
-            return self.tokenizer.apply_chat_template(
-                message, add_generation_prompt=True, return_dict=False, enable_thinking=False
-            )
+        texts = self.texts(example)
+        if self.is_chat:
+            thinking = self.settings.thinking == "on"
+            return render(self.tokenizer, messages_of(texts), thinking=thinking)
         start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-        return start + self.encode(schema) + self.encode(question_text(example.question))
+        return start + [token for text in texts for token in self.encode(text)]
+
+
+def messages_of(texts: list[str]) -> list[dict]:
+    """A chat's messages from ``PromptBuilder.texts``."""
+    roles = ("system", "user")[-len(texts) :]
+    return [{"role": role, "content": text} for role, text in zip(roles, texts)]
+
+
+def render(tokenizer, messages: list[dict], *, thinking: bool) -> list[int]:
+    """The token ids of a chat, up to the start of the model's answer."""
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False, enable_thinking=thinking
+    )
+
+
+def check_chat(tokenizer, settings: PromptSettings) -> None:
+    """Raises UserError if the tokenizer's chat template does not take the settings."""
+    system, thinks = settings.system_prompt, settings.thinking == "on"
+    if not tokenizer.chat_template:
+        for option, given in (("--system-prompt", system), ("--thinking on", thinks)):
+            if given:
+                raise UserError(f"{option}: the model has no chat template; leave it out")
+        return
+    if system:
+        try:
+            render(tokenizer, messages_of([system, "?"]), thinking=thinks)
+        except Exception as error:  # a template is a program of the model's authors
+            raise UserError(
+                f"--system-prompt: the model's chat template does not take it ({reason(error)}); "
+                "put its text into --prompt"
+            ) from error
+    if thinks:
+        on, off = (render(tokenizer, messages_of(["?"]), thinking=value) for value in (True, False))
+        if on == off:
+            raise UserError(
+                "--thinking on: the model's chat template has no such switch; leave it out, and "
+                "the model thinks if it was trained to"
+            )
 
 
 def check_context(
-    model: str, tokenizer, config, examples: list[Example], *, max_new_tokens: int | None = None
+    model: str,
+    tokenizer,
+    config,
+    examples: Iterable[Example],
+    *,
+    settings: PromptSettings = DEFAULTS,
+    max_new_tokens: int | None = None,
 ) -> None:
     """Checks that all prompts with their completions fit into a model's context.
 
     Args:
         model: its name, for the message.
         tokenizer, config: from ``grpo.models.read_tokenizer``.
+        settings: of the prompts.
         max_new_tokens: of a completion; None: the completions are gold SQL.
 
     Raises:
-        UserError: the longest does not.
+        UserError: the longest does not, or there can be no such prompt.
     """
-    context, prompts = context_of(config), PromptBuilder(tokenizer)
+    context, prompts = context_of(config), PromptBuilder(tokenizer, settings)
 
     def length(example: Example) -> int:
         return len(prompts(example)) + (max_new_tokens or len(prompts.encode(example.gold_sql)) + 1)
 
+    # By database: an index of its values is kept for a few databases only (sqlenv/values.py).
+    examples = sorted(examples, key=lambda example: example.db_path)
     lengths = [length(example) for example in examples]
     longest = max(lengths, default=0)
     if context is not None and longest > context:
         example = examples[lengths.index(longest)]
         completion = f"--max-new-tokens {max_new_tokens}" if max_new_tokens else "gold SQL"
-        lower = "lower --max-new-tokens, " if max_new_tokens else ""
+        lower = "--max-new-tokens or " if max_new_tokens else ""
         raise UserError(
             f"--model {model}: the prompt of {example.question!r} ({example.lang}, "
             f"{example.db_id}) and {completion} have {longest} tokens, more than {context}, the "
-            f"model's context; {lower}leave out databases with large schemas, or choose another "
-            "model"
+            f"model's context; lower {lower}--schema-budget, leave out databases with large "
+            "schemas, or choose another model"
         )

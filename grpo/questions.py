@@ -7,39 +7,54 @@ from pathlib import Path
 
 import torch
 
-from grpo.config import Config, chosen_languages
-from sqlenv import Example, ExecutionVerifier, UserError, load_dataset
+from grpo.config import Config
+from grpo.rewards import needs_gold
+from sqlenv import (
+    Example,
+    ExecutionVerifier,
+    UserError,
+    by_database,
+    chosen_languages,
+    open_dataset,
+)
 from sqlenv.files import write_json
 from sqlenv.sandbox.sandbox import STOPPED
 
 
 def load_questions(config: Config) -> tuple[list[Example], list[Example]]:
-    """Training questions, evenly from all languages, and dev questions."""
-    langs = chosen_languages(config.lang)
-    train = [example for lang in langs for example in load_dataset(config.data, lang, "train")]
+    """Training questions, evenly from all languages, and the dev questions that have gold SQL."""
+    gold = {"need_gold": needs_gold(config.reward)}
+    dataset = open_dataset(config.data, config.questions, **gold)
+    langs = chosen_languages(dataset, config.lang, ["train", "dev"])
+    train = [example for lang in langs for example in dataset.load(lang, "train")]
     random.Random(config.seed).shuffle(train)
     limit = config.dev_limit or None
-    dev = [e for lang in langs for e in load_dataset(config.data, lang, "dev")[:limit]]
-    return train[: config.examples], dev
+    dev = [e for lang in langs for e in dataset.load(lang, "dev")[:limit]]
+    return train[: config.examples], [example for example in dev if example.gold_sql]
 
 
 def without_result(questions: list[Example], verifier: ExecutionVerifier) -> dict:
     """{"left_out": the indices of questions whose gold query fails or returns no row (empty equals
     empty, so they would reward junk), "stopped": how many of them the sandbox refuses or stops}
     """
-    gold = verifier.run_gold(questions)
+    with_gold = [i for i, example in enumerate(questions) if example.gold_sql]
+    runs = dict(zip(with_gold, verifier.run_gold([questions[i] for i in with_gold])))
     return {
-        "left_out": [i for i, run in enumerate(gold) if run.status != "ok" or not run.num_rows],
-        "stopped": sum(run.status in STOPPED for run in gold),
+        "left_out": [i for i, run in runs.items() if run.status != "ok" or not run.num_rows],
+        "stopped": sum(run.status in STOPPED for run in runs.values()),
     }
 
 
 def hash_of(questions: list[Example]) -> str:
-    """A hash of everything that is trained on: the questions, their order and their gold SQL."""
+    """A hash of everything that is trained on: the questions, their order, their evidence and gold
+    SQL, and the descriptions of their databases.
+    """
     digest = hashlib.sha256()
-    for example in questions:
-        row = (example.lang, example.db_id, example.question, example.gold_sql)
+    for e in questions:
+        row = (e.lang, e.db_id, e.question, e.evidence, e.gold_sql)
         digest.update(json.dumps(row).encode())
+    for db_id, (first, *_) in sorted(by_database(questions).items()):
+        digest.update(json.dumps([db_id, first.descriptions], sort_keys=True).encode())
     return digest.hexdigest()
 
 

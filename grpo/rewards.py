@@ -20,12 +20,18 @@ TIMEOUT_BUDGET = 5.0  # seconds of CPU time for the completions of a batch that 
 AUXILIARY = ("schema", "semantic", "overlong")  # a wrong query can beat a right one in these
 
 
+def needs_gold(weights: dict[str, float]) -> bool:
+    """Whether one of the rewards looks at gold SQL; custom rewards get it if there is one."""
+    return any(weights.get(name) for name in ("execution", "test_suite", "schema", "semantic"))
+
+
 def check_weights(weights: dict[str, float]) -> None:
     """Refuses unknown rewards, and weights under which a wrong query could beat a right one.
 
     A right query runs, so it has execution and syntax in full. A wrong one can have at most all
     other terms in full. Custom rewards are not limited: their values and weights are the user's
-    decision. With ``test_suite``, right means right on the whole suite.
+    decision, and they may be all that there is. With ``test_suite``, right means right on the
+    whole suite.
 
     Raises:
         UserError: a weight is refused.
@@ -41,7 +47,8 @@ def check_weights(weights: dict[str, float]) -> None:
     present = [name for name in AUXILIARY if weights.get(name)]
     auxiliary = sum(weights[name] for name in present)
     correctness = "test_suite" if weights.get("test_suite") else "execution"
-    if weights.get(correctness, 0) <= auxiliary:
+    only_custom = not present and any(w and is_custom(name) for name, w in weights.items())
+    if weights.get(correctness, 0) <= auxiliary and not only_custom:
         raise UserError(
             f"--reward: {' + '.join(present) or 'the others'} ({auxiliary:g}) must weigh less than "
             f"{correctness} ({weights.get(correctness, 0):g}), or a wrong query could score above "
@@ -162,7 +169,7 @@ class Rewards:
         repeated = [(p, e) for p, (e, group) in enumerate(zip(examples, texts)) for _ in group]
         columns = {
             name: [getattr(example, name) for _, example in repeated]
-            for name in ("question", "lang", "db_id", "gold_sql")
+            for name in ("question", "evidence", "lang", "db_id", "gold_sql")
         }
         return custom(
             prompts=[prompts[p] for p, _ in repeated],

@@ -78,11 +78,12 @@ def sample_rollout(
             group_size=config.group_size, max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
         )  # fmt: skip
-    ids, decode = samples.completion_ids, policy.tokenizer.batch_decode
+    ids = samples.completion_ids
     with timer.phase("reward"):
-        texts = [decode(group, skip_special_tokens=True) for group in ids]  # P x G
+        texts = [[policy.decode(completion) for completion in group] for group in ids]  # P x G
         lengths = [[len(completion) for completion in group] for group in ids]  # P x G
-        scored = rewards(examples, texts, prompts=decode(prompt_ids), lengths=lengths)  # (P, G, R)
+        asked = policy.tokenizer.batch_decode(prompt_ids)
+        scored = rewards(examples, texts, prompts=asked, lengths=lengths)  # (P, G, R)
     logprobs, finished = list(samples.logprobs.cpu()), samples.finished.cpu()
     terms, applicable = fill_not_applicable(scored), ~scored.isnan()
     total = terms @ rewards.weights  # (P, G)

@@ -31,19 +31,27 @@ from encoder.bpe import train_bpe
 from encoder.checkpoint import load_state, save_state
 from encoder.device import check_device, resolve_device
 from grpo.checkpoint import SAFETENSORS_ERRORS
+from grpo.config import add_prompt_options, prompt_settings
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, merge_lora
 from grpo.models import Policy, checkpoint_activations, load_policy, read_tokenizer
-from grpo.prompt import PromptBuilder, check_context, question_text
+from grpo.prompt import (
+    DEFAULTS,
+    PromptBuilder,
+    PromptSettings,
+    check_context,
+    question_text,
+    saved_prompt,
+)
 from grpo.schedules import trapezoid_schedule
 from sqlenv import (
     EMBEDDED,
-    LANGUAGES,
     Example,
     UserError,
     by_database,
-    load_dataset,
+    chosen_languages,
     load_schema,
+    open_dataset,
     schema_text,
 )
 from sqlenv.errors import exit_code
@@ -165,7 +173,7 @@ class PretrainingBatches:
                 pair = example.question, example.gold_sql
                 if rng.random() < 0.5:
                     pair = swap_values(*pair, self.values, rng)
-                asked = self.encode(question_text(pair[0]))
+                asked = self.encode(question_text(pair[0], example.evidence))
                 group.append(asked + self.encode(pair[1]) + [self.tokenizer.eos_token_id])
                 size.append(len(asked))
             groups.append(group)
@@ -188,11 +196,19 @@ class SftBatches:
     gold as completions. The common prefix of a row's prompts, the schema, is in it once.
     """
 
-    def __init__(self, examples: list[Example], policy: Policy, rows: int, size: int, seed: int):
+    def __init__(
+        self,
+        examples: list[Example],
+        policy: Policy,
+        rows: int,
+        size: int,
+        seed: int,
+        settings: PromptSettings = DEFAULTS,
+    ):
         self.examples, self.rows, self.size, self.seed = examples, rows, size, seed
         self.rows_per_pass = 1  # real schemas differ in length, and padding would cost more
         self.by_db = by_database(examples)
-        self.prompts = PromptBuilder(policy.tokenizer)
+        self.prompts = PromptBuilder(policy.tokenizer, settings)
         self.end = answer_end(policy.tokenizer, policy.eos_ids)
 
     def __getitem__(self, step: int) -> tuple[list[list[int]], list[list[list[int]]], Tensor]:
@@ -323,23 +339,27 @@ def sft(arguments: argparse.Namespace) -> None:
     check_writable("--output", output)
     check_device(arguments.device)
     torch.manual_seed(arguments.seed)
-    langs = LANGUAGES if arguments.lang == "all" else arguments.lang.split(",")
-    examples = [
-        example for lang in langs for example in load_dataset(arguments.data, lang, arguments.split)
-    ]
+    dataset, split = open_dataset(arguments.data, arguments.questions), arguments.split
+    langs = chosen_languages(dataset, arguments.lang, [split])
+    examples = [example for lang in langs for example in dataset.load(lang, split)]
     if arguments.model:
-        check_context(arguments.model, *read_tokenizer(arguments.model), examples)
+        settings = prompt_settings(arguments, saved_prompt(arguments.model))
+        check_context(
+            arguments.model, *read_tokenizer(arguments.model), examples, settings=settings
+        )
         # All weights are trained in float32: bfloat16 would round small steps of Adam away.
         dtype = "auto" if arguments.lora_rank else "float32"
         policy = load_policy(arguments.model, arguments.device, dtype)
         model, tokenizer = policy.model, policy.tokenizer
         arguments.question_weight = 0.0  # the loss is taken over answers only
-        batches = SftBatches(examples, policy, arguments.rows, arguments.per_row, arguments.seed)
+        sizes = arguments.rows, arguments.per_row
+        batches = SftBatches(examples, policy, *sizes, arguments.seed, settings)
         if arguments.lora_rank:
             rank = arguments.lora_rank
             add_lora(model, rank=rank, alpha=2 * rank, seed=arguments.seed)
         checkpoint_activations(model)
     else:
+        settings = DEFAULTS
         model, tokenizer = from_scratch(arguments, examples, random.Random(arguments.seed))
         model.to(arguments.device)
         batches = PretrainingBatches(
@@ -354,6 +374,7 @@ def sft(arguments: argparse.Namespace) -> None:
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        settings.save(folder)
 
     write_directory(output, write, SAFETENSORS_ERRORS)
     checkpoint.unlink(missing_ok=True)
@@ -363,7 +384,8 @@ def sft(arguments: argparse.Namespace) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(__doc__)
     add = parser.add_argument
-    add("--data", default=str(EMBEDDED), help="dataset directory")
+    add("--data", default=str(EMBEDDED), help="dataset, see docs/data.md (the embedded one)")
+    add("--questions", help="CSV or JSON lines of questions and SQL, where --data is a SQLite file")
     add("--output", required=True, help="new model directory")
     add("--model", help="model directory or hub id to train (a new model, from scratch)")
     add("--lang", default="all", help="all, or a comma list such as en,vi")
@@ -374,6 +396,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=32,
         help="LoRA rank, with --model; 0 trains all weights (32)",
     )
+    add_prompt_options(parser.add_argument_group("prompt", "with --model"))
     add("--hidden", type=Range(int, 64, multiple_of=64), default=320)
     add("--layers", type=COUNT, default=5)
     add("--vocab", type=COUNT, default=5000)
@@ -386,6 +409,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=SEED, default=0)
     add("--device", type=resolve_device, default="auto", help="auto takes a GPU if there is one")
     arguments = parser.parse_args(argv)
+    if not arguments.model and PromptSettings.of(vars(arguments)) != DEFAULTS:
+        parser.error("the prompt's options go with --model")
     if arguments.stop > arguments.steps:  # where the learning rate has fallen to 0
         parser.error("--stop: must not be above --steps")
     return arguments

@@ -19,7 +19,7 @@ from grpo.logprobs import completion_logprobs
 from grpo.lora import lora_disabled, lora_parameters
 from grpo.loss import policy_loss, token_weights
 from grpo.models import Policy
-from grpo.prompt import PromptBuilder
+from grpo.prompt import PromptBuilder, PromptSettings
 from grpo.questions import QuestionStream
 from grpo.rewards import Rewards
 from grpo.rollout import Rollout, sample_rollout
@@ -42,7 +42,7 @@ class Trainer:
         self.policy, self.model, self.rewards = policy, policy.model, rewards
         self.config, self.distributed = config, distributed
         self.questions = QuestionStream(examples, config.seed)
-        self.prompts = PromptBuilder(policy.tokenizer)
+        self.prompts = PromptBuilder(policy.tokenizer, PromptSettings.of(vars(config)))
         self.parameters = lora_parameters(self.model)
         self.total_steps = config.steps or -(-len(examples) // config.prompts_per_step)
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=config.lr, weight_decay=0.0)

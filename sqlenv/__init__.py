@@ -1,7 +1,8 @@
 """The environment of the policy: questions, SQLite databases, and the execution of SQL.
 
-- ``load_dataset``: questions with gold SQL and database
+- ``open_dataset``, ``load_dataset``: questions with gold SQL and database, in several formats
 - ``load_schema``, ``schema_text``: the schema of a database and its text in a prompt
+- ``sample_values``, ``question_values``: values for that text
 - ``extract_sql``, ``canonical_sql``, ``format_sql``: SQL as text
 - ``Sandbox``, ``results_match``, ``ExecutionVerifier``: execution of SQL and comparison with gold
 - ``load_suite``, ``suite_matches``, ``make_mutants``: test suites and the mutants behind them
@@ -13,11 +14,12 @@ on training or rewards.
 
 from sqlenv.dataset import (
     EMBEDDED,
-    LANGUAGES,
+    Dataset,
     Example,
     by_database,
-    database_path,
+    chosen_languages,
     load_dataset,
+    open_dataset,
     read_dataset,
 )
 from sqlenv.errors import UserError
@@ -25,16 +27,17 @@ from sqlenv.extraction import extract_sql
 from sqlenv.metrics.bootstrap import paired_difference, share
 from sqlenv.metrics.execution_match import results_match
 from sqlenv.sandbox.sandbox import Execution, Sandbox
-from sqlenv.schema import Column, ForeignKey, Schema, Table, load_schema, sample_values, schema_text
+from sqlenv.schema import Column, ForeignKey, Schema, Table, load_schema, schema_text
 from sqlenv.testsuite.mutants import Mutant, make_mutants
 from sqlenv.testsuite.suite import Suite, load_suite, suite_matches
 from sqlenv.text import canonical_sql, format_sql, is_ordered
+from sqlenv.values import question_values, sample_values
 from sqlenv.verifier import ExecutionVerifier, Verdict
 
 __all__ = [
     "EMBEDDED",
-    "LANGUAGES",
     "Column",
+    "Dataset",
     "Example",
     "ExecutionVerifier",
     "Execution",
@@ -48,7 +51,7 @@ __all__ = [
     "Verdict",
     "by_database",
     "canonical_sql",
-    "database_path",
+    "chosen_languages",
     "extract_sql",
     "format_sql",
     "is_ordered",
@@ -56,7 +59,9 @@ __all__ = [
     "load_schema",
     "load_suite",
     "make_mutants",
+    "open_dataset",
     "paired_difference",
+    "question_values",
     "read_dataset",
     "results_match",
     "sample_values",

@@ -2,7 +2,7 @@
 
 Published databases contain errors: foreign keys to tables that do not exist or without a column,
 names with spaces, text that is not valid UTF-8. Everything readable is read. References to missing
-tables and columns are left out, since SQL that uses them fails.
+tables and columns, and views of them, are left out, since SQL that uses them fails.
 """
 
 import contextlib
@@ -12,13 +12,16 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlenv.errors import UserError
 from sqlenv.files import read_only_uri
 from sqlenv.text import ASCII_LOWER, RESERVED
 
 SAMPLE_LENGTH = 40  # characters shown of a sample value
+DESCRIPTION_LENGTH = 120  # characters shown of a column's description
+
+
+Values = Mapping[tuple[str, str], Sequence]  # of each (table, column)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +44,20 @@ class ForeignKey:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table with its columns and foreign keys."""
+    """A table or view with its columns and foreign keys."""
 
     name: str
     columns: tuple[Column, ...]
     foreign_keys: tuple[ForeignKey, ...]  # to existing tables only, in the order of the columns
+    is_view: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The tables of a database."""
+    """The tables and views of a database."""
 
     tables: tuple[Table, ...]  # in the order of creation, without SQLite's internal ones
+    views: tuple[Table, ...] = ()  # in the order of creation, those that can be read
 
 
 def load_schema(db_path: str | os.PathLike) -> Schema:
@@ -79,7 +84,8 @@ def read_schema(connection: sqlite3.Connection) -> Schema:
     names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
     names = [name for (name,) in names if not name.lower().startswith("sqlite_")]
     columns = {name: _columns(connection, name) for name in names}
-    return Schema(tuple(Table(n, columns[n], _foreign_keys(connection, n, columns)) for n in names))
+    tables = tuple(Table(n, columns[n], _foreign_keys(connection, n, columns)) for n in names)
+    return Schema(tables, tuple(_views(connection)))
 
 
 def open_read_only(path: str | os.PathLike) -> sqlite3.Connection:
@@ -103,6 +109,14 @@ def _connect(uri: str) -> sqlite3.Connection:
 def _columns(connection: sqlite3.Connection, table: str) -> tuple[Column, ...]:
     rows = connection.execute("SELECT name, type, pk FROM pragma_table_info(?)", [table])
     return tuple(Column(name, " ".join(type.split()), pk > 0) for name, type, pk in rows)
+
+
+def _views(connection: sqlite3.Connection) -> Iterator[Table]:
+    for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'view'"):
+        try:
+            yield Table(name, _columns(connection, name), (), is_view=True)
+        except sqlite3.OperationalError:
+            continue  # it reads a missing table or calls a missing function
 
 
 def _foreign_keys(
@@ -129,75 +143,60 @@ def _foreign_keys(
     )
 
 
-def sample_values(db_path: str | os.PathLike, count: int) -> dict[tuple[str, str], tuple]:
-    """Returns up to ``count`` different values of each (table, column), without NULL.
-
-    Raises:
-        UserError: as in ``load_schema``.
-    """
-    schema, values = load_schema(db_path), {}
-    connection = open_read_only(db_path)
-    try:
-        for table in schema.tables:
-            source = quote_name(table.name)
-            for column in table.columns:
-                name = quote_name(column.name)
-                # The inner LIMIT avoids reading the whole of a large table.
-                rows = connection.execute(
-                    f"SELECT DISTINCT v FROM (SELECT {name} AS v FROM {source} LIMIT 1000) "
-                    "WHERE v IS NOT NULL LIMIT ?",
-                    [count],
-                )
-                values[table.name, column.name] = tuple(value for (value,) in rows)
-    except sqlite3.Error as error:
-        raise UserError(f"{Path(db_path)}: cannot be read ({error})") from error
-    finally:
-        connection.close()
-    return values
-
-
 def schema_text(
     schema: Schema,
     *,
     budget: int | None = None,
     count_tokens: Callable[[str], int] = len,
-    samples: Mapping[tuple[str, str], Sequence] | None = None,
+    samples: Values | None = None,
+    matches: Values | None = None,
+    descriptions: Mapping[str, str] | None = None,
 ) -> str:
-    """Returns the schema as text, one CREATE TABLE line per table, within a budget.
+    """Returns the schema as text within a budget: one CREATE TABLE line per table, then one
+    CREATE VIEW line per view, with its columns in place of its query.
 
-    If the full text is too long, it is shortened step by step, and the first text within the
-    budget is returned. These parts are left out, in this order:
+    Descriptions and values are at the end of a line, as ``-- column (description): value, value;
+    column: …``. If the full text is too long, it is shortened step by step, and the first text
+    within the budget is returned. These parts are left out, in this order:
 
-    1. the sample values, at the end of a table's line as ``-- column: value, value; column: …``
-    2. the columns' types
-    3. columns in no primary or foreign key, table by table, the widest table first
-    4. all columns
+    1. the sample values that are not in ``matches``
+    2. the descriptions
+    3. the other sample values
+    4. the columns' types
+    5. columns in no primary or foreign key, table by table, the widest table first
+    6. all columns
 
     Args:
         budget: the maximum length in the unit of ``count_tokens``; None for no limit. The shortest
             text is returned even if it exceeds the budget.
         count_tokens: the length of a text.
-        samples: values to show, from ``sample_values``.
+        samples: values to show, from ``sample_values`` or ``question_values``.
+        matches: those of them that the question seems to name, from ``question_values``.
+        descriptions: of columns, by "table.column" in any case.
     """
-    text = ""
-    for text in _texts(schema, samples or {}):
+    text, described = "", {k.lower(): " ".join(v.split()) for k, v in (descriptions or {}).items()}
+    for text in _texts(schema, samples or {}, matches or {}, described):
         if budget is None or count_tokens(text) <= budget:
             break
     return text
 
 
-def _texts(schema: Schema, samples: Mapping) -> Iterator[str]:
+def _texts(
+    schema: Schema, samples: Values, matches: Values, descriptions: Mapping[str, str]
+) -> Iterator[str]:
     """Yields the texts for a schema, from the longest to the shortest."""
-    tables = schema.tables
-    if samples:
-        yield "\n".join(table_line(t) + _sample_comment(t, samples) for t in tables)
+    tables = schema.tables + schema.views
+    comments = [(samples, descriptions), (matches, descriptions), (matches, {})]
+    for i, shown in enumerate(comments):
+        if any(shown) and shown not in comments[:i]:
+            yield "\n".join(table_line(t) + _comment(t, *shown) for t in tables)
     yield "\n".join(table_line(t) for t in tables)
     lines = {t.name: table_line(t, types=False) for t in tables}
     yield "\n".join(lines.values())
     for table in sorted(tables, key=lambda t: -len(t.columns)):
         lines[table.name] = table_line(table, types=False, keys_only=True)
         yield "\n".join(lines.values())
-    yield "\n".join(f"CREATE TABLE {quote_name(t.name)};" for t in tables)
+    yield "\n".join(f"{_create(t)};" for t in tables)
 
 
 def table_line(table: Table, *, types: bool = True, keys_only: bool = False) -> str:
@@ -220,16 +219,25 @@ def table_line(table: Table, *, types: bool = True, keys_only: bool = False) -> 
     if len(primary) > 1:
         parts.append(f"PRIMARY KEY ({', '.join(map(quote_name, primary))})")
     body = f" ({', '.join(parts)})" if parts else ""
-    return f"CREATE TABLE {quote_name(table.name)}{body};"
+    return f"{_create(table)}{body};"
 
 
-def _sample_comment(table: Table, samples: Mapping[tuple[str, str], Sequence]) -> str:
+def _create(table: Table) -> str:
+    return f"CREATE {'VIEW' if table.is_view else 'TABLE'} {quote_name(table.name)}"
+
+
+def _comment(table: Table, samples: Values, descriptions: Mapping[str, str]) -> str:
+    """The descriptions and values of a table's columns, behind its line; "" without any."""
     parts = []
     for column in table.columns:
         values = samples.get((table.name, column.name), ())
-        shown = [" ".join(str(v).split())[:SAMPLE_LENGTH] for v in values if type(v) is not bytes]
-        if shown:
-            parts.append(f"{column.name}: {', '.join(shown)}")
+        shown = ", ".join(
+            " ".join(str(v).split())[:SAMPLE_LENGTH] for v in values if type(v) is not bytes
+        )
+        described = descriptions.get(f"{table.name}.{column.name}".lower(), "")
+        described = described and f" ({described[:DESCRIPTION_LENGTH]})"
+        if shown or described:
+            parts.append(f"{column.name}{described}{shown and f': {shown}'}")
     return f" -- {'; '.join(parts)}" if parts else ""
 
 

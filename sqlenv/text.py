@@ -6,6 +6,7 @@ one pass over any text, valid or not. It is no parser: SQLite decides what is va
 
 import re
 import string
+import unicodedata
 from collections.abc import Iterator
 
 import sqlparse
@@ -29,16 +30,22 @@ SIGN_FOLLOWS = ("(", ",", "=", "==", "<", "<=", ">", ">=", "<>", "!=", "||", "*"
 MAX_FORMATTED = 5000  # characters of a query that `format_sql` lays out
 LINE_WIDTH = 80  # of the lists in a query that `format_sql` lays out
 
+# What is a part of a name to SQLite, and not to Python: accents that follow their letter (NFD), the
+# vowel signs of Hindi or Thai, and the joiners of Persian and Indic scripts.
+MARKS = "\u200c\u200d" + "".join(
+    chr(code) for code in range(0x300, 0x10000) if unicodedata.category(chr(code))[0] == "M"
+)
+
 # Unterminated strings and comments extend to the end of the text.
 TOKEN = re.compile(
-    r"""
+    rf"""
       (?P<space>\s+)
     | (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))
     | (?P<fence>```)
     | (?P<string>x?'[^']*+(?:''[^']*+)*+(?:'|\Z))
     | (?P<quoted>"[^"]*+(?:""[^"]*+)*+(?:"|\Z)|`[^`]*+(?:``[^`]*+)*+(?:`|\Z)|\[[^\]]*+(?:\]|\Z))
-    | (?P<number>(?:0x[0-9a-f]+|(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\w*)
-    | (?P<word>[^\W\d][\w$]*)
+    | (?P<number>(?:0x[0-9a-f]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)\w*)
+    | (?P<word>[^\W0-9][\w${MARKS}]*)
     | (?P<mark>->>|->|<=|>=|<>|!=|==|\|\||<<|>>|.)
     """,
     re.VERBOSE | re.DOTALL | re.IGNORECASE,

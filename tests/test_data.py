@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sqlenv import LANGUAGES, Sandbox, UserError, canonical_sql, is_ordered, load_dataset
-from sqlenv.embedded import generate
+from sqlenv import Sandbox, UserError, canonical_sql, is_ordered, load_dataset
+from sqlenv.embedded import LANGUAGES, generate
 from sqlenv.embedded.databases import ENCODER, UNSEEN, load_databases
 from sqlenv.embedded.draw import Draw
 from sqlenv.embedded.generate import build

@@ -10,7 +10,8 @@ import pytest
 
 from sqlenv import Example, ExecutionVerifier, Sandbox, UserError, load_schema, load_suite
 from sqlenv.files import read_only_uri
-from sqlenv.schema import open_read_only, sample_values
+from sqlenv.schema import open_read_only
+from sqlenv.values import sample_values
 
 COUNT = "SELECT count(*) FROM t"
 # Adds a fifth row; ends without closing the connection, as a killed program does.

@@ -11,17 +11,20 @@ import pytest
 
 from sqlenv import (
     EMBEDDED,
-    LANGUAGES,
     Example,
     Sandbox,
     UserError,
     by_database,
     canonical_sql,
+    chosen_languages,
     extract_sql,
     load_dataset,
+    open_dataset,
     read_dataset,
     results_match,
 )
+from sqlenv.dataset.language import is_language, language_tag, parse_languages
+from sqlenv.embedded import LANGUAGES
 
 
 def multispider() -> Path:
@@ -92,7 +95,8 @@ def test_byte_order_mark(root):
 @pytest.mark.parametrize(
     ("lang", "split", "words"),
     [
-        ("xx", "dev", ["'xx'", "en, de, es, fr, ja, vi, zh"]),
+        ("xx", "dev", ["dev_xx.json", "dev_de.json"]),
+        ("x_x", "dev", ["'x_x'", "BCP 47"]),
         ("de", "test", ["'test'", "train, dev"]),
         ("fr", "dev", ["dev_fr.json", "dev_de.json"]),
     ],
@@ -143,6 +147,59 @@ def test_not_a_dataset_folder(tmp_path):
         load_dataset(tmp_path / "nowhere", "de", "dev")
     with pytest.raises(UserError, match="it is a file"):
         load_dataset(tmp_path / "something", "de", "dev")
+
+
+# ------------------------------------------------------------------------------------ languages
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"),
+    [
+        ("en", "en"), ("PT-br", "pt-BR"), ("zh-hans-CN", "zh-Hans-CN"), ("fil", "fil"),
+        ("de-1996", "de-1996"), ("gap-latn", "gap-Latn"), ("und", "und"),
+    ],
+)  # fmt: skip
+def test_tags_in_the_usual_case(text, tag):
+    """RFC 5646, section 2.1.1: regions in upper case, scripts with a capital, all else lower."""
+    assert language_tag(text) == tag
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "e", "english", "pt_BR", "vi ", "-", "en-", "größe", "all", "auc", "gap", "parts"],
+)
+def test_what_is_no_tag(text):
+    """``all``, ``auc`` and ``gap`` are words of the options and reports."""
+    assert not is_language(text)
+    with pytest.raises(UserError, match="BCP 47"):
+        language_tag(text)
+
+
+def test_the_order_of_languages_does_not_matter():
+    """English first; so all of the embedded dataset have the order that they had as a list."""
+    assert parse_languages("vi,en") == parse_languages("en,vi,en,VI") == ["en", "vi"]
+    dataset = open_dataset(EMBEDDED)
+    assert chosen_languages(dataset, "all", ["train", "dev"]) == list(LANGUAGES)
+    assert chosen_languages(dataset, "zh,de,en", ["sft"]) == ["en", "de", "zh"]
+
+
+def test_all_languages_are_those_that_each_split_has(root, caplog):
+    """dev is there in de and pt-BR, train in de and en."""
+    folder = root / "dataset" / "multispider" / "with_English_value"
+    for name in ("dev_pt-BR.json", "train_de.json", "train_en.json", "dev_notes.json"):
+        (folder / name).write_bytes((folder / "dev_de.json").read_bytes())
+    dataset = open_dataset(root)
+    assert chosen_languages(dataset, "all", ["dev"]) == ["de", "pt-BR"]
+    assert chosen_languages(dataset, "pt-br", ["dev"]) == ["pt-BR"] and not caplog.records
+    assert [e.lang for e in load_dataset(root, "pt-br", "dev")] == ["pt-BR"] * 2
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert chosen_languages(dataset, "all", ["train", "dev"]) == ["de"]
+    assert "train: en, de; dev: de, pt-BR" in caplog.text
+    with pytest.raises(UserError, match="--lang pt-BR: not a language of .*train: en, de"):
+        chosen_languages(dataset, "pt-BR", ["train", "dev"])
+    with pytest.raises(UserError, match="--lang all: no language .*sft: none"):
+        chosen_languages(dataset, "all", ["sft"])
 
 
 def test_by_database_keeps_the_order():

@@ -36,7 +36,7 @@ from encoder.evaluation.retrieval import (
 )
 from encoder.evaluation.samples import Sample, auc_counts, auc_report, read_samples
 from encoder.text import sql_text
-from sqlenv import EMBEDDED, Mutant, UserError, load_dataset, load_schema
+from sqlenv import EMBEDDED, Mutant, UserError, load_dataset, load_schema, open_dataset
 
 
 class Identity:
@@ -378,18 +378,23 @@ def write_rows(path, rows):
     return path
 
 
+def all_samples(path) -> list[Sample]:
+    options = {"langs": ["en", "vi"], "databases": [], "with_schema": False}
+    return read_samples(path, open_dataset(EMBEDDED), **options)
+
+
 def test_samples_are_valid_answers_right_by_the_test_suite(tmp_path):
     rows = sample_rows()
     rows[0]["test_suite"] = False  # its execution is right
     path = write_rows(tmp_path / "samples.jsonl", rows)
-    samples = read_samples(path, EMBEDDED, langs=["en", "vi"], databases=[], with_schema=False)
+    samples = all_samples(path)
     assert [(sample.lang, sample.right) for sample in samples] == [
         ("en", False), ("vi", False), ("vi", False)
     ]  # fmt: skip
     assert samples[0].sql == sql_text("SELECT COUNT(*) FROM zoo")
     assert samples[0].cluster == (rows[3]["db_id"], rows[3]["gold"])
     samples = read_samples(
-        path, EMBEDDED, langs=["vi"], databases=[rows[0]["db_id"]], with_schema=True
+        path, open_dataset(EMBEDDED), langs=["vi"], databases=[rows[0]["db_id"]], with_schema=True
     )
     example = load_dataset(EMBEDDED, "vi", "dev")[0]
     assert [sample.sql for sample in samples] == [
@@ -397,9 +402,7 @@ def test_samples_are_valid_answers_right_by_the_test_suite(tmp_path):
     ]
     rows[0]["gold_ok"] = False  # there is nothing to compare its answer with
     path = write_rows(path, rows)
-    assert (
-        len(read_samples(path, EMBEDDED, langs=["en", "vi"], databases=[], with_schema=False)) == 2
-    )
+    assert len(all_samples(path)) == 2
 
 
 def test_samples_that_were_not_executed_are_named(tmp_path):
@@ -407,10 +410,10 @@ def test_samples_that_were_not_executed_are_named(tmp_path):
     del rows[1]["valid"]
     path = write_rows(tmp_path / "samples.jsonl", rows)
     with pytest.raises(UserError, match=r"samples.jsonl, line 2: 'valid' and 'execution' must"):
-        read_samples(path, EMBEDDED, langs=["en", "vi"], databases=[], with_schema=False)
+        all_samples(path)
     path = write_rows(path, [{**row, "valid": False} for row in sample_rows()])
     with pytest.raises(UserError, match="no answer is valid"):
-        read_samples(path, EMBEDDED, langs=["en", "vi"], databases=[], with_schema=False)
+        all_samples(path)
 
 
 def test_cells():
@@ -479,12 +482,12 @@ def test_plain_encoder_has_no_calibration(tmp_path, capsys):
     "options, message",
     [
         (["--databases", "museum,moon"], "--databases moon: the dev split of .* has charity, "),
-        (["--lang", "xx"], "unknown language 'xx'"),
+        (["--lang", "xx"], "--lang xx: not a language of .*dev: en, de"),
         (["--encoder", "no/such/encoder"], "no/such/encoder is neither a directory nor"),
         (["--json", "."], r"--json \.: cannot be written"),
         (["--samples", "no.jsonl"], "no.jsonl: cannot read this predictions file"),
         (["--device", "moon"], "--device moon cannot be used"),
-        (["--data", "no/such/data"], "no/such/data: a folder that contains 'dataset'"),
+        (["--data", "no/such/data"], "no/such/data: not a dataset: .* it does not exist"),
     ],
 )
 def test_errors_are_one_line(options, message, capsys):

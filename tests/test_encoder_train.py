@@ -21,7 +21,7 @@ from encoder.batches import (
     make_batch,
 )
 from encoder.text import sql_text
-from sqlenv import Column, Mutant, Schema, Table, UserError, load_schema
+from sqlenv import Column, Mutant, Schema, Table, UserError, load_schema, open_dataset
 
 TABLES = {"shop": ["customers", "orders"], "school": ["students", "teachers"]}
 COLUMNS = ["name", "age", "city", "salary", "phone"]
@@ -314,7 +314,7 @@ def test_questions_of_one_sql_are_together_however_it_is_written(tmp_path):
     for row in rows:
         row["query"] = row["query"].lower().replace(" ", "  ")
     file.write_text(json.dumps(rows), encoding="utf-8")
-    entries = load_entries(str(tmp_path), langs=["en", "vi"], splits=["train"])
+    entries = load_entries(open_dataset(tmp_path), langs=["en", "vi"], splits=["train"])
     assert len(entries) == 40
     assert all([lang for lang, _ in entry.questions] == ["en", "vi"] for entry in entries)
 

@@ -164,15 +164,14 @@ def broken_model(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--lang", "xx"], "unknown language"),
+        (["--lang", "xx"], "--lang xx: not a language of "),
         (["--reward", "beauty=1"], "unknown reward"),
         (["--reward", "semantic"], "NAME=WEIGHT"),
         (["--reward", "semantic=2"], "must weigh less than execution"),
-        (["--data", "/nowhere"], "/nowhere: a folder that contains 'dataset' is expected, but it "),
-        (
-            ["--data", "train.py"],
-            "train.py: a folder that contains 'dataset' is expected, but it is a file",
-        ),
+        (["--data", "/nowhere"], "/nowhere: not a dataset: looked for dataset/ (MultiSpider)"),
+        (["--data", "train.py"], "it is a file; a SQLite file needs its questions, --questions"),
+        (["--questions", "x.csv"], "with --questions a SQLite file, but it is a folder"),
+        (["--data", "train.py", "--questions", "x.csv"], "train.py: cannot be read as a SQLite"),
         (["--model", "/nowhere"], "/nowhere: no such model directory"),
         (["--model", "train.py"], "--model train.py: a file; --model takes a"),
         (["--max-new-tokens", "2000"], "more than 2048"),
@@ -211,11 +210,11 @@ def test_a_language_without_a_file_is_refused_before_a_policy_is_loaded(
     monkeypatch.setattr(train, "load_policy_with_lora", None)
     words = ["--data", str(tmp_path), "--output", str(tmp_path / "run")]
     assert train.main([*words, "--lang", "vi,ja"]) == 2
-    assert f"{files / 'train_ja.json'}: no such file" in capsys.readouterr().err
+    assert f"--lang ja: not a language of {tmp_path} (train: en, de," in capsys.readouterr().err
     monkeypatch.setattr(evaluate, "load_policy", None)
     (files / "dev_ja.json").unlink()
     assert evaluate.main(["--model", "m", "--data", str(tmp_path), "--lang", "ja"]) == 2
-    assert f"{files / 'dev_ja.json'}: no such file" in capsys.readouterr().err
+    assert f"--lang ja: not a language of {tmp_path} (dev: en, de," in capsys.readouterr().err
 
 
 def interrupt(*_, **__) -> None:
@@ -339,9 +338,9 @@ def test_a_run_is_evaluated_on_its_own_dev_questions(finished, tmp_path):
         ("{", "not JSON"),
         ('{"db_id": "shop"}', "needs db_id"),
         (
-            '{"db_id": "shop", "question": "?", "lang": "xx", "gold": "SELECT 1", '
+            '{"db_id": "shop", "question": "?", "lang": "x_x", "gold": "SELECT 1", '
             '"predicted": "SELECT 1"}',
-            "unknown language 'xx'",
+            "lang 'x_x' is not the tag of a language",
         ),
     ],
 )

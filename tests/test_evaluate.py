@@ -16,7 +16,7 @@ from grpo.evaluation.analysis import compare, error_class, full_report
 from grpo.evaluation.measure import Prediction, score
 from grpo.lora import add_lora
 from grpo.models import load_policy
-from sqlenv import ExecutionVerifier, Sandbox, UserError, load_dataset
+from sqlenv import ExecutionVerifier, Sandbox, UserError, load_dataset, open_dataset
 from sqlenv.metrics.predictions import read_predictions
 from tests.test_dataset import multispider
 
@@ -350,7 +350,7 @@ def test_compare_raises_what_the_command_line_says():
         (json.dumps(line(GOLD, gold=" ")).encode(), ["line 1", "'gold' is empty"]),
         (json.dumps(line(["x"])).encode(), ["line 1", "'predicted' is not a text"]),
         (json.dumps(line("\ud800")).encode(), ["line 1", "'predicted' is not valid Unicode"]),
-        (json.dumps(line(GOLD, lang="xx")).encode(), ["line 1", "unknown language 'xx'"]),
+        (json.dumps(line(GOLD, lang="x_x")).encode(), ["line 1", "lang 'x_x' is not the tag"]),
         (json.dumps(line(GOLD, db_id="rock")).encode(), ["no database 'rock'", "rock.sqlite"]),
         (json.dumps(line(GOLD, db_id="../pop")).encode(), ["line 1", "not a plain name"]),
         (b'{"db_id": "pop"\xff}\n', ["line 1", "not UTF-8"]),
@@ -417,7 +417,8 @@ def test_corrupt_database(root, tmp_path, capsys, content):
         (["--predictions", "nowhere.jsonl"], ["nowhere.jsonl", "cannot read"]),
         (["--run", "nowhere"], ["--run nowhere", "config.json does not exist"]),
         (["--compare", "nowhere", "else"], ["nowhere", "cannot read"]),
-        (["--model", "m", "--lang", "xx"], ["unknown language"]),
+        (["--model", "m", "--lang", "xx"], ["--lang xx: not a language of", "dev: en, de"]),
+        (["--model", "m", "--lang", "x_x"], ["--lang 'x_x': not the tag of a language"]),
         (["--model", "m", "--data", "nowhere"], ["nowhere", "does not exist"]),
         (["--model", "m", "--data", "file"], ["file", "it is a file"]),
         (["--model", "file"], ["--model file", "a file"]),
@@ -481,7 +482,8 @@ def test_gold_is_right_by_its_own_measure(folder, lang, n, tmp_path):
     rows = [line(e.gold_sql, e.question, e.gold_sql, lang, db_id=e.db_id) for e in examples]
     write(path, rows)
     with Sandbox(timeout=20) as sandbox:
-        predictions = score(ExecutionVerifier(sandbox), None, *read_predictions(path, root)[:2])
+        answered = read_predictions(path, open_dataset(root))[:2]
+        predictions = score(ExecutionVerifier(sandbox), None, *answered)
     report = full_report(predictions)
     assert report[lang]["execution"]["value"] == report[lang]["valid"]["value"] == 1
     assert report[lang]["execution"]["n"] == (n or len(examples))

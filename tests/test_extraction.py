@@ -201,7 +201,7 @@ def test_rewards_and_evaluation_know_what_the_prompt_opened(tmp_path, monkeypatc
     texts = [f"Maybe {RIGHT}", f"Maybe. </think>{RIGHT}", RIGHT]
     template = "{{ messages[0].content }}<think>\n"
     policy = SimpleNamespace(tokenizer=make_tokenizer(chat_template=template))
-    monkeypatch.setattr(measure, "generate", lambda *_, **__: texts)
+    monkeypatch.setattr(measure, "generate", lambda *_, **__: [[text] for text in texts])
     with Sandbox(workers=1) as sandbox:
         verifier = ExecutionVerifier(sandbox)
         rewards = Rewards(verifier, None, {"execution": 1.0})

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.clauses import parts
-from sqlenv.dataset import read_questions
+from sqlenv.dataset.entries import read_entries
 from sqlenv.metrics.hardness import LEVELS, counts, hardness
 
 JOINED = "SELECT T2.name FROM a AS T1 JOIN b AS T2 ON T1.id = T2.id"
@@ -67,7 +67,7 @@ def test_published_numbers_of_the_dev_set(lang):
     file = root / "dev3" / "dataset" / "multispider" / "with_English_value" / f"dev_{lang}.json"
     if not file.is_file():
         pytest.skip(f"no MultiSpider data in {root}; set TEXT2SQL_DATA to its folder")
-    levels = Counter(hardness(gold) for _, _, gold, _ in read_questions(file))
+    levels = Counter(hardness(row["gold_sql"]) for row in read_entries(file))
     assert levels == {"easy": 248, "medium": 446, "hard": 174, "extra": 166}
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from trainer_kit import ANY_SPEED
 from transformers import LlamaConfig
 
 import train
@@ -77,6 +78,7 @@ def test_sampling_bytes_by_hand():
     assert sampling_bytes(SHAPE, WORK) == 1400 + 32 * 50 + max(6 * 100 * 18, 20 * 2 * 112)
 
 
+@ANY_SPEED
 @given(name=st.sampled_from(SIZES), data=st.data())
 def test_more_work_never_takes_less(name, data):
     work = replace(WORK, **{size: data.draw(st.integers(1, 64)) for size in SIZES})
@@ -110,6 +112,8 @@ def test_the_workload_of_one_of_three_processes():
     settings = dict(prompts_per_step=7, group_size=5, lora_rank=4, dtype="float16", shard=True)
     work = workload_of(Config(**settings, device="cpu"), 3)
     assert work == Workload("float16", 3, 5, SCHEMA_BUDGET, 96, 3, 4, False, devices=3)
+    longer = workload_of(Config(**settings, schema_budget=4000, device="cpu"), 3)
+    assert longer == replace(work, prompt_tokens=4000)
 
 
 def test_the_plan_is_printed_and_nothing_is_written(capsys, tmp_path):

@@ -1,5 +1,6 @@
-"""Options: the range of each number, paths that cannot be written, Ctrl-C; each one line."""
+"""Options: ranges of numbers, prompts, paths that cannot be written, Ctrl-C; each one line."""
 
+import json
 import signal
 import sys
 from dataclasses import fields
@@ -11,8 +12,9 @@ import evaluate
 from encoder import evaluate as encoder_evaluate
 from encoder import train as encoder_train
 from encoder.device import check_device, resolve_device
-from grpo import merge, sft
-from grpo.config import Config, parse_config
+from grpo import ask, merge, sft
+from grpo.config import Config, parse_config, resumed_config
+from grpo.prompt import PromptSettings
 from sqlenv import UserError
 from sqlenv.errors import exit_code
 from sqlenv.options import COUNT, COUNT_OR_ZERO, SEED, OptionParser, Range, check_writable
@@ -21,12 +23,14 @@ COMMANDS = {
     "train": lambda words: parse_config("", words),
     "evaluate": evaluate.parse_arguments,
     "grpo.sft": sft.parse_arguments,
+    "grpo.ask": ask.parse_arguments,
     "encoder.train": encoder_train.parse_arguments,
     "encoder.evaluate": encoder_evaluate.parse_arguments,
 }
 NEEDED = {
     "evaluate": ["--model", "m"],
     "grpo.sft": ["--output", "o"],
+    "grpo.ask": ["run"],
     "encoder.train": ["--output", "o"],
 }
 
@@ -102,7 +106,7 @@ def test_there_are_numbers_in_every_command():
         (["--steps"], "--steps: expected one argument"),
         (["--plan", "0"], "--plan: must be a number above 0, not 0"),
         (["--reward", "execution=nan"], "--reward execution=nan: a weight must be a number"),
-        (["--lang", ""], "--lang '': unknown language"),
+        (["--lang", ""], "--lang '': not the tag of a language"),
     ],
 )
 def test_a_wrong_option_is_one_line(words, message):
@@ -119,6 +123,54 @@ def test_settings_that_are_not_given_as_options_are_checked_too():
 def test_the_end_of_sft_is_not_after_its_schedule():
     with pytest.raises(UserError, match="--stop: must not be above --steps"):
         sft.parse_arguments(["--output", "o", "--steps", "5", "--stop", "6"])
+
+
+# ------------------------------------------------------------------------------------ prompts
+
+
+def test_a_prompt_file_becomes_a_setting(tmp_path):
+    """Its text does, so that the run keeps it. A resumed run takes the same text from any file, and
+    another one is refused in one line.
+    """
+    for name, text in (("a", "{question}\n"), ("b", "{question}\n"), ("c", "{schema}{question}")):
+        (tmp_path / name).write_text(text)
+    config, _ = parse_config("", ["--prompt", str(tmp_path / "a"), "--thinking", "on"])
+    assert (config.prompt, config.thinking, config.sample_values) == ("{question}\n", "on", 0)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    resume = ["--resume", "--output", str(tmp_path), "--prompt"]
+    assert parse_config("", [*resume, str(tmp_path / "b")])[0] == config
+    assert resumed_config(tmp_path, {}) == config
+    with pytest.raises(UserError) as caught:
+        parse_config("", [*resume, str(tmp_path / "c")])
+    assert "(prompt: '{question}\\n' -> {schema}{question})" in str(caught.value)
+
+
+def test_a_model_brings_the_prompt_that_it_was_trained_with(tmp_path):
+    """To train.py, evaluate.py and grpo.ask; options win, one by one."""
+    own = PromptSettings(prompt="{question}", thinking="on", sample_values=2)
+    own.save(tmp_path)
+    words = ["--model", str(tmp_path), "--sample-values", "1"]
+    for settings in (
+        PromptSettings.of(vars(parse_config("", words)[0])),
+        evaluate.with_run(evaluate.parse_arguments(words)).prompts,
+    ):
+        assert settings == PromptSettings(prompt="{question}", thinking="on", sample_values=1)
+    arguments = ask.parse_arguments([*words, "--db", "x"])
+    assert ask.saved_settings(arguments)["sample_values"] == 2
+
+
+def test_a_template_with_an_unknown_field_is_refused_by_every_command(tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text("{schema}\n{query}\n")
+    for command in ("train", "evaluate", "grpo.sft", "grpo.ask"):
+        for option in ("--prompt", "--system-prompt"):
+            with pytest.raises(UserError, match=f"^{path}:2: unknown field {{query}}; there are"):
+                COMMANDS[command]([*NEEDED.get(command, []), option, str(path)])
+
+
+def test_a_model_from_scratch_has_no_other_prompt():
+    with pytest.raises(UserError, match="the prompt's options go with --model"):
+        sft.parse_arguments(["--output", "o", "--sample-values", "2"])
 
 
 # ------------------------------------------------------------------------------------ paths

@@ -13,7 +13,8 @@ from benchmarks.paper_cells import METRICS, cell_line, read_cells, save_cell
 from benchmarks.paper_report import means
 from benchmarks.paper_table import Cell, cells
 from grpo.config import parse_config
-from sqlenv import EMBEDDED, LANGUAGES, UserError, load_dataset
+from sqlenv import EMBEDDED, UserError, load_dataset
+from sqlenv.embedded import LANGUAGES
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
 DEV = load_dataset(EMBEDDED, "en", "dev")

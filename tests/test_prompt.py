@@ -1,15 +1,20 @@
 """Prompts, plain and with a chat template."""
 
+import hashlib
+import json
 import sqlite3
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from model_kit import CHAT, SPECIAL, make_tokenizer
+from transformers import AutoTokenizer
 
 from grpo import prompt
-from grpo.prompt import PromptBuilder, chat_text, check_context, question_text
-from sqlenv import Example, UserError, load_schema, schema_text
+from grpo.config import ASSETS
+from grpo.prompt import PromptBuilder, PromptSettings, check_context, question_text, read_template
+from sqlenv import EMBEDDED, Example, UserError, load_dataset, load_schema, schema_text
+from sqlenv.embedded import LANGUAGES
 
 QUESTION = "Có bao nhiêu ca sĩ?"
 
@@ -75,8 +80,8 @@ def test_prompts_beyond_the_context_are_refused(example, template):
         check_context("m", tokenizer, config, [example, longer], max_new_tokens=7)
     assert str(caught.value) == (
         f"--model m: the prompt of {QUESTION * 2!r} (vi, concerts) and --max-new-tokens 7 have "
-        f"{length} tokens, more than {length - 1}, the model's context; lower --max-new-tokens, "
-        "leave out databases with large schemas, or choose another model"
+        f"{length} tokens, more than {length - 1}, the model's context; lower --max-new-tokens or "
+        "--schema-budget, leave out databases with large schemas, or choose another model"
     )
 
 
@@ -105,8 +110,10 @@ def test_chat_prompt(example):
     assert [ids[0], ids[1], *ids[-2:]] == [bos, user, turn, assistant]
     assert not set(ids[2:-2]) & set(range(len(SPECIAL)))
     schema = schema_of(example, tokenizer)
-    assert tokenizer.decode(ids[2:-2]) == chat_text(schema, QUESTION)
-    assert schema in chat_text(schema, QUESTION) and QUESTION in chat_text(schema, QUESTION)
+    assert tokenizer.decode(ids[2:-2]) == (
+        f"Given the SQLite schema:\n{schema}\n\nWrite one SQL query that answers: {QUESTION}\n"
+        "Answer with the SQL query only."
+    )
 
 
 def test_prompts_differ_by_their_question_and_share_their_schema(example, monkeypatch):
@@ -134,6 +141,186 @@ def test_the_schema_fits_its_budget_of_tokens(example):
     whole = PromptBuilder(tokenizer)(example)
     question = len(tokenizer.encode(question_text(QUESTION), add_special_tokens=False))
     budget = (len(whole) - 1 - question) // 2
-    tight = PromptBuilder(tokenizer, budget)(example)
+    tight = PromptBuilder(tokenizer, PromptSettings(schema_budget=budget))(example)
     assert 0 < len(tight) - 1 - question <= budget
     assert "singer" in tokenizer.decode(tight)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (None, "a809db390eac18f62ed2dda287c64f0b096e85c417e6228f0099e591d1feee70"),
+        (CHAT, "b408ed0eb1315c26e3dfa333a637759acfb0976fecd016c3191632aa610a5c59"),
+    ],
+)
+def test_the_default_prompts_are_those_that_the_shipped_policy_was_trained_on(template, expected):
+    """A hash of the token ids of every twentieth dev question, as the code wrote them before there
+    were templates.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "policy")
+    tokenizer.chat_template = template
+    builder = PromptBuilder(tokenizer)
+    ids = [builder(e) for lang in LANGUAGES for e in load_dataset(EMBEDDED, lang, "dev")[::20]]
+    assert len(ids) == 357
+    assert hashlib.sha256(json.dumps(ids).encode()).hexdigest() == expected
+
+
+EVIDENCE = "old means\nover 50"
+
+
+def test_evidence_is_a_comment_or_a_line_of_the_message(example):
+    known = replace(example, evidence=EVIDENCE)
+    tokenizer = make_tokenizer()
+    plain = tokenizer.decode(PromptBuilder(tokenizer)(known)[1:])
+    schema = schema_of(example, tokenizer)
+    assert plain == f"{schema}\n-- Evidence: old means over 50\n-- {QUESTION}\n"
+    assert question_text(QUESTION, EVIDENCE) == plain.removeprefix(schema)
+    (message,) = PromptBuilder(make_tokenizer(chat_template=CHAT)).texts(known)
+    assert message.endswith(
+        f"answers: {QUESTION}\nEvidence: {EVIDENCE}\nAnswer with the SQL query only."
+    )
+
+
+TEMPLATE = "{{one}} {dialect} query\nHint: {evidence}\nQ: {question}\n{schema}\nSQL:\n"
+
+
+def test_a_template_fills_its_fields(example):
+    """Doubled braces are braces, a line with {evidence} is there for questions that have some, and
+    braces in a question are its own. A chat message lacks the newline at the end of the file.
+    """
+    asked = replace(example, question="What\nis {schema}?")
+    plain, chat = make_tokenizer(), make_tokenizer(chat_template=CHAT)
+    settings = PromptSettings(prompt=TEMPLATE)
+    schema = schema_of(example, plain)
+    ids = PromptBuilder(plain, settings)(asked)
+    assert (
+        plain.decode(ids[1:]) == f"{{one}} SQLite query\nQ: What is {{schema}}?\n{schema}\nSQL:\n"
+    )
+    (message,) = PromptBuilder(chat, settings).texts(replace(asked, evidence="yes"))
+    assert message == (f"{{one}} SQLite query\nHint: yes\nQ: What\nis {{schema}}?\n{schema}\nSQL:")
+
+
+def test_the_default_as_a_file_gives_the_default(example, tmp_path):
+    """With the newline that editors add, Windows' newlines, and a byte-order mark."""
+    for text, template in ((prompt.PLAIN, None), (prompt.CHAT + "\n", CHAT)):
+        path = tmp_path / "prompt.txt"
+        path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+        tokenizer = make_tokenizer(chat_template=template)
+        settings = PromptSettings(prompt=read_template("--prompt", str(path)))
+        for asked in (example, replace(example, evidence=EVIDENCE)):
+            assert PromptBuilder(tokenizer, settings)(asked) == PromptBuilder(tokenizer)(asked)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "{question}\n{schemas}\n",
+            ":2: unknown field {schemas}; there are {schema}, {question}, ",
+        ),
+        ("{question} {}", ":1: unknown field {};"),
+        ("{question!r}", ":1: unknown field {question!r};"),
+        ("{question:>9}", ":1: unknown field {question:>9};"),
+        ("{question.__class__}", ":1: unknown field {question.__class__};"),
+        ('\n{question}\n{"sql": ', ":3: "),
+        (
+            "{question}\n}",
+            ":2: Single '}' encountered in format string; a brace is written {{ or }}",
+        ),
+        ("{schema}", ": a template needs {question}"),
+        ("", ": a template needs {question}"),
+        (b"\xff{question}", ": cannot be read ("),
+        (None, ": cannot be read ("),
+    ],
+)
+def test_a_bad_template_is_one_line_with_file_and_line(tmp_path, text, message):
+    path = tmp_path / "prompt.txt"
+    if text is not None:
+        path.write_bytes(text if type(text) is bytes else text.encode())
+    with pytest.raises(UserError) as caught:
+        read_template("--prompt", str(path))
+    assert f"{path}{message}" in str(caught.value) and "\n" not in str(caught.value)
+    if type(text) is str:
+        with pytest.raises(UserError, match="^--prompt:"):  # as by an edited config.json
+            PromptBuilder(make_tokenizer(), PromptSettings(prompt=text or " "))
+
+
+THINKS = (  # as Qwen3's: with the switch off, the reasoning is there and empty
+    CHAT + "{% if not enable_thinking|default(true) %}<think></think>{% endif %}"
+)
+NO_SYSTEM = (  # as Gemma's
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    + CHAT
+)
+
+
+def test_system_message_and_thinking(example):
+    """The system message has the same fields, and loses its last newline, too. The switch is the
+    template's own: off unless asked for.
+    """
+    tokenizer = make_tokenizer(chat_template=THINKS)
+    settings = PromptSettings(system_prompt="You write {dialect}.\n", prompt="{question}")
+    text = tokenizer.decode(PromptBuilder(tokenizer, settings)(example))
+    asked = f"<s><|system|>You write SQLite.<|turn|><|user|>{QUESTION}<|turn|><|assistant|>"
+    assert text == f"{asked}<think></think>"
+    on = replace(settings, thinking="on")
+    assert tokenizer.decode(PromptBuilder(tokenizer, on)(example)) == asked
+
+
+@pytest.mark.parametrize(
+    ("template", "settings", "message"),
+    [
+        (None, {"thinking": "on"}, "--thinking on: the model has no chat template"),
+        (None, {"system_prompt": "Hi"}, "--system-prompt: the model has no chat template"),
+        (CHAT, {"thinking": "on"}, "--thinking on: the model's chat template has no such switch"),
+        (
+            NO_SYSTEM,
+            {"system_prompt": "Hi"},
+            "--system-prompt: the model's chat template does not ",
+        ),
+        (CHAT, {"system_prompt": "{x}"}, "--system-prompt:1: unknown field {x}"),
+    ],
+)
+def test_settings_that_a_model_does_not_take_are_refused(template, settings, message):
+    with pytest.raises(UserError) as caught:
+        PromptBuilder(make_tokenizer(chat_template=template), PromptSettings(**settings))
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_sample_values_of_a_question(example):
+    """Of two singers, the one value is the one that the question names; --sample-values 0 shows
+    none. In a budget, what the question names stays longest.
+    """
+    tokenizer = make_tokenizer()
+    asked = replace(example, question="How old is Rosé?", descriptions={"Singer.AGE": "in years"})
+
+    def schema(**settings) -> str:
+        return PromptBuilder(tokenizer, PromptSettings(**settings)).schema(asked).split("\n")[0]
+
+    line = "CREATE TABLE singer (singer_id INTEGER PRIMARY KEY, name TEXT, age INT);"
+    assert schema() == f"{line} -- age (in years)"
+    whole = f"{line} -- singer_id: 1; name: Rosé; age (in years): 52"
+    assert schema(sample_values=1) == whole
+    named = f"{line} -- name: Rosé; age (in years)"
+    other = len(PromptBuilder(tokenizer).schema(asked)) - len(schema())  # the other table's, ASCII
+
+    def size(text: str) -> int:
+        return len(text.encode()) + other
+
+    assert schema(sample_values=1, schema_budget=size(whole)) == whole
+    assert schema(sample_values=1, schema_budget=size(whole) - 1) == named
+    assert schema(sample_values=1, schema_budget=size(named) - 1) == f"{line} -- name: Rosé"
+    assert schema(sample_values=1, schema_budget=size(line)) == line
+
+
+def test_settings_stay_with_a_model(tmp_path):
+    """Defaults write no file; a damaged one is named."""
+    PromptSettings().save(tmp_path)
+    assert prompt.saved_prompt(str(tmp_path)) == {} and not list(tmp_path.iterdir())
+    settings = PromptSettings(prompt="{question}", sample_values=3)
+    settings.save(tmp_path)
+    assert PromptSettings.of(prompt.saved_prompt(str(tmp_path))) == settings
+    for text in ("{", "[]", '{"sample_values": "3"}', '{"colour": 1}'):
+        (tmp_path / "prompt.json").write_text(text)
+        with pytest.raises(UserError, match="prompt.json: not the settings of a prompt"):
+            prompt.saved_prompt(str(tmp_path))

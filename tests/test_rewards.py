@@ -625,6 +625,7 @@ def test_a_term_that_does_not_apply_neither_helps_nor_hurts(flat):
         {"execution": 1, "overlong": 0},
         {"execution": 0, "test_suite": 1, "semantic": 0.3},
         {"execution": 1, "a.py:f": 5},  # not limited
+        {"execution": 0, "a.py:f": 5, "syntax": 0.1},  # as questions without gold need it
         {"execution": 1, "a.py:f": -5, "semantic": 0.9},
     ],
 )
@@ -642,7 +643,8 @@ def test_weights_of_length_and_custom_rewards_that_are_allowed(weights):
         ({"execution": 1, "a.py:f": NAN}, "a.py:f=nan"),
         ({"execution": 1, "a.py:f": float("-inf")}, "a.py:f=-inf"),
         ({"execution": 1, "test_suite": 0.4, "schema": 0.5}, "less than test_suite .0.4."),
-        ({"a.py:f": 5}, "execution"),  # a custom reward does not replace it
+        ({"a.py:f": 5, "schema": 0.1}, "schema .0.1. must weigh less than execution .0."),
+        ({"a.py:f": 0, "syntax": 0.1}, "must weigh less than execution .0."),
         ({"execution": 1, "a.py": 1}, "unknown reward.*FILE.py:FUNCTION"),
         ({"execution": 1, "f:a": 1}, "unknown reward"),
     ],
@@ -707,6 +709,7 @@ def test_custom_reward_and_length_beside_the_others(sandbox, db, own):
         "prompts": ["prompt 1"] * 3 + ["prompt 2"] * 3,
         "completions": [GOLD, "none", "SELECT 1", "no", "nothing", "never"],
         "question": ["Who is older than 30?"] * 3 + ["what is 1?"] * 3,
+        "evidence": [""] * 6,
         "lang": ["en"] * 6,
         "db_id": ["concerts"] * 6,
         "db_path": [str(db)] * 6,

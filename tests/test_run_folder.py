@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,10 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from grpo.config import Config, chosen_languages, parse_config, resumed_config
+import evaluate
+from grpo.config import Config, parse_config, resumed_config
 from grpo.distributed.parallel import SINGLE_PROCESS
+from grpo.questions import load_questions, without_result
 from grpo.run import RunFolder
-from sqlenv import Example, UserError
+from sqlenv import Example, ExecutionVerifier, Sandbox, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = [
@@ -177,7 +180,13 @@ def test_gold_that_the_sandbox_stops_is_counted_apart(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "others",
-    [QUESTIONS[:3], QUESTIONS[::-1], [replace(QUESTIONS[0], gold_sql="SELECT 9"), *QUESTIONS[1:]]],
+    [
+        QUESTIONS[:3],
+        QUESTIONS[::-1],
+        [replace(QUESTIONS[0], gold_sql="SELECT 9"), *QUESTIONS[1:]],
+        [replace(QUESTIONS[0], evidence="many means all"), *QUESTIONS[1:]],
+        [replace(question, descriptions={"book.pages": "sheets"}) for question in QUESTIONS],
+    ],
 )
 def test_other_questions_than_at_the_start_are_refused(tmp_path, others):
     folder = open_folder(tmp_path / "run")
@@ -188,13 +197,45 @@ def test_other_questions_than_at_the_start_are_refused(tmp_path, others):
         again.usable_questions(others, left_out([]))
 
 
+def test_questions_without_gold(tmp_path):
+    """With custom rewards alone they are trained on, and those whose gold returns no row are still
+    left out; only dev questions with gold are measured. With others the line is named.
+    """
+    database, pairs = tmp_path / "shop.sqlite", tmp_path / "pairs.csv"
+    sqlite3.connect(database).execute("CREATE TABLE t (a)").connection.close()
+    lines = ["train,A?,", "train,B?,SELECT 1", "train,C?,SELECT a FROM t"]
+    lines += ["dev,D?,", "dev,E?,SELECT 1"]
+    pairs.write_text("\n".join(["split,question,sql", *lines]))
+    given = {"lang": "pt", "data": str(database), "questions": str(pairs)}
+    train, dev = load_questions(Config(reward={"execution": 0, "my.py:f": 1}, **given))
+    assert {e.question for e in train} == {"A?", "B?", "C?"}
+    assert [e.question for e in dev] == ["E?"] and {e.lang for e in train} == {"pt"}
+    with Sandbox() as sandbox:
+        decided = without_result(train, ExecutionVerifier(sandbox))
+    assert [train[i].question for i in decided["left_out"]] == ["C?"]
+    with pytest.raises(UserError, match="pairs.csv:2: the question has no SQL, which is needed"):
+        load_questions(Config(**given))
+
+
+def test_the_languages_of_other_data(tmp_path):
+    """All of them, unless --lang says which; a run is evaluated on its own questions, and not with
+    these on other data.
+    """
+    assert parse_config("", [])[0].lang == "vi"
+    given = ["--data", "shop.sqlite", "--questions", "pairs.csv"]
+    config, _ = parse_config("", given)
+    assert (config.lang, config.questions) == ("all", "pairs.csv")
+    assert parse_config("", [*given, "--lang", "pt-br"])[0].lang == "pt-br"
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()), "utf-8")
+    run = ["--run", str(tmp_path)]
+    filled = evaluate.with_run(evaluate.parse_arguments(run))
+    assert (filled.data, filled.questions) == ("shop.sqlite", "pairs.csv")
+    assert not evaluate.with_run(evaluate.parse_arguments([*run, "--data", "x"])).questions
+
+
 def test_a_run_needs_a_question(tmp_path):
     with pytest.raises(UserError, match="no training question has a gold query"):
         open_folder(tmp_path / "run").usable_questions(QUESTIONS, left_out([0, 1, 2, 3]))
-
-
-def test_the_order_of_languages_does_not_matter():
-    assert chosen_languages("vi,en") == chosen_languages("en,vi,en") == ["en", "vi"]
 
 
 @pytest.mark.parametrize("more", [[], ["--recipe", "dapo"], ["--beta", "0.1", "--lr", "1e-3"]])

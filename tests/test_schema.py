@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 from test_dataset import multispider
 
-from sqlenv import Column, ForeignKey, UserError, load_schema, sample_values, schema_text
+from sqlenv import Column, ForeignKey, Table, UserError, load_schema, sample_values, schema_text
 
 
 def make(path, script):
@@ -25,7 +25,8 @@ def shop(tmp_path):
         CREATE TABLE sold (day TEXT, item_id INTEGER REFERENCES item(item_id),
             till INTEGER REFERENCES tills(id), clerk TEXT REFERENCES maker(nobody),
             PRIMARY KEY (day, item_id));
-        CREATE VIEW v AS SELECT 1;
+        CREATE VIEW cheap AS SELECT label, price / 2 AS "half cost" FROM item;
+        CREATE VIEW broken AS SELECT * FROM gone;
         INSERT INTO maker VALUES (1, 'A  B' || char(10) || 'C', NULL), (2, 'D', x'00');
         INSERT INTO item VALUES (1, 1, 2.5, CAST(x'ff' AS TEXT)), (2, 1, 2.5, 'y');""",
     )
@@ -52,7 +53,8 @@ CREATE TABLE maker (maker_id INTEGER PRIMARY KEY, "full name" varchar( 20 ), "or
 CREATE TABLE item (item_id INTEGER PRIMARY KEY, maker_id INTEGER REFERENCES maker(maker_id), \
 price REAL, label TEXT);
 CREATE TABLE sold (day TEXT, item_id INTEGER REFERENCES item(item_id), till INTEGER, \
-clerk TEXT REFERENCES maker, PRIMARY KEY (day, item_id));"""
+clerk TEXT REFERENCES maker, PRIMARY KEY (day, item_id));
+CREATE VIEW cheap (label TEXT, "half cost");"""
 
 
 def test_text_without_a_budget(shop):
@@ -63,7 +65,7 @@ def test_samples(shop):
     samples = sample_values(shop, 2)
     assert samples["item", "price"] == (2.5,)
     assert samples["item", "label"] == ("\ufffd", "y")
-    maker, item, sold = schema_text(load_schema(shop), samples=samples).split("\n")
+    maker, item, sold, _ = schema_text(load_schema(shop), samples=samples).split("\n")
     assert maker.endswith('"order"); -- maker_id: 1, 2; full name: A B C, D')
     assert item.endswith("-- item_id: 1, 2; maker_id: 1; price: 2.5; label: \ufffd, y")
     assert sold.endswith("(day, item_id));")
@@ -81,7 +83,39 @@ def test_text_shrinks_step_by_step(shop):
     assert "price" not in texts[3] and "till" in texts[3]  # one of the two widest tables
     assert "till" not in texts[4] and '"full name"' in texts[4]
     assert '"full name"' not in texts[5] and "REFERENCES item(item_id)" in texts[5]
-    assert texts[6:] == ["CREATE TABLE maker;\nCREATE TABLE item;\nCREATE TABLE sold;"]
+    assert "label" in texts[5].split("\n")[3] and "label" not in texts[6]  # the view is last
+    tables = "CREATE TABLE maker;\nCREATE TABLE item;\nCREATE TABLE sold;"
+    assert texts[7:] == [f"{tables}\nCREATE VIEW cheap;"]
+
+
+def test_views_are_read_unless_they_are_broken(shop):
+    (cheap,) = load_schema(shop).views
+    assert cheap == Table(
+        "cheap", (Column("label", "TEXT", False), Column("half cost", "", False)), (), True
+    )
+
+
+def test_descriptions(shop):
+    """By table and column in any case, of views, too, in one line and cut at 120 characters; they
+    go after values that do not match the question and before those that do.
+    """
+    descriptions = {"ITEM.Price": "in\n euro", "cheap.half cost": "x" * 200, "no.such": "y"}
+    samples = {("item", "label"): ("y", "z"), ("item", "price"): (2.5,)}
+    options = {"samples": samples, "matches": {("item", "label"): ("z",)}}
+    options["descriptions"] = descriptions
+    texts, budget = [], 10_000
+    for _ in range(4):
+        texts.append(schema_text(load_schema(shop), budget=budget, **options))
+        budget = len(texts[-1]) - 1
+    comments = [[line.partition(" -- ")[2] for line in text.split("\n")] for text in texts]
+    view = f"half cost ({'x' * 120})"
+    assert [(c[1], c[3]) for c in comments] == [
+        ("price (in euro): 2.5; label: y, z", view),
+        ("price (in euro); label: z", view),
+        ("label: z", ""),
+        ("", ""),
+    ]
+    assert texts[3] == FULL
 
 
 def test_budget_is_in_the_counters_unit(shop):

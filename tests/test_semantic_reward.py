@@ -12,7 +12,8 @@ from encoder.gold_check import check_on_gold
 from encoder.reward import CACHED
 from encoder.text import sql_text
 from grpo.config import ASSETS
-from sqlenv import EMBEDDED, LANGUAGES, Example, UserError, load_dataset
+from sqlenv import EMBEDDED, Example, UserError, load_dataset
+from sqlenv.embedded import LANGUAGES
 
 GOLD, HARD, OTHER = "SELECT a FROM t WHERE b > 1", "SELECT a FROM t WHERE b >= 1", "SELECT c FROM u"
 

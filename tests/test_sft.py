@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from grpo import sft
 from grpo.logprobs import completion_logprobs
 from grpo.lora import merge_lora
 from grpo.models import load_policy
-from grpo.prompt import PromptBuilder
+from grpo.prompt import PromptBuilder, PromptSettings, saved_prompt
 from grpo.schedules import trapezoid_schedule
 from grpo.sft import (
     PretrainingBatches,
@@ -23,7 +24,8 @@ from grpo.sft import (
     supervised_loss,
     swap_values,
 )
-from sqlenv import EMBEDDED, LANGUAGES, load_dataset, load_schema
+from sqlenv import EMBEDDED, load_dataset, load_schema
+from sqlenv.embedded import LANGUAGES
 from sqlenv.embedded.generate import build
 
 
@@ -204,6 +206,25 @@ def test_gradients_do_not_depend_on_the_rows_per_pass(root, rows):
     assert sum(gradient.norm() > 0 for gradient in expected.values()) > 3
     for name, gradient in expected.items():
         assert (other_gradients[name] - gradient).norm() <= 0.01 * gradient.norm(), name
+
+
+def test_sft_with_another_prompt(root, tmp_path):
+    """A row's prompts are those of the settings, in whole, and the new model keeps them."""
+    settings = PromptSettings(prompt="{question} {schema}", sample_values=2)
+    examples, policy = load_dataset(str(root), "en", "sft"), make_policy()
+    starts, groups, asked = SftBatches(examples, policy, 2, 3, 0, settings)[0]
+    known = {tuple(PromptBuilder(TOKENIZER, settings)(example)) for example in examples}
+    for start, group, sizes in zip(starts, groups, asked.tolist()):
+        assert all((*start, *ids[:size]) in known for ids, size in zip(group, sizes))
+    merge_lora(policy.model, torch.float32).save_pretrained(tmp_path / "base")
+    TOKENIZER.save_pretrained(tmp_path / "base")
+    (tmp_path / "prompt.txt").write_text(settings.prompt)
+    words = f"""--model {tmp_path / "base"} --data {root} --output {tmp_path / "new"} --lang en
+        --steps 1 --rows 1 --per-row 2 --prompt {tmp_path / "prompt.txt"} --sample-values 2
+        --schema-budget 100"""
+    assert sft.main(words.split()) == 0
+    expected = replace(settings, schema_budget=100)
+    assert PromptSettings.of(saved_prompt(str(tmp_path / "new"))) == expected
 
 
 @pytest.mark.parametrize("template", ["", CHAT])

@@ -59,6 +59,11 @@ def test_is_ordered(sql, ordered):
         ("select 0x1F, 1e-3, x'0A'", "SELECT 0x1F, 1e-3, x'0A'"),
         ("SELECT Ärzte FROM t; -- c", "SELECT Ärzte FROM t"),
         ("/* c */ select/**/1", "SELECT 1"),
+        ("SELECT Te\u0302n, Título FROM t", "SELECT te\u0302n, título FROM t"),  # ê in NFD
+        ("SELECT नाम,ชื่อ FROM किताब", "SELECT नाम, ชื่อ FROM किताब"),  # with vowel signs
+        ("SELECT می\u200cخواهم FROM t", "SELECT می\u200cخواهم FROM t"),  # a joiner
+        ("SELECT 이름 FROM 책 WHERE 값>-1", "SELECT 이름 FROM 책 WHERE 값 > -1"),
+        ("SELECT a FROM t WHERE b>-５", "SELECT a FROM t WHERE b > - ５"),  # a name to SQLite
         ("", ""),
     ],
 )

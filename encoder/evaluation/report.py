@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from encoder.batches import KINDS
-from sqlenv import LANGUAGES
+from sqlenv.dataset import is_language
 from sqlenv.files import write_file
 from sqlenv.metrics.tables import Rows, markdown_table, share_cell
 
@@ -29,7 +29,7 @@ def cell(share: dict | None) -> str:
 
 def languages(report: dict) -> list[str]:
     """The languages that a report has."""
-    return [key for key in report if key in LANGUAGES]
+    return [key for key in report if is_language(key)]
 
 
 def text_of(report: dict) -> str:

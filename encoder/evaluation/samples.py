@@ -15,7 +15,8 @@ import numpy as np
 
 from encoder.evaluation.retrieval import Embeddings
 from encoder.text import sql_text
-from sqlenv import UserError, load_schema
+from sqlenv import Dataset, UserError, load_schema
+from sqlenv.dataset import language_tag
 from sqlenv.metrics.bootstrap import RESAMPLES, resampled_means, summary
 from sqlenv.metrics.predictions import read_predictions
 
@@ -40,7 +41,7 @@ class Sample:
 
 def read_samples(
     path: str | PathLike,
-    data: str | PathLike,
+    dataset: Dataset,
     *,
     langs: list[str],
     databases: list[str],
@@ -52,7 +53,7 @@ def read_samples(
 
     Args:
         path: the file, a JSON object a line.
-        data: root of the dataset with the questions.
+        dataset: has the databases.
         langs: languages to keep.
         databases: databases to keep; an empty list keeps all.
         with_schema: whether the encoder reads the SQL's tables beside it.
@@ -60,7 +61,7 @@ def read_samples(
         UserError: `read_predictions` refuses the file, an answer was never executed, or no answer
             is valid.
     """
-    examples, _, absent = read_predictions(path, data, langs=langs)
+    examples, _, absent = read_predictions(path, dataset, langs=langs)
     # The examples do not say whether the answers are right: read the lines once more.
     lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
     rows = [(n, json.loads(line)) for n, line in enumerate(lines, 1) if line.strip()]
@@ -68,7 +69,7 @@ def read_samples(
         (n, row)
         for lang in langs
         for n, row in rows
-        if row["lang"] == lang and row["db_id"] not in absent[lang]
+        if language_tag(row["lang"]) == lang and row["db_id"] not in absent[lang]
     ]
     schema_of, samples = functools.lru_cache(None)(load_schema), []
     for example, (number, row) in zip(examples, rows, strict=True):

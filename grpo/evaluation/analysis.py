@@ -20,6 +20,7 @@ from grpo.evaluation.measure import (
     stopped_gold,
     summarize,
 )
+from grpo.evaluation.vote import SURE
 from sqlenv import UserError, canonical_sql, paired_difference
 from sqlenv.metrics.bootstrap import resampled_means, summary
 from sqlenv.metrics.hardness import LEVELS, hardness
@@ -31,6 +32,7 @@ MESSAGES = {
     "missing column": ("no such column",),
     "missing table": ("no such table",),
 }
+AGREEMENT = ("half or more", "fewer")
 ERROR_CLASSES = (
     "no SQL",
     *MESSAGES,
@@ -49,7 +51,10 @@ def full_report(predictions: list[Prediction]) -> dict:
     report[lang][metric], report["average"][metric]   {"value", "low", "high", "n"}
     report["gap"][lang][metric]                       the same, of lang minus English
     report["hardness"][level][metric]                 the same, all languages together
+    report["difficulty"][level][metric]               the same, where the dataset has levels
     report["parts"][part][metric]                     the same, where the questions have parts
+    report["agreement"][level][metric]                the same, where samples voted: at least half
+                                                      of them for the answer, or fewer
     report["errors"][class]     {"n", "lang": {lang: n}, "examples": up to three predictions}
     report["failed_gold"]       {lang: n}, questions left out of all of these
     report["stopped_gold"]      {lang: {status: n}}, those whose gold the sandbox refuses or stops
@@ -60,7 +65,9 @@ def full_report(predictions: list[Prediction]) -> dict:
     values = [[getattr(prediction, metric) for metric in metrics] for prediction in counted]
     by_lang = grouped(values, [prediction.lang for prediction in counted], counted)
     by_level = grouped(values, [hardness(prediction.gold) for prediction in counted], counted)
+    by_difficulty = grouped(values, [prediction.difficulty for prediction in counted], counted)
     by_part = grouped(values, [prediction.part for prediction in counted], counted)
+    by_agreement = grouped(values, [agreement(prediction) for prediction in counted], counted)
     english = by_lang.get("en")
     gaps = {lang: mean.minus(english) for lang, mean in by_lang.items() if english and lang != "en"}
     report = summarize(predictions)
@@ -71,7 +78,15 @@ def full_report(predictions: list[Prediction]) -> dict:
         "hardness": {
             level: by_level.get(level, NO_QUESTIONS).intervals(metrics) for level in LEVELS
         },
+        "difficulty": {
+            level: mean.intervals(metrics) for level, mean in by_difficulty.items() if level
+        },
         "parts": {part: mean.intervals(metrics) for part, mean in by_part.items() if part},
+        "agreement": {
+            level: by_agreement[level].intervals(metrics)
+            for level in AGREEMENT
+            if level in by_agreement
+        },
         "errors": errors(counted),
         "failed_gold": failed_gold(predictions),
         "stopped_gold": stopped_gold(predictions),
@@ -127,6 +142,13 @@ def average(report: dict, by_lang: dict[str, Means]) -> dict:
     value = np.mean([mean.value for mean in means], axis=0)  # pyright: ignore[reportCallIssue]
     resampled = np.mean([mean.resampled for mean in means], axis=0)  # pyright: ignore[reportCallIssue]
     return Means(value, resampled, sum(mean.n for mean in means)).intervals(metrics)
+
+
+def agreement(prediction: Prediction) -> str:
+    """Which share of the samples voted for the answer, in AGREEMENT; "" if there was no vote."""
+    if prediction.agreement is None:
+        return ""
+    return AGREEMENT[prediction.agreement < SURE]
 
 
 def error_class(prediction: Prediction) -> str | None:

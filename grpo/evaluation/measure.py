@@ -1,5 +1,5 @@
-"""Measures a policy on questions: greedy SQL, run in the sandbox, compared with gold, scored by the
-encoder. `analysis.py` derives tables from the predictions.
+"""Measures a policy on questions: its SQL, greedy or voted for, run in the sandbox, compared with
+gold, scored by the encoder. `analysis.py` derives tables from the predictions.
 
     valid       the SQL runs
     execution   its result equals gold's on the given database (EX)
@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from grpo.evaluation.vote import vote
 from grpo.models import Policy
-from grpo.prompt import PromptBuilder
+from grpo.prompt import DEFAULTS, PromptBuilder, PromptSettings
 from grpo.sampler import sample_groups
 from sqlenv import (
     Example,
@@ -48,9 +49,10 @@ class Prediction:
         status: of the execution, "no SQL" where there is none to run.
         error: the execution's error message, in one line.
         test_suite: None if not requested.
-        part: the example's.
+        part, difficulty: the example's.
         gold_status: of gold's execution; "" in runs of earlier versions.
         gold_arbitrary: whether SQL leaves gold's result on the given database open.
+        agreement: the share of the samples that return what ``predicted`` returns; None if greedy.
     """
 
     db_id: str
@@ -68,6 +70,8 @@ class Prediction:
     part: str = ""
     gold_status: str = ""
     gold_arbitrary: bool = False
+    difficulty: str = ""
+    agreement: float | None = None
 
 
 def generate(
@@ -76,18 +80,23 @@ def generate(
     examples: list[Example],
     *,
     max_new_tokens: int,
+    group_size: int = 1,
+    temperature: float = 0.0,
     batch_size: int = 32,
     progress: str = "",
-) -> list[str]:
-    """Greedy completions as text, in the order of ``examples``. Prompts of similar length share a
-    batch.
+) -> list[list[str]]:
+    """P groups of completions as text, in the order of ``examples``. Prompts of similar length
+    share a batch.
 
     Args:
+        temperature: 0 is greedy; the samples of a question depend on its place alone.
+        batch_size: completions that are sampled together.
         progress: label of the progress bar; empty for none.
     """
     prompt_ids = [prompts(example) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: len(prompt_ids[i]))
-    texts: list = [""] * len(examples)
+    texts: list = [None] * len(examples)
+    batch_size = max(1, batch_size // group_size)  # questions
     for start in tqdm(
         range(0, len(order), batch_size), desc=progress, disable=not progress, unit="batch"
     ):
@@ -96,12 +105,13 @@ def generate(
             policy.model,
             [prompt_ids[i] for i in batch],
             eos_ids=policy.eos_ids,
-            group_size=1,
+            group_size=group_size,
             max_new_tokens=max_new_tokens,
-            temperature=0,
+            temperature=temperature,
+            seeds=batch,
         )
-        for i, (completion,) in zip(batch, samples.completion_ids):
-            texts[i] = policy.tokenizer.decode(completion, skip_special_tokens=True)
+        for i, group in zip(batch, samples.completion_ids):
+            texts[i] = [policy.decode(completion) for completion in group]
     return texts
 
 
@@ -162,6 +172,7 @@ def score(
             status=(verdict.execution or NO_SQL).status,
             error=(verdict.execution or NO_SQL).error,
             part=example.part,
+            difficulty=example.difficulty,
             gold_status=gold[i].status,
             gold_arbitrary=arbitrary[i],
         )
@@ -177,17 +188,36 @@ def evaluate_policy(
     examples: list[Example],
     *,
     max_new_tokens: int,
+    settings: PromptSettings = DEFAULTS,
+    votes: int = 0,
+    temperature: float = 1.0,
     progress: str = "",
     suites: dict[Path, Suite] | None = None,
 ) -> list[Prediction]:
-    """Answers every example greedily and measures the answers."""
+    """Answers every example and measures the answers.
+
+    Args:
+        settings: of the prompts.
+        votes: samples that vote for an answer (``grpo/evaluation/vote.py``); 0: it is greedy.
+        temperature: of these samples.
+    """
     verifier.run_gold(examples)  # a damaged database shows before the model has worked for an hour
-    prompts = PromptBuilder(policy.tokenizer)
-    texts = generate(policy, prompts, examples, max_new_tokens=max_new_tokens, progress=progress)
+    prompts = PromptBuilder(policy.tokenizer, settings)
+    options = {"max_new_tokens": max_new_tokens, "progress": progress}
+    if votes:
+        options |= {"group_size": votes, "temperature": temperature}
+    texts = generate(policy, prompts, examples, **options)  # P x G
     # A chat template may open the reasoning; all prompts of one template end alike.
     asked = policy.tokenizer.decode(prompts(examples[0])) if examples else ""
-    sqls = [extract_sql(text, prompt=asked) for text in texts]
-    return score(verifier, semantic_score, examples, sqls, suites=suites)
+    sqls = [[extract_sql(text, prompt=asked) for text in group] for group in texts]
+    if not votes:
+        return score(verifier, semantic_score, examples, [sql for (sql,) in sqls], suites=suites)
+    winners = [vote(verifier.sandbox, e.db_path, group) for e, group in zip(examples, sqls)]
+    chosen = [winner.sql for winner in winners]
+    predictions = score(verifier, semantic_score, examples, chosen, suites=suites)
+    for prediction, winner in zip(predictions, winners):
+        prediction.agreement = winner.agreement
+    return predictions
 
 
 def measured(predictions: list[Prediction]) -> list[str]:

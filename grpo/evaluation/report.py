@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlenv import LANGUAGES, UserError, format_sql
+from sqlenv import UserError, format_sql
+from sqlenv.dataset import is_language
 from sqlenv.files import write_file
 from sqlenv.metrics.tables import Rows, markdown_table, share_cell, signed_cell, text_table
 
@@ -81,7 +82,9 @@ def sections(reports: dict[str, dict], difference: dict | None = None) -> dict[s
     tables = {
         "Languages": share_table(report),
         "Hardness": group_table("hardness", report, report["hardness"]),
+        "Difficulty": group_table("difficulty", report, report["difficulty"]),
         "Parts": group_table("part", report, report["parts"]),
+        "Votes": group_table("samples for the answer", report, report["agreement"]),
         "Errors": error_table(report),
     }
     return {title: rows for title, rows in tables.items() if len(rows) > 1}
@@ -116,7 +119,7 @@ def error_table(report: dict) -> Rows:
 
 
 def languages(report: dict) -> list[str]:
-    return [key for key in report if key in LANGUAGES]
+    return [key for key in report if is_language(key)]
 
 
 def share_row(name: str, values: dict) -> tuple[str, ...]:
@@ -212,6 +215,7 @@ def csv_text(reports: dict[str, dict], difference: dict | None = None) -> str:
             "language": {key: report[key] for key in [*languages(report), "average"]},
             "gap to en": report["gap"],
             "hardness": report["hardness"],
+            "difficulty": report["difficulty"],
             "part": report["parts"],
         }
         rows += [(name, *row) for key, part in sections.items() for row in csv_rows(key, part)]

@@ -1,8 +1,14 @@
 """Predictions files: SQL of any system for questions with gold SQL, to be scored.
 
 Each line is a JSON object with the strings ``db_id``, ``question``, ``lang``, ``gold`` and
-``predicted``; the last may be null or empty if the system gave no SQL. ``part``, a part of the
-questions to report on, may be there; further fields are ignored.
+``predicted``; the last may be null or empty if the system gave no SQL. ``part`` and ``difficulty``,
+by which results are also reported, may be there; further fields are ignored.
+
+The official forms hold the SQL alone, for the questions of a split in their order:
+
+- Spider's, ``*.sql`` or ``*.txt``: a line a question, the SQL, then maybe a tab and the db_id
+- BIRD's, a JSON object: ``{"0": "SELECT ...\\t----- bird -----\\t<db_id>", "1": ...}``
+
 The SQL is used unchanged: no statement is extracted from a longer text.
 """
 
@@ -12,21 +18,100 @@ from collections import Counter
 from os import PathLike
 from pathlib import Path
 
-from sqlenv.dataset import LANGUAGES, Example, database_path
+from sqlenv.dataset import Dataset, Example, is_language, language_tag
 from sqlenv.errors import UserError
 
 FIELDS = ("db_id", "question", "lang", "gold", "predicted")
+BIRD_SEPARATOR = "\t----- bird -----\t"
+
+
+def is_official(path: str | PathLike) -> bool:
+    """Whether a predictions file is in one of the official forms, which lack the questions."""
+    return Path(path).suffix in (".sql", ".txt") or _is_bird(_text(Path(path)))
+
+
+def read_official(
+    path: str | PathLike, dataset: Dataset, lang: str, split: str, *, limit: int = 0
+) -> tuple[list[Example], list[str | None], dict[str, Counter]]:
+    """As ``read_predictions``, for a file in an official form: one answer for each question of a
+    split, those whose database is missing included.
+
+    Raises:
+        UserError: the file is malformed, or not for these questions: their number or a database
+            differs. The message names the file and the line or key.
+    """
+    path, questions = Path(path), dataset.questions(lang, split)
+    text = _text(path)
+    answers = _bird_answers(path, text) if _is_bird(text) else _spider_answers(path, text)
+    if len(answers) != len(questions):
+        raise UserError(
+            f"{path}: has {len(answers)} answers, but the {split} split of {dataset.root} has "
+            f"{len(questions)} questions; the form needs one for each, in their order"
+        )
+    examples, sqls, missing = [], [], Counter()
+    for (where, sql, db_id), question in zip(answers, questions):
+        if db_id not in ("", question.db_id):
+            raise UserError(
+                f"{where}: db_id {db_id!r}, but question {question.question!r} of the {split} "
+                f"split of {dataset.root} is on {question.db_id!r}"
+            )
+        if not question.db_path.is_file():
+            missing[question.db_id] += 1
+        elif not limit or len(examples) < limit:
+            examples.append(question)
+            sqls.append(sql.strip() or None)
+    if not examples:
+        db_id = next(iter(missing))
+        raise UserError(f"{path}: no database {db_id!r} at {dataset.database_path(db_id)}")
+    return examples, sqls, {lang: missing}
+
+
+def _spider_answers(path: Path, text: str) -> list[tuple[str, str, str]]:
+    """(where, SQL, db_id or "") of each line; an empty line is a question without SQL."""
+    answers = []
+    for number, line in enumerate(text.rstrip("\r\n").split("\n"), 1):
+        sql, db_id = re.fullmatch(r"(.*?)(?:\t(\S*)\s*)?", line.rstrip("\r")).groups()
+        answers.append((f"{path}, line {number}", sql, db_id or ""))
+    return answers
+
+
+def _is_bird(text: str) -> bool:
+    return re.match(r'\s*\{\s*"\d+"\s*:', text) is not None
+
+
+def _bird_answers(path: Path, text: str) -> list[tuple[str, str, str]]:
+    """(where, SQL, db_id or "") in the order of the keys; what is no text is a question without
+    SQL, as in BIRD's script.
+    """
+    try:
+        values = json.loads(text)
+        keys = sorted(values, key=int)
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise UserError(
+            f"{path}, line {line}: not JSON ({getattr(error, 'msg', error)})"
+        ) from error
+    if keys != [str(i) for i in range(len(keys))]:
+        gap = next(i for i, key in enumerate(keys) if key != str(i))
+        raise UserError(f"{path}: no key {str(gap)!r}; the keys number the questions from 0")
+    answers = []
+    for key in keys:
+        sql, _, db_id = (values[key] if isinstance(values[key], str) else "").partition(
+            BIRD_SEPARATOR
+        )
+        answers.append((f"{path}, key {key!r}", sql, db_id.strip()))
+    return answers
 
 
 def read_predictions(
-    path: str | PathLike, data: str | PathLike, *, langs: list[str] | None = None, limit: int = 0
+    path: str | PathLike, dataset: Dataset, *, langs: list[str] | None = None, limit: int = 0
 ) -> tuple[list[Example], list[str | None], dict[str, Counter]]:
     """Returns the questions of a file, the predicted SQL for each, and for each language the number
     of questions that are skipped for each missing database.
 
     Args:
         path: the predictions file.
-        data: the dataset that has the databases.
+        dataset: has the databases.
         langs: read only these languages; None for all.
         limit: the number of questions of each language; 0 for all.
 
@@ -35,7 +120,7 @@ def read_predictions(
             malformed, or no database exists. The message names the file and the line.
     """
     path = Path(path)
-    rows, databases = _rows(path, data)
+    rows, databases = _rows(path, dataset)
     langs = langs or list(dict.fromkeys(row["lang"] for row in rows))
     by_lang = {lang: [row for row in rows if row["lang"] == lang] for lang in langs}
     absent = {
@@ -59,22 +144,23 @@ def read_predictions(
             row["db_id"],
             row["gold"],
             databases[row["db_id"]],
-            str(row.get("part", "")),
+            part=str(row.get("part", "")),
+            difficulty=str(row.get("difficulty", "")),
         )
         for row in rows
     ]
     return examples, [row["predicted"] or None for row in rows], absent
 
 
-def _rows(path: Path, data: str | PathLike) -> tuple[list[dict], dict[str, Path]]:
+def _rows(path: Path, dataset: Dataset) -> tuple[list[dict], dict[str, Path]]:
     """The lines of a file, and where each database that they name should be."""
     rows, databases = [], {}
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             where = f"{path}, line {number}"
             row = _row(where, line)
             if row["db_id"] not in databases:
-                databases[row["db_id"]] = _database(where, data, row["db_id"])
+                databases[row["db_id"]] = _database(where, dataset, row["db_id"])
             rows.append(row)
     return rows, databases
 
@@ -94,22 +180,22 @@ def without_prediction(examples: list[Example], questions: list[Example]) -> lis
     return missing
 
 
-def _lines(path: Path) -> list[str]:
+def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot read this predictions file ({error.strerror})") from error
     try:
-        return data.decode("utf-8-sig").split("\n")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from error
 
 
-def _database(where: str, data: str | PathLike, db_id: str) -> Path:
-    """Where the database should be. Raises UserError if its name is not a plain one."""
+def _database(where: str, dataset: Dataset, db_id: str) -> Path:
+    """Where the database should be. Raises UserError if its name is not a possible one."""
     try:
-        return database_path(data, db_id)
+        return dataset.database_path(db_id)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
@@ -130,7 +216,6 @@ def _row(where: str, line: str) -> dict[str, str | None]:
             raise UserError(f"{where}: {field!r} is empty")
         if re.search("[\ud800-\udfff]", value or ""):
             raise UserError(f"{where}: {field!r} is not valid Unicode (half of a surrogate pair)")
-    if row["lang"] not in LANGUAGES:
-        languages = ", ".join(LANGUAGES)
-        raise UserError(f"{where}: unknown language {row['lang']!r}: choose from {languages}")
-    return row
+    if not is_language(row["lang"]):
+        raise UserError(f"{where}: lang {row['lang']!r} is not the tag of a language (BCP 47)")
+    return row | {"lang": language_tag(row["lang"])}

@@ -1,4 +1,6 @@
-"""Tables of shares, for the terminal and for Markdown."""
+"""Tables, of shares above all, for the terminal and for Markdown."""
+
+import unicodedata
 
 Rows = list[tuple[str, ...]]  # of a table; the first row is the heading
 
@@ -24,15 +26,27 @@ def signed_cell(difference: dict) -> str:
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
+def width_of(text: str) -> int:
+    """How many columns of a terminal a text takes: two for Chinese or Japanese characters, none for
+    accents of their own.
+    """
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me") for c in text)
+
+
+def padded(text: str, width: int) -> str:
+    return text + " " * (width - width_of(text))
+
+
 def column_widths(rows: Rows) -> list[int]:
-    return [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [max(width_of(row[i]) for row in rows) for i in range(len(rows[0]))]
 
 
 def text_table(rows: Rows) -> str:
     """Aligned columns for the terminal."""
     widths = column_widths(rows)
     lines = [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows
+        "  ".join(padded(text, width) for text, width in zip(row, widths)).rstrip() for row in rows
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
@@ -42,7 +56,7 @@ def markdown_table(rows: Rows, *, aligned: bool = False) -> str:
     rows = [tuple(text.replace("|", "\\|") for text in row) for row in rows]
     widths = [max(3, width) if aligned else 0 for width in column_widths(rows)]
     lines = [
-        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |"
+        "| " + " | ".join(padded(text, width) for text, width in zip(row, widths)) + " |"
         for row in rows
     ]
     rule = "|".join(" " + "-" * (width or 3) + " " for width in widths)

@@ -1,0 +1,61 @@
+"""How often a prompt shows the values that its question is about.
+
+    python -m benchmarks.sample_values --data ROOT --lang en
+
+For the text literals of the gold queries that are in the database as they are: the share that is
+among the N sample values of each column, with the values chosen for the question
+(``--sample-values N`` of train.py) and with the first ones of each column. No model takes part.
+"""
+
+import argparse
+import time
+
+from sqlenv import EMBEDDED, load_dataset, question_values, sample_values
+from sqlenv.metrics.tables import text_table
+from sqlenv.text import tokenize
+
+EVERY = 1_000_000  # more values than a column has here
+
+
+def literals(sql: str) -> set[str]:
+    """The text literals of a query, and what may be one: SQLite reads "x" as a text if no column
+    has that name.
+
+    >>> sorted(literals("SELECT a FROM t WHERE b = 'O''Hara' OR b = \\"x\\""))
+    ["O'Hara", 'x']
+    """
+    tokens = [token.group() for token in tokenize(sql) if token.lastgroup in ("string", "quoted")]
+    return {text[1:-1].replace(text[0] * 2, text[0]) for text in tokens if text[0] in "'\""}
+
+
+def values_of(samples: dict) -> set:
+    return {value for values in samples.values() for value in values}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default=str(EMBEDDED), help="dataset root")
+    parser.add_argument("--lang", default="en")
+    parser.add_argument("--split", default="dev")
+    arguments = parser.parse_args()
+    examples = load_dataset(arguments.data, arguments.lang, arguments.split)
+    every = {path: values_of(sample_values(path, EVERY)) for path in {e.db_path for e in examples}}
+    wanted = [literals(e.gold_sql) & every[e.db_path] for e in examples]
+    total, rows = sum(map(len, wanted)), [("N", "first values", "chosen for the question")]
+    first = {path: {n: values_of(sample_values(path, n)) for n in (1, 2, 3, 5)} for path in every}
+    start = time.process_time()
+    for n in (1, 2, 3, 5):
+        chosen = [values_of(question_values(e.db_path, e.question, n)[1]) for e in examples]
+        plain = sum(len(w & first[e.db_path][n]) for w, e in zip(wanted, examples))
+        named = sum(len(w & c) for w, c in zip(wanted, chosen))
+        rows.append((str(n), f"{100 * plain / total:.1f}", f"{100 * named / total:.1f}"))
+    seconds = (time.process_time() - start) / (4 * len(examples))
+    print(text_table(rows))
+    print(
+        f"\npercent of {total} literals in {len(examples)} questions on {len(every)} databases; "
+        f"{1000 * seconds:.1f} ms a question"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Sample values of a database for a prompt: any, and those that a question seems to name.
+
+A question names a value ("books from São Paulo") without its column, and in another spelling than
+the database. So values are matched as CodeS (arXiv 2402.16347) does: an index over all text values
+finds candidates by the pieces of a few characters that they share with the question.
+"""
+
+import contextlib
+import functools
+import itertools
+import os
+import re
+import sqlite3
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+
+from sqlenv.errors import UserError
+from sqlenv.files import read_only_uri
+from sqlenv.schema import Values, load_schema, open_read_only, quote_name
+
+ROWS = 100_000  # of a table that are searched for values to match
+MAX_VALUES = 10_000  # different ones of a column
+LONGEST = 100  # characters; longer texts are no values that a question names
+MATCH = 0.6  # share of a value's pieces that the question has
+WORD = re.compile(r"[^\W_]+")
+
+
+def sample_values(db_path: str | os.PathLike, count: int) -> Values:
+    """Returns up to ``count`` different values of each (table, column), without NULL.
+
+    Raises:
+        UserError: as in ``load_schema``.
+    """
+    # The inner LIMIT avoids reading the whole of a large table.
+    return _read_values(
+        db_path,
+        "SELECT DISTINCT v FROM (SELECT {column} AS v FROM {table} LIMIT 1000) "
+        f"WHERE v IS NOT NULL LIMIT {count:d}",
+    )
+
+
+def question_values(db_path: str | os.PathLike, text: str, count: int) -> tuple[Values, Values]:
+    """The values for the prompt of a question, up to ``count`` of each (table, column).
+
+    Args:
+        text: the question, and what else may name values.
+
+    Returns:
+        The text values that the question seems to name, the likeliest first, for the columns that
+        have any; and these filled up with others, for all columns.
+
+    Raises:
+        UserError: as in ``load_schema``.
+    """
+    read_only_uri(db_path)  # the checks
+    status = os.stat(db_path)
+    return _question_values(os.fspath(db_path), status.st_mtime_ns, status.st_size, text, count)
+
+
+# A run makes the prompt of a question more than once; an index is too large to keep many.
+@functools.lru_cache(maxsize=20_000)
+def _question_values(
+    path: str, mtime: int, size: int, text: str, count: int
+) -> tuple[Values, Values]:
+    matches = _index(path, mtime, size).search(text, count)
+    samples = dict(_samples(path, mtime, size, count))
+    for key, found in matches.items():
+        samples[key] = tuple(dict.fromkeys((*found, *samples[key])))[:count]
+    return matches, samples
+
+
+@functools.lru_cache(maxsize=256)
+def _samples(path: str, _mtime: int, _size: int, count: int) -> Values:
+    return sample_values(path, count)
+
+
+@dataclass(frozen=True)
+class ValueIndex:
+    """The text values of a database by their pieces.
+
+    Attributes:
+        values: n different (table, column, value).
+        sizes: n, how many pieces each value has.
+        postings: the indices of the values that have a piece.
+    """
+
+    values: list[tuple[str, str, str]]
+    sizes: list[int]
+    postings: dict[str, list[int]]
+
+    def search(self, text: str, count: int) -> Values:
+        """Up to ``count`` values of each (table, column) with at least a share MATCH of their
+        pieces in the text. Of two with the same share, the longer one is the likelier.
+        """
+        shared = Counter()
+        for piece in pieces(text):
+            shared.update(self.postings.get(piece, ()))
+        ranks = {i: (n / self.sizes[i], self.sizes[i]) for i, n in shared.items()}
+        found: dict[tuple[str, str], tuple] = {}
+        for i in sorted(ranks, key=lambda i: (ranks[i], -i), reverse=True):
+            table, column, value = self.values[i]
+            if ranks[i][0] >= MATCH and len(found.get((table, column), ())) < count:
+                found[table, column] = (*found.get((table, column), ()), value)
+        return found
+
+
+@functools.lru_cache(maxsize=8)
+def _index(path: str, _mtime: int, _size: int) -> ValueIndex:
+    index = ValueIndex([], [], {})
+    texts = _read_values(
+        path,
+        f"SELECT DISTINCT v FROM (SELECT {{column}} AS v FROM {{table}} LIMIT {ROWS}) "
+        f"WHERE typeof(v) = 'text' AND length(v) <= {LONGEST} LIMIT {MAX_VALUES}",
+    )
+    for (table, column), values in texts.items():
+        for value in values:
+            if found := pieces(value):
+                for piece in found:
+                    index.postings.setdefault(piece, []).append(len(index.values))
+                index.values.append((table, column, value))
+                index.sizes.append(len(found))
+    return index
+
+
+def pieces(text: str) -> set[str]:
+    """The pieces of a few characters by which texts are compared, without case and accents.
+
+    A word gives its runs of three characters, with a space at its beginning and at its end. Words
+    in scripts that write no spaces between words, or join particles to them, give runs of two.
+
+    >>> sorted(pieces("La São")), sorted(pieces("東京都"))
+    ([' la', ' sa', 'ao ', 'la ', 'sao'], ['京都', '東京'])
+    """
+    decomposed = unicodedata.normalize("NFKD", text)
+    plain = "".join(c for c in decomposed if unicodedata.category(c) != "Mn").casefold()
+    found = set()
+    for word in WORD.findall(plain):
+        if any(unicodedata.category(c) == "Lo" for c in word):
+            found.update({word} if len(word) == 1 else map("".join, itertools.pairwise(word)))
+        else:
+            padded = f" {word} "
+            found.update(padded[i : i + 3] for i in range(len(word)))
+    return found
+
+
+def _read_values(db_path: str | os.PathLike, sql: str) -> Values:
+    """What a query returns for each column of each table, named by {table} and {column} in it."""
+    schema, values = load_schema(db_path), {}
+    with contextlib.closing(open_read_only(db_path)) as connection:
+        try:
+            for table in schema.tables:
+                for column in table.columns:
+                    names = {"table": quote_name(table.name), "column": quote_name(column.name)}
+                    rows = connection.execute(sql.format(**names))
+                    values[table.name, column.name] = tuple(value for (value,) in rows)
+        except sqlite3.Error as error:
+            raise UserError(f"{os.fspath(db_path)}: cannot be read ({error})") from error
+    return values

@@ -1,0 +1,111 @@
+"""Values for the prompt of a question."""
+
+import sqlite3
+
+import pytest
+
+from sqlenv import UserError, question_values
+from sqlenv.values import MATCH, MAX_VALUES, pieces
+
+
+def make(path, rows, script=""):
+    connection = sqlite3.connect(path)
+    connection.execute(
+        "CREATE TABLE city (id INTEGER PRIMARY KEY, name TEXT, note TEXT, size REAL)"
+    )
+    connection.executemany("INSERT INTO city VALUES (?, ?, ?, ?)", rows)
+    connection.executescript(script)
+    connection.commit()
+    connection.close()
+    return path
+
+
+NAMES = [
+    *(
+        "Lima",
+        "São Paulo",
+        "Vie\u0323\u0302t Tri\u0300",
+        "New York",
+        "York",
+        "北京",
+        "서울",
+        "تهران",
+    ),
+    *("O'Hara", "F", "東京都", "ירושלים", "２０１４"),
+]
+
+
+@pytest.fixture
+def cities(tmp_path):
+    return make(tmp_path / "c.sqlite", [(i, name, None, 0.5) for i, name in enumerate(NAMES)])
+
+
+@pytest.mark.parametrize(
+    ("question", "named"),
+    [
+        ("How large is lima?", ["Lima"]),
+        ("Quantos vivem em Sao Paulo?", ["São Paulo"]),  # without accents
+        ("Quantos vivem em SA\u0303O PAULO?", ["São Paulo"]),  # with accents of their own
+        ("Bao nhiêu người ở Việt Trì?", ["Vie\u0323\u0302t Tri\u0300"]),  # NFC against NFD
+        ("Is New York large?", ["New York", "York"]),  # the longer one first
+        ("Is old York large?", ["York"]),
+        ("北京有多少人？", ["北京"]),  # no spaces
+        ("서울에서 사는 사람은 몇 명?", ["서울"]),  # a particle behind it
+        ("كم عدد السكان في طهران أو تهران؟", ["تهران"]),
+        ("כמה גרים בירושלים?", ["ירושלים"]),  # a preposition before it
+        ("Where is o'hara?", ["O'Hara"]),
+        ("Grade F?", ["F"]),
+        ("Of whom?", []),  # an f in a word is no F
+        ("What happened in 2014?", ["２０１４"]),  # full-width digits
+        ("Where is Limerick?", []),  # 2 of the 4 pieces of Lima
+        ("", []),
+    ],
+)
+def test_values_that_a_question_names(cities, question, named):
+    matches, _ = question_values(cities, question, 9)
+    assert list(matches.get(("city", "name"), ())) == named
+
+
+def test_the_others_fill_up(cities):
+    """Up to the count, in the order of the table; numbers and empty columns have no matches."""
+    matches, samples = question_values(cities, "Is New York as large as 3?", 3)
+    assert matches == {("city", "name"): ("New York", "York")}
+    assert samples["city", "name"] == ("New York", "York", "Lima")
+    assert samples["city", "id"] == (0, 1, 2) and samples["city", "size"] == (0.5,)
+    assert samples["city", "note"] == ()
+    matches, samples = question_values(cities, "Is New York as large as 3?", 1)
+    assert matches["city", "name"] == samples["city", "name"] == ("New York",)
+
+
+def test_pieces_by_hand():
+    """The share that decides: " li", "lim", "ima" and "ma ", of which Limerick has two."""
+    assert pieces("Lima") == {" li", "lim", "ima", "ma "}
+    assert pieces("x") == {" x "} and pieces("京") == {"京"} and pieces("!?_") == set()
+    assert len(pieces("Lima") & pieces("Limerick")) == 2 < 4 * MATCH
+
+
+def test_long_texts_and_many_values_are_left_out(tmp_path):
+    """A text of 101 characters is no value, and of more than MAX_VALUES the first are searched."""
+    rows = [(i, f"name {i:05d}", None, None) for i in range(MAX_VALUES + 1)]
+    path = make(
+        tmp_path / "c.sqlite", rows, f"UPDATE city SET note = '{'long ' * 20}.' WHERE id = 1"
+    )
+    for i, found in ((MAX_VALUES - 1, True), (MAX_VALUES, False)):
+        matches, _ = question_values(path, f"Where is name {i:05d}?", 1)
+        assert (matches["city", "name"] == (f"name {i:05d}",)) == found
+    assert ("city", "note") not in question_values(path, "long " * 20, 1)[0]
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    path = make(tmp_path / "c.sqlite", [(1, "Lima", None, None)])
+    assert question_values(path, "Lima or Oslo?", 1)[0] == {("city", "name"): ("Lima",)}
+    path.unlink()
+    make(path, [(1, "Oslo", "x" * 9000, None)])
+    assert question_values(path, "Lima or Oslo?", 1)[0] == {("city", "name"): ("Oslo",)}
+
+
+def test_missing_and_damaged_files_are_a_user_error(tmp_path):
+    (tmp_path / "text.sqlite").write_text("this is not a database" * 100)
+    for path in (tmp_path / "missing.sqlite", tmp_path / "text.sqlite", tmp_path):
+        with pytest.raises(UserError, match=str(path)):
+            question_values(path, "Lima?", 1)
