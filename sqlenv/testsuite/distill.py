@@ -23,17 +23,17 @@ from sqlenv.testsuite.populate import draw_database
 from sqlenv.testsuite.profile import DatabaseProfile
 from sqlenv.text import is_ordered
 
-MAX_VARIANTS = 20
+MAX_VARIANTS = 36
 CANDIDATES = 16  # databases drawn at most in a round
 MANY_ROWS = 300  # of each table of a database of many rows
-MAX_LARGE = 3  # variants of many rows
+MAX_LARGE = 6  # variants of many rows
 LARGE_CANDIDATES = 3  # databases of many rows drawn in a round
-PATIENCE = 2  # rounds in a row with at most one killed mutant after which the search ends
+PATIENCE = 4  # rounds in a row with at most one killed mutant after which the search ends
 FOCUS_SIZES = (2, 4, 8, 16, 32)  # gold queries that a candidate is drawn around
 LARGE_FOCUS_SIZES = (1, 1, 2, 4)  # those of many rows: each query needs many of them
 # Units of work for a suite, each some 50 microseconds: a query, 1000 steps of it, a drawn column,
 # or 8 drawn cells.
-MAX_WORK = 160_000
+MAX_WORK = 200_000
 MAX_STEPS = 300_000  # of SQLite's virtual machine for a query
 CHECK_INTERVAL = 1000  # steps between two checks of their number
 MAX_RESULT = 2000  # rows of a result
