@@ -191,20 +191,20 @@ def test_a_query_that_takes_too_long_on_a_drawn_database_is_stopped():
 
 
 def test_the_search_ends_after_its_work(odd, monkeypatch):
-    """A database of few rows costs two units a column, 52 for 26 columns. A search that may do 500
-    units ends with the query that reaches them, after at most one more database in each of four
+    """A database of few rows costs two units a column, 52 for 26 columns. A search that may do 900
+    units ends with the query that reaches them, after at most one more database in each of eight
     idle rounds, and keeps what it has chosen before."""
     schema, profile = load_schema(odd), read_profile(odd, ODD_GOLDS)
     golds = [
         GoldQuery(gold, 1, schema, make_mutants(gold, schema, edge_cases=True))
         for gold in ODD_GOLDS
     ]
-    monkeypatch.setattr(distill, "MAX_WORK", 500)
+    monkeypatch.setattr(distill, "MAX_WORK", 900)
     monkeypatch.setattr(distill, "MANY_ROWS", 8)
     search = Search(profile, golds, seed=0)
     search.choose_large()
     search.choose()
     columns = sum(len(table.columns) for table in profile.tables.values())
     assert columns == 26
-    assert search.variants and 500 < search.work < 500 + 5 * 52 + 100
+    assert search.variants and 900 < search.work < 900 + 9 * 52 + 100
     assert any(search.survivors)
