@@ -9,6 +9,7 @@ from grpo.checkpoint import save_adapter
 from sqlenv.files import write_json
 
 FOLDER, RECORD = "best_adapter", "training_reward.json"
+NOISE = 0.02  # of a mean training reward
 
 
 def mean_reward(rows: list[dict], window: int) -> float:
@@ -32,9 +33,11 @@ def keep_best(run: Path, model, base: str, rows: list[dict], window: int) -> Non
 
 
 def collapse_note(run: Path, rows: list[dict], window: int) -> str | None:
-    """A line if the reward has fallen by more than a tenth since the best adapter."""
+    """A line if the reward has fallen by more than a tenth, and by more than noise, since the best
+    adapter.
+    """
     best, reward = best_record(run), mean_reward(rows, window)
-    if best is None or reward > best["reward"] - 0.1 * abs(best["reward"]):
+    if best is None or best["reward"] - reward <= max(0.1 * abs(best["reward"]), NOISE):
         return None
     return (
         f"the training reward fell from {best['reward']:.2f} (up to step {best['step']}) to "

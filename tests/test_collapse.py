@@ -98,3 +98,12 @@ def test_a_shorter_run_than_the_window(tmp_path):
     keep_best(tmp_path, make_policy().model, "base", rows_of(0.2, 0.4), 20)
     assert kept(tmp_path) == {"step": 2, "reward": pytest.approx(0.3)}
     assert collapse_note(tmp_path, rows_of(0.2, 0.4), 20) is None
+
+
+def test_a_reward_near_0_does_not_fall(tmp_path):
+    """Of a model that gets no reward, a fall from 0 to 0, or by a fiftieth, is no news."""
+    keep_best(tmp_path, make_policy().model, "base", rows_of(0.0), 1)
+    assert collapse_note(tmp_path, rows_of(0.0), 1) is None
+    keep_best(tmp_path, make_policy().model, "base", rows_of(0.015), 1)
+    assert collapse_note(tmp_path, rows_of(0.015, -0.004), 1) is None
+    assert collapse_note(tmp_path, rows_of(0.015, -0.006), 1) is not None
