@@ -34,7 +34,13 @@ from grpo.checkpoint import SAFETENSORS_ERRORS
 from grpo.config import add_prompt_options, prompt_settings
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, merge_lora
-from grpo.models import Policy, checkpoint_activations, load_policy, read_tokenizer
+from grpo.models import (
+    Policy,
+    checkpoint_activations,
+    has_fast_bfloat16,
+    load_policy,
+    read_tokenizer,
+)
 from grpo.prompt import (
     DEFAULTS,
     PromptBuilder,
@@ -260,10 +266,10 @@ def backward(model, batch: tuple, question_weight: float, rows: int) -> float:
     starts, groups, asked = batch
     questions = int(asked.sum())
     counts = sum(len(ids) for group in groups for ids in group) - questions, questions
-    total = 0.0
+    total, fast = 0.0, has_fast_bfloat16(model.device.type)
     for first in range(0, len(starts), rows):
         some = slice(first, first + rows)
-        with torch.autocast(model.device.type, dtype=torch.bfloat16):
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=fast):
             logprobs = completion_logprobs(model, starts[some], groups[some])
         loss = supervised_loss(logprobs, groups[some], asked[some], question_weight, counts)
         loss.backward()
@@ -290,8 +296,9 @@ def make_optimizers(model, lr: float, scratch: bool) -> list[torch.optim.Optimiz
 def train(
     model, batches: PretrainingBatches | SftBatches, arguments: argparse.Namespace, checkpoint: Path
 ) -> None:
-    """Trains in place, with bfloat16 matrix products and float32 weights. Every ``SAVE_EVERY``
-    steps the state is written to ``checkpoint``, from which a run with equal arguments continues.
+    """Trains in place, with float32 weights, and bfloat16 matrix products where these are fast.
+    Every ``SAVE_EVERY`` steps the state is written to ``checkpoint``, from which a run with equal
+    arguments continues.
     """
     steps, settings = arguments.steps, vars(arguments) | {"output": "", "stop": 0}
     optimizers = make_optimizers(model, arguments.lr, not arguments.model)
