@@ -52,34 +52,26 @@ from sqlenv.metrics.predictions import (
     without_prediction,
 )
 from sqlenv.metrics.tables import text_table
-from sqlenv.options import COUNT, COUNT_OR_ZERO, OptionParser, Range, check_writable
+from sqlenv.options import (
+    COUNT,
+    COUNT_OR_ZERO,
+    OptionParser,
+    Range,
+    add_data_options,
+    check_writable,
+)
 
 OUTPUTS = ("json", "csv", "markdown", "save_predictions")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    add = source.add_argument
-    add("--run", help="folder that train.py wrote: its model, adapter, data and languages")
-    add("--model", help="Hugging Face model directory or hub id")
-    add(
-        "--predictions",
-        help="JSON lines with db_id, question, lang, gold, predicted; or SQL in the form of Spider "
-        "(*.sql, *.txt) or BIRD (JSON)",
-    )
-    add(
-        "--compare",
-        nargs=2,
-        metavar=("A", "B"),
-        help="two runs or predictions files on the same questions: what B gains over A",
-    )
+    add_sources(parser)
     add = parser.add_argument
     add("--adapter", help="adapter folder for --model")
     add("--encoder", default=str(ASSETS / "encoder"), help="contrastive encoder (%(default)s)")
     add("--lang", help="languages: a comma list, or all (the run's or file's; otherwise all)")
-    add("--data", help="dataset, see docs/data.md (the run's; otherwise the embedded one)")
-    add("--questions", help="CSV or JSON lines of questions and SQL, where --data is a SQLite file")
+    add_data_options(parser, None, "the run's; otherwise the embedded one")
     add(
         "--split",
         choices=["train", "dev"],
@@ -123,6 +115,25 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add_outputs(parser)
     return checked(parser, parser.parse_args(argv))
+
+
+def add_sources(parser: OptionParser) -> None:
+    """What is measured: one of these."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    add = source.add_argument
+    add("--run", help="folder that train.py wrote: its model, adapter, data and languages")
+    add("--model", help="Hugging Face model directory or hub id")
+    add(
+        "--predictions",
+        help="JSON lines with db_id, question, lang, gold, predicted; or SQL in the form of Spider "
+        "(*.sql, *.txt) or BIRD (JSON)",
+    )
+    add(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two runs or predictions files on the same questions: what B gains over A",
+    )
 
 
 def add_outputs(parser: OptionParser) -> None:
@@ -190,14 +201,15 @@ def load_questions(arguments: argparse.Namespace) -> tuple[list[Example], Counte
     line to say so.
     """
     examples, skipped, split = [], Counter(), arguments.split or "dev"
-    dataset = open_dataset(arguments.data, arguments.questions)
+    dataset = open_dataset(arguments.data, arguments.questions, need_gold=False)
     for lang in chosen_languages(dataset, arguments.lang or "all", [split]):
         questions, missing = dataset.read(lang, split)
         report_missing(lang, missing)
         skipped.update(missing)
-        examples += questions[: arguments.limit or None]
+        questions = questions[: arguments.limit or None]  # as train.py does: before those without
+        examples += [example for example in questions if example.gold_sql]
     if not examples:
-        raise UserError(f"--data {arguments.data}: there is no question to measure on")
+        raise UserError(f"--data {arguments.data}: there is no question with SQL to measure on")
     return examples, skipped
 
 
@@ -220,8 +232,9 @@ def load_predictions(
         split = arguments.split or "dev"
         langs = chosen_languages(dataset, arguments.lang or "all", [split])
         if len(langs) > 1:
-            found = ", ".join(langs)
-            raise UserError(f"{path}: answers questions in one language; give --lang, of {found}")
+            raise UserError(
+                f"{path}: answers questions in one language; give --lang, of {', '.join(langs)}"
+            )
         examples, sqls, absent = read_official(path, dataset, langs[0], split, **limit)
     else:
         examples, sqls, absent = read_predictions(path, dataset, langs=langs, **limit)

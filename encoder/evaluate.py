@@ -35,7 +35,7 @@ from encoder.model import ContrastiveEncoder
 from sqlenv import EMBEDDED, Dataset, UserError, chosen_languages, open_dataset
 from sqlenv.errors import exit_code
 from sqlenv.files import write_json
-from sqlenv.options import COUNT_OR_ZERO, SEED, OptionParser, check_writable
+from sqlenv.options import COUNT_OR_ZERO, SEED, OptionParser, add_data_options, check_writable
 
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "encoder"
 ATTACKED = 200  # questions that are attacked
@@ -119,8 +119,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(__doc__, prog="python -m encoder.evaluate")
     add = parser.add_argument
     add("--encoder", default=str(SHIPPED), help="directory or hub id (%(default)s)")
-    add("--data", default=str(EMBEDDED), help="dataset, see docs/data.md (%(default)s)")
-    add("--questions", help="CSV or JSON lines of questions and SQL, where --data is a SQLite file")
+    add_data_options(parser, str(EMBEDDED), "%(default)s")
     add("--lang", default="all", help="all, or a comma list such as en,vi")
     add("--split", default="dev", help="train, dev, sft or encoder (%(default)s)")
     add("--databases", help="a comma list, such as those left out of training (all)")

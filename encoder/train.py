@@ -46,6 +46,7 @@ from sqlenv.options import (
     SEED,
     OptionParser,
     Range,
+    add_data_options,
     check_writable,
 )
 
@@ -233,8 +234,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(__doc__, prog="python -m encoder.train")
     add = parser.add_argument
     add("--output", required=True, help="new directory for the encoder")
-    add("--data", default=str(EMBEDDED), help="dataset, see docs/data.md (%(default)s)")
-    add("--questions", help="CSV or JSON lines of questions and SQL, where --data is a SQLite file")
+    add_data_options(parser, str(EMBEDDED), "%(default)s")
     add("--split", default="train", help="a comma list of train, sft and encoder (%(default)s)")
     add("--lang", default="all", help="all, or a comma list such as en,vi")
     add(

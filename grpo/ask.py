@@ -240,7 +240,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompts = PromptBuilder(policy.tokenizer, settings)
     options = {"max_new_tokens": longest, "votes": arguments.vote}
     options["temperature"] = saved.get("temperature", Config.temperature)
-    timeout, found = saved.get("sql_timeout", Config.sql_timeout), False
+    timeout, has_result = saved.get("sql_timeout", Config.sql_timeout), False
     with Sandbox(timeout=timeout) as sandbox, lora_merged(policy.model):
         for question in questions(arguments):
             try:
@@ -248,8 +248,8 @@ def run(arguments: argparse.Namespace) -> int:
             except UserError as error:  # in its place, the next one can be asked
                 print(f"error: {error}", file=sys.stderr)
             else:
-                found = show(answer(policy, prompts, sandbox, example, **options), longest)
-    return 0 if found or arguments.question is None else 1
+                has_result = show(answer(policy, prompts, sandbox, example, **options), longest)
+    return 0 if has_result or arguments.question is None else 1
 
 
 def main(argv: list[str] | None = None) -> int:

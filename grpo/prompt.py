@@ -105,15 +105,15 @@ def check_template(option: str, text: str, path: str = "") -> None:
     for number, line in enumerate(text.split("\n"), 1):
         where = f"{path or option}:{number}"
         try:
-            found = fields_of(line)
+            used = fields_of(line)
         except ValueError as error:
             raise UserError(f"{where}: {error}; a brace is written {{{{ or }}}}") from error
-        if unknown := [name for name in found if name not in FIELDS]:
+        if unknown := [name for name in used if name not in FIELDS]:
             raise UserError(
                 f"{where}: unknown field {{{unknown[0]}}}; there are {known}, and a brace is "
                 "written {{ or }}"
             )
-        names.update(found)
+        names.update(used)
     if option == "--prompt" and "question" not in names:
         raise UserError(f"{f'{option} {path}'.strip()}: a template needs {{question}}")
 
@@ -139,14 +139,12 @@ def without_evidence(template: str) -> str:
 
 def after_schema(template: str) -> list[str]:
     """The template in two parts, the first of which ends with the schema, if it has one."""
-    literals = list(Formatter().parse(template))
-    first, found = "", False
-    for literal, name, _, _ in literals:
+    first = ""
+    for literal, name, _, _ in Formatter().parse(template):
         first += literal.replace("{", "{{").replace("}", "}}") + (f"{{{name}}}" if name else "")
         if name == "schema":
-            found = True
-            break
-    return [first, template[len(first) :]] if found else [template]
+            return [first, template[len(first) :]]
+    return [template]
 
 
 def question_text(question: str, evidence: str = "") -> str:

@@ -70,6 +70,7 @@ from sqlenv.options import (
     SEED,
     OptionParser,
     Range,
+    add_data_options,
     check_writable,
 )
 
@@ -391,8 +392,7 @@ def sft(arguments: argparse.Namespace) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(__doc__)
     add = parser.add_argument
-    add("--data", default=str(EMBEDDED), help="dataset, see docs/data.md (the embedded one)")
-    add("--questions", help="CSV or JSON lines of questions and SQL, where --data is a SQLite file")
+    add_data_options(parser, str(EMBEDDED), "the embedded one")
     add("--output", required=True, help="new model directory")
     add("--model", help="model directory or hub id to train (a new model, from scratch)")
     add("--lang", default="all", help="all, or a comma list such as en,vi")

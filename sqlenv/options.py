@@ -73,6 +73,14 @@ class OptionParser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')} (--help lists the options)")
 
 
+def add_data_options(parser: argparse.ArgumentParser, default: str | None, shown: str) -> None:
+    """``--data`` and ``--questions``; the help of the first shows what is taken without it."""
+    parser.add_argument("--data", default=default, help=f"dataset, see docs/data.md ({shown})")
+    parser.add_argument(
+        "--questions", help="CSV or JSON lines of questions and SQL, where --data is a SQLite file"
+    )
+
+
 def check_writable(option: str, path: str | os.PathLike) -> None:
     """Raises UserError if no file or folder can be created at the path, or it is a folder: before
     there is anything to lose.

@@ -30,6 +30,8 @@ SIGN_FOLLOWS = ("(", ",", "=", "==", "<", "<=", ">", ">=", "<>", "!=", "||", "*"
 MAX_FORMATTED = 5000  # characters of a query that `format_sql` lays out
 LINE_WIDTH = 80  # of the lists in a query that `format_sql` lays out
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair: not valid Unicode, and not in UTF-8
+
 # What is a part of a name to SQLite, and not to Python: accents that follow their letter (NFD), the
 # vowel signs of Hindi or Thai, and the joiners of Persian and Indic scripts.
 MARKS = "\u200c\u200d" + "".join(

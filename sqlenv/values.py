@@ -134,14 +134,14 @@ def pieces(text: str) -> set[str]:
     """
     decomposed = unicodedata.normalize("NFKD", text)
     plain = "".join(c for c in decomposed if unicodedata.category(c) != "Mn").casefold()
-    found = set()
+    runs = set()
     for word in WORD.findall(plain):
         if any(unicodedata.category(c) == "Lo" for c in word):
-            found.update({word} if len(word) == 1 else map("".join, itertools.pairwise(word)))
+            runs.update({word} if len(word) == 1 else map("".join, itertools.pairwise(word)))
         else:
             padded = f" {word} "
-            found.update(padded[i : i + 3] for i in range(len(word)))
-    return found
+            runs.update(padded[i : i + 3] for i in range(len(word)))
+    return runs
 
 
 def _read_values(db_path: str | os.PathLike, sql: str) -> Values:

@@ -199,7 +199,8 @@ def test_other_questions_than_at_the_start_are_refused(tmp_path, others):
 
 def test_questions_without_gold(tmp_path):
     """With custom rewards alone they are trained on, and those whose gold returns no row are still
-    left out; only dev questions with gold are measured. With others the line is named.
+    left out; only dev questions with gold are measured, by evaluate.py, too. With other rewards the
+    line is named.
     """
     database, pairs = tmp_path / "shop.sqlite", tmp_path / "pairs.csv"
     sqlite3.connect(database).execute("CREATE TABLE t (a)").connection.close()
@@ -213,6 +214,9 @@ def test_questions_without_gold(tmp_path):
     with Sandbox() as sandbox:
         decided = without_result(train, ExecutionVerifier(sandbox))
     assert [train[i].question for i in decided["left_out"]] == ["C?"]
+    words = ["--model", "m", "--lang", "pt", "--data", str(database), "--questions", str(pairs)]
+    measured, _ = evaluate.load_questions(evaluate.with_run(evaluate.parse_arguments(words)))
+    assert [e.question for e in measured] == ["E?"]
     with pytest.raises(UserError, match="pairs.csv:2: the question has no SQL, which is needed"):
         load_questions(Config(**given))
 

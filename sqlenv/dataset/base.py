@@ -106,15 +106,17 @@ def chosen_languages(dataset: Dataset, text: str, splits: Sequence[str]) -> list
                 "give one"
             )
         return named or [dataset.default_lang]
-    found = {split: in_order(dataset.languages(split)) for split in splits}
-    there = "; ".join(f"{split}: {', '.join(langs) or 'none'}" for split, langs in found.items())
-    common = [lang for lang in found[splits[0]] if all(lang in langs for langs in found.values())]
+    by_split = {split: in_order(dataset.languages(split)) for split in splits}
+    listed = "; ".join(
+        f"{split}: {', '.join(langs) or 'none'}" for split, langs in by_split.items()
+    )
+    common = [lang for lang in by_split[splits[0]] if all(lang in x for x in by_split.values())]
     if absent := [lang for lang in named or [] if lang not in common]:
-        raise UserError(f"--lang {absent[0]}: not a language of {dataset.root} ({there})")
+        raise UserError(f"--lang {absent[0]}: not a language of {dataset.root} ({listed})")
     if not common:
-        raise UserError(f"--lang {text}: no language of {dataset.root} is in each split ({there})")
-    if named is None and set(common) != set().union(*found.values()):
-        logger.warning("--lang all: %s, which each split has (%s)", ", ".join(common), there)
+        raise UserError(f"--lang {text}: no language of {dataset.root} is in each split ({listed})")
+    if named is None and set(common) != set().union(*by_split.values()):
+        logger.warning("--lang all: %s, which each split has (%s)", ", ".join(common), listed)
     return named or common
 
 

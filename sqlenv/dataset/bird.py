@@ -65,10 +65,13 @@ class Bird(Dataset):
         folders = _folders(self.root, split)
         if len(folders) == 1:
             return folders[0]
-        found = f"it contains {listing(self.root)}"
+        problem = f"it contains {listing(self.root)}"
         if folders:
-            found = f"{' and '.join(folder.name for folder in folders)} have one: name one of them"
-        raise UserError(f"{self.root}: one folder with {split}_databases is expected, but {found}")
+            names = " and ".join(folder.name for folder in folders)
+            problem = f"{names} have one: name one of them"
+        raise UserError(
+            f"{self.root}: one folder with {split}_databases is expected, but {problem}"
+        )
 
 
 def _folders(root: Path, split: str) -> list[Path]:

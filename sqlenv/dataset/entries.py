@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sqlenv.dataset.base import PLAIN_NAME, listing
 from sqlenv.errors import UserError
+from sqlenv.text import SURROGATE
 
 SPIDER_FIELDS = {"db_id": ["db_id"], "question": ["question"], "gold_sql": ["query"]}
 
@@ -74,7 +75,7 @@ def _row(entry: object, fields: Mapping[str, Sequence[str]]) -> tuple[dict, str 
         if not isinstance(value, str) or not value.strip():
             problem = "is empty or not a text" if name in entry else "is missing"
             return row, f"cannot be used: its {name!r} {problem}"
-        if re.search("[\ud800-\udfff]", value):
+        if SURROGATE.search(value):
             return row, f"has {name!r} that is not valid Unicode (half of a surrogate pair)"
     if not PLAIN_NAME.fullmatch(row["db_id"]):
         return row, f"has db_id {row['db_id']!r}, which is not a plain name"

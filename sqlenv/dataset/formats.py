@@ -38,15 +38,16 @@ def open_dataset(
         return MultiSpider(build())
     matching = [format for format in FORMATS if format.matches(root)]
     if len(matching) > 1:
-        found = " and ".join(format.looked_for for format in matching)
-        raise UserError(f"{root}: has two formats, {found}; name a folder that has one of them")
+        formats = " and ".join(format.looked_for for format in matching)
+        raise UserError(f"{root}: has two formats, {formats}; name a folder that has one of them")
     if not matching:
         looked_for = ", ".join(format.looked_for for format in FORMATS)
-        raise UserError(f"{root}: not a dataset: looked for {looked_for}, but {_found(root)}")
+        raise UserError(f"{root}: not a dataset: looked for {looked_for}, but {_contents(root)}")
     return matching[0](root)
 
 
-def _found(root: Path) -> str:
+def _contents(root: Path) -> str:
+    """What is at the path, for a message."""
     if root.is_dir():
         return f"it contains {listing(root)}"
     if root.is_file():

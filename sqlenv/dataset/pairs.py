@@ -11,7 +11,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from sqlenv.dataset.language import is_language, language_tag
 from sqlenv.errors import UserError
 from sqlenv.sandbox.sandbox import Sandbox
 from sqlenv.schema import load_schema
-from sqlenv.text import canonical_sql
+from sqlenv.text import SURROGATE, canonical_sql
 
 SEPARATORS = (",", ";", "\t")  # of a CSV file
 DEV_SHARE = 0.2  # of the queries, where no column names the splits
@@ -129,7 +128,7 @@ def row_problem(row: dict[str, str], has_lang: bool, has_split: bool, need_gold:
     if has_split and row["split"] not in Pairs.splits:
         return f"split {row['split']!r} is neither {' nor '.join(Pairs.splits)}"
     for name, text in row.items():
-        if re.search("[\ud800-\udfff]", text):
+        if SURROGATE.search(text):
             return f"{name} is not valid Unicode (half of a surrogate pair)"
     return ""
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sqlenv.dataset import Dataset, Example, is_language, language_tag
 from sqlenv.errors import UserError
+from sqlenv.text import SURROGATE
 
 FIELDS = ("db_id", "question", "lang", "gold", "predicted")
 BIRD_SEPARATOR = "\t----- bird -----\t"
@@ -214,7 +215,7 @@ def _row(where: str, line: str) -> dict[str, str | None]:
             raise UserError(f"{where}: {field!r} is not a text")
         if not optional and not value.strip():
             raise UserError(f"{where}: {field!r} is empty")
-        if re.search("[\ud800-\udfff]", value or ""):
+        if SURROGATE.search(value or ""):
             raise UserError(f"{where}: {field!r} is not valid Unicode (half of a surrogate pair)")
     if not is_language(row["lang"]):
         raise UserError(f"{where}: lang {row['lang']!r} is not the tag of a language (BCP 47)")
