@@ -13,6 +13,8 @@ page. Where the defaults differ from GRPO as published (DeepSeekMath, arXiv 2402
     --loss-aggregation    token           sequence    every token counts the same (DAPO)
     --kl                  k3iw            k3          its gradient is that of KL(policy || ref)
     --beta                0.02            0.04        as in the paper, arXiv 2510.13827
+    --zero-variance       skip            train       groups without a policy gradient only cost
+                                                      time and shrink the others' share
     --lora-rank           32              all weights the reference needs no second model
     dropout               none            -           it makes samples off-policy
 
@@ -32,7 +34,7 @@ from grpo.distributed.parallel import Distributed, is_first_to_fail, open_distri
 from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites
 from grpo.lora import lora_merged
 from grpo.memory import memory_errors, print_plan
-from grpo.models import load_policy_with_lora, read_tokenizer
+from grpo.models import load_policy_with_lora, model_dtype, read_tokenizer
 from grpo.prompt import PromptSettings, check_context
 from grpo.questions import load_questions
 from grpo.rewards import Rewards
@@ -46,7 +48,11 @@ def train(config: Config, folder: RunFolder, distributed: Distributed, device: s
     """One run; returns the exit code."""
     questions, dev = load_questions(config)
     prompts = {"settings": PromptSettings.of(vars(config)), "max_new_tokens": config.max_new_tokens}
-    check_context(config.model, *read_tokenizer(config.model), questions + dev, **prompts)
+    tokenizer, model_config = read_tokenizer(config.model)
+    check_context(config.model, tokenizer, model_config, questions + dev, **prompts)
+    # `auto` is measured: the main process decides for all, and config.json keeps it for a resume.
+    dtype = model_dtype(config.dtype, device, model_config)
+    config.dtype = distributed.all_gather(dtype)[0]
     encoder = ContrastiveEncoder.load(config.encoder).to(device)
     score = {"score": config.semantic_score, "gate": config.semantic_gate}
     semantic = SemanticReward(encoder, target=config.semantic_target, **score)
@@ -69,7 +75,7 @@ def train(config: Config, folder: RunFolder, distributed: Distributed, device: s
         print(
             f"{folder.path}: {len(questions)} training and {len(dev)} dev questions "
             f"({config.lang}), {trainer.total_steps} steps of {config.prompts_per_step} prompts x "
-            f"{config.group_size} completions"
+            f"{config.group_size} completions, {config.dtype}"
         )
 
         def measure(label: str) -> list[Prediction]:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from encoder.batches import (
@@ -29,9 +28,9 @@ from encoder.batches import (
 )
 from encoder.calibration import Calibration, fit_calibration
 from encoder.checkpoint import load_state, save_state
-from encoder.device import check_device, resolve_device
+from encoder.device import check_device, fastest_dtype, resolve_device
 from encoder.loss import info_nce
-from encoder.model import MAX_LOG_SCALE, MAX_TOKENS, ContrastiveEncoder, require_new
+from encoder.model import MAX_LOG_SCALE, ContrastiveEncoder, require_new
 from encoder.reward import TARGETS, SemanticReward
 from encoder.rewrites import equivalent_rewrites
 from encoder.scratch import small_encoder
@@ -49,30 +48,6 @@ from sqlenv.options import (
     add_data_options,
     check_writable,
 )
-
-
-def fastest_dtype(device: str, hidden: int) -> str:
-    """Measures which of "float32" and "bfloat16" is faster in the encoder's feed-forward product.
-
-    Args:
-        device: where to measure. float32 is returned for all but the CPU and CUDA.
-        hidden: width of the encoder.
-    """
-    if torch.device(device).type not in ("cpu", "cuda"):
-        return "float32"
-
-    def seconds(dtype: str) -> float:
-        options = {"device": device, "dtype": getattr(torch, dtype)}
-        tokens = torch.ones(MAX_TOKENS, hidden, **options)
-        weight = torch.ones(4 * hidden, hidden, **options)
-        times = []
-        for _ in range(3):  # the first warms up
-            start = time.perf_counter()
-            F.linear(tokens, weight)[0, 0].item()  # item() waits for the GPU
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return min(("float32", "bfloat16"), key=seconds)
 
 
 def make_optimizer(encoder: ContrastiveEncoder, lr: float) -> torch.optim.AdamW:
@@ -116,7 +91,8 @@ def train(
     parts = {"encoder": encoder, "optimizer": optimizer, "schedule": schedule}
     start = load_checkpoint(checkpoint, parts, vars(args)) if checkpoint else 0
     if args.dtype == "auto":
-        args.dtype = fastest_dtype(args.device, encoder.backbone.config.hidden_size)
+        width = encoder.backbone.config.hidden_size
+        args.dtype = fastest_dtype(args.device, width, 4 * width)
     encoder.train()
     epoch, batches = -1, []
     for step in range(start, args.steps):

@@ -72,8 +72,12 @@ def grpo_step(
     texts = [decode(group, skip_special_tokens=True) for group in completion_ids]  # P x G
     rewards = execution_rewards(verifier, examples, texts)  # (P, G)
 
-    # 3. Compare each completion with its group.
+    # 3. Compare each completion with its group. Where all rewards are equal, there is nothing to
+    #    learn: only groups with an advantage are trained on, and P counts these from here on.
     advantages = group_advantages(rewards).to(model.device)  # (P, G)
+    groups = advantages.any(1).nonzero()[:, 0].tolist() or range(len(examples))
+    advantages = advantages[list(groups)]
+    prompt_ids, completion_ids = ([ids[p] for p in groups] for ids in (prompt_ids, completion_ids))
 
     # 4. Log-probs under the reference, which is the policy with LoRA off, and under the policy.
     with torch.no_grad(), lora_disabled(model):

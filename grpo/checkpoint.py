@@ -46,6 +46,7 @@ def training_state(trainer) -> dict:
     return {
         "step": trainer.step,
         "cursor": trainer.questions.cursor,
+        "streaks": dict(trainer.questions.streaks),
         "bad_updates": trainer.non_finite.bad_updates,
         "config": trainer.config.to_dict(),
         "optimizer": copy.deepcopy(trainer.optimizer.state_dict()),  # it would change in place
@@ -64,6 +65,7 @@ def load_training_state(trainer, state: dict) -> None:
     restore_schedule(trainer.schedule, state["schedule"])
     trainer.scaler.load_state_dict(state["scaler"])
     trainer.step, trainer.questions.cursor = state["step"], state["cursor"]
+    trainer.questions.streaks = dict(state["streaks"])
     trainer.non_finite.bad_updates = state["bad_updates"]
 
 

@@ -140,6 +140,22 @@ class Config:
         "times that zero-variance groups are replaced by groups of further prompts",
         range=COUNT_OR_ZERO,
     )
+    train_completions: int = option(
+        0,
+        "completions of each group to train on, those that spread the rewards most; 0 for all",
+        range=COUNT_OR_ZERO,
+    )
+    zero_variance: str = option(
+        "skip",
+        "skip zero-variance groups, or train their KL term and count their tokens in the mean",
+        choices=["skip", "train"],
+    )
+    ask_again: float = option(
+        1.0,
+        "probability to ask a question again after a zero-variance group, to the power of how many "
+        "it had in a row, at least 1/16; 1 asks every question in every epoch",
+        range=Range(float, 0, 1),
+    )
     mask_truncated: bool = option(
         False, "leave completions that hit --max-new-tokens out of the loss (not of the baseline)"
     )
@@ -203,6 +219,11 @@ class Config:
             allowed, value = f.metadata.get("range"), getattr(self, f.name)
             if allowed and value not in allowed:
                 raise UserError(f"{option_name(f.name)}: must be {allowed}, not {value}")
+        if self.train_completions == 1 or self.train_completions > self.group_size:
+            raise UserError(
+                f"--train-completions: must be 0 or from 2 to --group-size ({self.group_size}), "
+                f"not {self.train_completions}"
+            )
         parse_languages(self.lang)
         check_weights(self.reward)
 
@@ -260,6 +281,8 @@ def resumed_config(folder: Path, given: dict) -> Config:
         UserError: another setting that is given contradicts the run's; or as ``read_settings``.
     """
     saved = read_settings("--resume: --output", folder)
+    if given.get("dtype") == "auto":  # the run's was measured when it started
+        del given["dtype"]
     if unknown := saved.keys() - Config().to_dict().keys():
         raise UserError(f"{folder / 'config.json'}: unknown settings: {', '.join(unknown)}")
     saved = Config(**saved)

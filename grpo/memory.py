@@ -64,11 +64,12 @@ class Workload:
     devices: int = 1  # that the blocks are spread over (--shard)
 
 
-def workload_of(config: Config, processes: int) -> Workload:
+def workload_of(config: Config, shape: Shape, processes: int) -> Workload:
     """What one of the processes of a run does, with schema texts as long as they may be."""
     prompts = -(-config.prompts_per_step // processes)
+    sizes = shape.hidden, shape.intermediate
     return Workload(
-        dtype=str(choose_dtype(config.dtype, config.device)).removeprefix("torch."),
+        dtype=choose_dtype(config.dtype, config.device, *sizes),
         prompts_per_step=prompts,
         group_size=config.group_size,
         prompt_tokens=config.schema_budget,
@@ -249,9 +250,9 @@ def print_plan(config: Config, gib: float) -> None:
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    work = workload_of(config, int(os.environ.get("WORLD_SIZE", 1)))
-    budget = gib * GIB or device_memory(config.device)
-    print(plan(read_shape(config.model, config.encoder), work, budget))
+    shape = read_shape(config.model, config.encoder)
+    work = workload_of(config, shape, int(os.environ.get("WORLD_SIZE", 1)))
+    print(plan(shape, work, gib * GIB or device_memory(config.device)))
 
 
 @contextmanager

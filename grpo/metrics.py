@@ -135,18 +135,18 @@ def rollout_metrics(
 
 
 def speed_metrics(
-    rollout: Rollout, groups_sampled: int, clocks: list[dict[str, float]]
+    sampled: Rollout, trained: Rollout, groups_sampled: int, clocks: list[dict[str, float]]
 ) -> dict[str, float]:
     """Seconds and tokens per second of each phase.
 
     Args:
+        trained: the groups of ``sampled`` that the update is made of.
         groups_sampled: with those that dynamic sampling discarded, which cost time, too.
         clocks: seconds of each phase, for each process; the slowest counts.
     """
-    trained = completion_lengths(rollout).sum().item()
-    sampled = trained * groups_sampled / len(rollout.examples)
+    drawn = completion_lengths(sampled).sum().item() * groups_sampled / len(sampled.examples)
     metrics = {}
-    for name, tokens in zip(PHASES, (sampled, sampled, trained)):
+    for name, tokens in zip(PHASES, (drawn, drawn, completion_lengths(trained).sum().item())):
         seconds = max(clock[name] for clock in clocks)
         metrics[f"{name}_seconds"] = seconds
         metrics[f"{name}_tokens_per_second"] = tokens / seconds

@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 
+from encoder.device import fastest_dtype, has_bfloat16
 from grpo.config import Config
 from grpo.distributed.parallel import Distributed
 from grpo.distributed.shard import open_mesh, shard, with_lockstep
@@ -69,22 +70,24 @@ class Policy:
         return {i for i, token in added if token.special and REASONING.fullmatch(token.content)}
 
 
-def has_fast_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware."""
-    if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = torch.cpu.get_capabilities()
-    return device == "cpu" and any(flags.get(name) for name in ("avx512_bf16", "amx_bf16"))
+def choose_dtype(name: str, device: str, width: int, inner: int) -> str:
+    """The dtype called ``name``. ``auto`` is what a measurement finds faster of float32 and
+    bfloat16, and on a GPU without bfloat16 float16.
 
-
-def choose_dtype(name: str, device: str) -> torch.dtype:
-    """The dtype called ``name``. ``auto`` is bfloat16 where the device computes it in hardware,
-    otherwise float16 on a GPU and float32 on a CPU.
+    Args:
+        width, inner: of the model's feed-forward layers.
     """
-    if name == "auto":
-        other = "float16" if device.startswith("cuda") else "float32"
-        name = "bfloat16" if has_fast_bfloat16(device) else other
-    return getattr(torch, name)
+    if name != "auto":
+        return name
+    if device.startswith("cuda") and not has_bfloat16(device):
+        return "float16"
+    return fastest_dtype(device, width, inner)
+
+
+def model_dtype(name: str, device: str, config) -> str:
+    """``choose_dtype`` for the model of a transformers text configuration."""
+    width = config.hidden_size
+    return choose_dtype(name, device, width, getattr(config, "intermediate_size", 4 * width))
 
 
 def end_tokens(model, tokenizer) -> set[int]:
@@ -211,10 +214,11 @@ def load_policy(
         UserError: the directory is missing or has no model or no tokenizer, the hub cannot be
         reached, or the model would be trained on wrong numbers (grpo/model_checks.py).
     """
-    tokenizer, _ = read_tokenizer(path)
+    tokenizer, text = read_tokenizer(path)
     source, keywords = locate(path)
     with named(path):
-        model = read_model(source, choose_dtype(dtype, device), keywords)
+        chosen = getattr(torch, model_dtype(dtype, device, text))
+        model = read_model(source, chosen, keywords)
         model.to("cpu" if stay_on_cpu else device).eval()
         eos_ids = end_tokens(model, tokenizer)
         if not eos_ids:

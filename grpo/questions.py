@@ -20,6 +20,8 @@ from sqlenv import (
 from sqlenv.files import write_json
 from sqlenv.sandbox.sandbox import STOPPED
 
+LEAST_CHANCE = 1 / 16  # that a question is asked, however often it taught nothing
+
 
 def load_questions(config: Config) -> tuple[list[Example], list[Example]]:
     """Training questions, evenly from all languages, and the dev questions that have gold SQL."""
@@ -84,21 +86,44 @@ class QuestionStream:
     """Draws questions epoch by epoch. Each epoch is a new permutation, which depends on the seed
     and the epoch alone.
 
+    A question whose last z groups all had zero variance is asked with the probability
+    ``ask_again ** z``, at least 1/16, and passed over otherwise (GRESO, arXiv 2506.02177, section
+    4.2, with a fixed probability): most of the questions that a policy always or never gets right
+    stay so for a while. Whether a question is passed over depends on the seed and its position.
+
     Attributes:
-        cursor: questions drawn so far; the whole state, part of a checkpoint.
+        cursor: positions passed so far.
+        streaks: z of each question that has one, by its index. With ``cursor`` the whole state,
+            part of a checkpoint.
     """
 
-    def __init__(self, examples: list[Example], seed: int):
-        self.examples, self.seed, self.cursor = examples, seed, 0
+    def __init__(self, examples: list[Example], seed: int, *, ask_again: float = 1.0):
+        self.examples, self.seed, self.ask_again = examples, seed, ask_again
+        self.cursor, self.streaks = 0, {}
+        self.drawn: list[int] = []  # indices of the questions that were drawn last
 
     def draw(self, count: int) -> tuple[list[Example], list[int]]:
         """The next ``count`` questions, and a sampling seed for each of them."""
-        picked, seeds = [], []
-        for position in range(self.cursor, self.cursor + count):
-            epoch, index = divmod(position, len(self.examples))
+        self.drawn, seeds = [], []
+        while len(seeds) < count:
+            epoch, index = divmod(self.cursor, len(self.examples))
             generator = torch.Generator().manual_seed(self.seed + epoch)
-            order = torch.randperm(len(self.examples), generator=generator)
-            picked.append(self.examples[order[index]])
-            seeds.append((self.seed << 32) + position)
-        self.cursor += count
-        return picked, seeds
+            question = int(torch.randperm(len(self.examples), generator=generator)[index])
+            if self.asks(question):
+                self.drawn.append(question)
+                seeds.append((self.seed << 32) + self.cursor)
+            self.cursor += 1
+        return [self.examples[question] for question in self.drawn], seeds
+
+    def asks(self, question: int) -> bool:
+        """Whether the question at the cursor is asked and not passed over."""
+        chance = max(self.ask_again ** self.streaks.get(question, 0), LEAST_CHANCE)
+        return random.Random(f"{self.seed} {self.cursor}").random() < chance
+
+    def record(self, zero_variance: list[bool]) -> None:
+        """Notes which of the questions drawn last had a zero-variance group."""
+        for question, same in zip(self.drawn, zero_variance):
+            if same:
+                self.streaks[question] = self.streaks.get(question, 0) + 1
+            else:
+                self.streaks.pop(question, None)

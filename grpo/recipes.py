@@ -1,6 +1,7 @@
 """The settings of published methods as named presets: ``python train.py --recipe dapo``.
 
-A recipe sets what defines the method: advantages, importance ratio, loss, clipping, KL, sampling.
+A recipe sets what defines the method: advantages, importance ratio, loss, clipping, KL, sampling,
+and whether the tokens of zero-variance groups count in the loss's mean, as in published methods.
 Learning rates, batch sizes and rewards depend on the model and the task and keep their defaults,
 except that DAPO's length penalty is part of the method.
 """
@@ -13,6 +14,7 @@ RECIPES = {
         "importance_sampling": "token",
         "kl": "k3",
         "beta": 0.04,
+        "zero_variance": "train",
     },
     # DAPO (arXiv 2503.14476, sections 3.1-3.4): clip-higher, dynamic sampling, a mean over tokens,
     # a soft penalty for length, no KL. The paper scales right and wrong to +1 and -1, twice as far
@@ -33,6 +35,7 @@ RECIPES = {
         "loss_aggregation": "constant",
         "importance_sampling": "token",
         "beta": 0.0,
+        "zero_variance": "train",
     },
     # GSPO (arXiv 2507.18071, eq. 5-7 and section 5.1): tiny clip range, since the ratio is a mean
     # over the sequence; a batch is used for four updates (there four quarters, here four passes).
@@ -41,6 +44,7 @@ RECIPES = {
         "loss_aggregation": "sequence",
         "importance_sampling": "sequence",
         "beta": 0.0,
+        "zero_variance": "train",
         "epsilon_low": 3e-4,
         "epsilon_high": 4e-4,
         "num_iterations": 4,
@@ -63,5 +67,6 @@ RECIPES = {
         "importance_sampling": "token",
         "kl": "k3",
         "beta": 0.02,
+        "zero_variance": "train",
     },
 }

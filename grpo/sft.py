@@ -37,8 +37,8 @@ from grpo.lora import add_lora, merge_lora
 from grpo.models import (
     Policy,
     checkpoint_activations,
-    has_fast_bfloat16,
     load_policy,
+    model_dtype,
     read_tokenizer,
 )
 from grpo.prompt import (
@@ -257,20 +257,23 @@ def supervised_loss(
     return -of_sql / counts[0] - question_weight * of_question / max(1, counts[1])
 
 
-def backward(model, batch: tuple, question_weight: float, rows: int) -> float:
+def backward(
+    model, batch: tuple, question_weight: float, rows: int, dtype: str = "float32"
+) -> float:
     """Adds the gradients of a batch's loss, ``rows`` of its rows at a time; returns the loss.
 
     Args:
+        dtype: of the matrix products, "float32" or "bfloat16".
         batch: from ``PretrainingBatches`` or ``SftBatches``: P prompts, P x G continuations, and
             (P, G) int64, how many tokens of each are the question.
     """
     starts, groups, asked = batch
     questions = int(asked.sum())
     counts = sum(len(ids) for group in groups for ids in group) - questions, questions
-    total, fast = 0.0, has_fast_bfloat16(model.device.type)
+    total, device, bfloat16 = 0.0, model.device.type, dtype == "bfloat16"
     for first in range(0, len(starts), rows):
         some = slice(first, first + rows)
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=fast):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
             logprobs = completion_logprobs(model, starts[some], groups[some])
         loss = supervised_loss(logprobs, groups[some], asked[some], question_weight, counts)
         loss.backward()
@@ -297,7 +300,7 @@ def make_optimizers(model, lr: float, scratch: bool) -> list[torch.optim.Optimiz
 def train(
     model, batches: PretrainingBatches | SftBatches, arguments: argparse.Namespace, checkpoint: Path
 ) -> None:
-    """Trains in place, with float32 weights, and bfloat16 matrix products where these are fast.
+    """Trains in place, with float32 weights, and bfloat16 matrix products where these are faster.
     Every ``SAVE_EVERY`` steps the state is written to ``checkpoint``, from which a run with equal
     arguments continues.
     """
@@ -305,19 +308,20 @@ def train(
     optimizers = make_optimizers(model, arguments.lr, not arguments.model)
     schedules = [trapezoid_schedule(optimizer, steps) for optimizer in optimizers]
     parts = [model, *optimizers, *schedules]
-    start = 0
+    start, dtype = 0, model_dtype("auto", str(model.device), model.config.get_text_config())
     if checkpoint.is_file():
         state = load_state(checkpoint)
         if state["settings"] != settings:
             raise UserError(f"{checkpoint} is from a run with other settings; remove it")
-        start = state["step"]
+        start, dtype = state["step"], state["dtype"]
         for part, saved in zip(parts, state["parts"]):
             part.load_state_dict(saved)
     model.train()
     stop = arguments.stop or steps
     bar = tqdm(range(start, stop), desc="SFT", initial=start, total=stop)
     for step in bar:
-        loss = backward(model, batches[step], arguments.question_weight, batches.rows_per_pass)
+        options = arguments.question_weight, batches.rows_per_pass, dtype
+        loss = backward(model, batches[step], *options)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules):
             optimizer.step()
@@ -326,7 +330,8 @@ def train(
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if (step + 1) % SAVE_EVERY == 0 and step + 1 < stop:
             state = [part.state_dict() for part in parts]
-            save_state(checkpoint, {"settings": settings, "step": step + 1, "parts": state})
+            done = {"settings": settings, "step": step + 1, "dtype": dtype, "parts": state}
+            save_state(checkpoint, done)
     model.eval()
 
 

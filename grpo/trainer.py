@@ -13,7 +13,8 @@ from grpo import metrics
 from grpo.advantages import group_advantages
 from grpo.config import Config
 from grpo.distributed.parallel import SINGLE_PROCESS, Distributed
-from grpo.dynamic_sampling import collect_groups, concatenate
+from grpo.downsampling import select_completions, spread_most
+from grpo.dynamic_sampling import collect_groups, concatenate, select_groups
 from grpo.guards import CollapseGuard, NonFiniteGuard, SamplerGuard
 from grpo.logprobs import completion_logprobs
 from grpo.lora import lora_disabled, lora_parameters
@@ -41,7 +42,7 @@ class Trainer:
     ):
         self.policy, self.model, self.rewards = policy, policy.model, rewards
         self.config, self.distributed = config, distributed
-        self.questions = QuestionStream(examples, config.seed)
+        self.questions = QuestionStream(examples, config.seed, ask_again=config.ask_again)
         self.prompts = PromptBuilder(policy.tokenizer, PromptSettings.of(vars(config)))
         self.parameters = lora_parameters(self.model)
         self.total_steps = config.steps or -(-len(examples) // config.prompts_per_step)
@@ -58,11 +59,13 @@ class Trainer:
         """One step of GRPO on P prompts x G completions; returns its metrics."""
         config, device, distributed = self.config, self.model.device, self.distributed
         self.timer.reset()
-        rollout, sampling = collect_groups(
+        sampled, sampling = collect_groups(
             self.rollout, config.prompts_per_step, rounds=config.dynamic_sampling
         )  # completion_ids, reward_terms (P, G, R), rewards (P, G)
         with self.timer.phase("train"):
-            advantages = self.advantages(rollout).to(device)  # (P, G)
+            advantages = self.advantages(sampled)  # (P, G)
+            rollout, advantages = self.what_to_train(sampled, advantages.to(device))
+            # From here on P and G count what is trained on.
             mask = rollout.completion_mask(include_truncated=not config.mask_truncated).to(device)
             weights = token_weights(  # (P, G, T), as mask
                 mask, aggregation=config.loss_aggregation, max_new_tokens=config.max_new_tokens
@@ -97,7 +100,7 @@ class Trainer:
             if not config.beta:
                 arguments = rollout, parts, old_logprobs, self.reference_logprobs, distributed
                 updates[0]["kl"] = metrics.first_group_kl(*arguments)
-        return self.finish_step(rollout, sampling, updates)
+        return self.finish_step(sampled, rollout, sampling, updates)
 
     def rollout(self, count: int) -> Rollout:
         """Samples and scores a group for each of the next ``count`` questions. Each process does
@@ -112,7 +115,9 @@ class Trainer:
                 prompts=self.prompts, config=self.config, timer=self.timer,
             )  # fmt: skip
             groups.append(rollout)
-        return concatenate(self.distributed.all_gather_list(groups))
+        rollout = concatenate(self.distributed.all_gather_list(groups))
+        self.questions.record(rollout.zero_variance().tolist())
+        return rollout
 
     def advantages(self, rollout: Rollout) -> Tensor:
         """(P, G) float32."""
@@ -122,6 +127,21 @@ class Trainer:
             values, applicable = rollout.rewards, rollout.applicable.all(-1)  # (P, G)
         options = {"kind": self.config.advantage, "weights": self.rewards.weights}
         return group_advantages(values, applicable=applicable, **options)
+
+    def what_to_train(self, rollout: Rollout, advantages: Tensor) -> tuple[Rollout, Tensor]:
+        """The groups and completions that the update is made of, and their advantages.
+
+        Zero-variance groups are left out: they have no policy gradient. They are kept with
+        ``--zero-variance train``, and if there are no others: then the KL term alone pulls.
+        """
+        groups = advantages.any(1).nonzero()[:, 0].tolist()
+        if groups and self.config.zero_variance == "skip":
+            rollout, advantages = select_groups(rollout, groups), advantages[groups]
+        if self.config.train_completions:
+            chosen = spread_most(advantages.cpu(), self.config.train_completions)  # (P, m)
+            rollout = select_completions(rollout, chosen)
+            advantages = advantages.gather(1, chosen.to(advantages.device))
+        return rollout, advantages
 
     def logprobs(self, rollout: Rollout, part: slice, *, with_entropy: bool = False):
         """Log-probs (p, G, T) of the completions of some prompts, at the sampling temperature."""
@@ -148,7 +168,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return values | {"grad_norm": norm.item(), "skipped": int(not allowed)}
 
-    def finish_step(self, rollout: Rollout, sampling: dict, updates: list[dict]) -> dict:
+    def finish_step(
+        self, sampled: Rollout, trained: Rollout, sampling: dict, updates: list[dict]
+    ) -> dict[str, float]:
         """Advances the schedule and the step; returns the step's metrics."""
         values = metrics.mean_over_updates(updates)
         values["skipped"] = self.config.num_iterations - sum(not u["skipped"] for u in updates)
@@ -160,11 +182,12 @@ class Trainer:
         clocks = self.distributed.all_gather(self.timer.seconds)
         values = {
             "step": self.step,
-            **metrics.rollout_metrics(rollout, self.rewards.names, self.questions.examples),
+            **metrics.rollout_metrics(sampled, self.rewards.names, self.questions.examples),
             **metrics.reduce_metrics(failures),
             **sampling,
+            "groups_trained": len(trained.examples),
             **values,
-            **metrics.speed_metrics(rollout, sampling["groups_sampled"], clocks),
+            **metrics.speed_metrics(sampled, trained, sampling["groups_sampled"], clocks),
         }
         self.collapse.check(values)
         return values

@@ -3,7 +3,6 @@
 import json
 import random
 import sqlite3
-import time
 
 import pytest
 import torch
@@ -262,17 +261,6 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
     (tmp_path / "killed.pt").write_bytes(b"cut off")
     with pytest.raises(UserError, match="remove it"):
         list(training.train(tiny(args), entries, args, tmp_path / "killed.pt"))
-
-
-@pytest.mark.parametrize("fast, slow", [("float32", "bfloat16"), ("bfloat16", "float32")])
-def test_the_dtype_that_measures_faster_is_chosen(monkeypatch, fast, slow):
-    def linear(tokens, weight):
-        time.sleep(0.02 if tokens.dtype == getattr(torch, slow) else 0)
-        return tokens
-
-    monkeypatch.setattr(training.F, "linear", linear)
-    assert training.fastest_dtype("cpu", 32) == fast
-    assert training.fastest_dtype("mps", 32) == "float32"  # not measured
 
 
 def test_a_resumed_run_keeps_the_dtype_that_was_measured(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from trainer_kit import ANY_SPEED
 from transformers import LlamaConfig
 
 import train
+from encoder.device import has_bfloat16
 from grpo.config import Config
 from grpo.memory import (
     GIB,
@@ -32,7 +33,6 @@ from grpo.memory import (
     shape_of,
     workload_of,
 )
-from grpo.models import has_fast_bfloat16
 from grpo.prompt import SCHEMA_BUDGET
 from sqlenv import UserError
 
@@ -110,9 +110,9 @@ def test_advice_for_a_model_that_needs_several_devices():
 def test_the_workload_of_one_of_three_processes():
     """Seven prompts a step are three at most for a process, and no pass has more."""
     settings = dict(prompts_per_step=7, group_size=5, lora_rank=4, dtype="float16", shard=True)
-    work = workload_of(Config(**settings, device="cpu"), 3)
+    work = workload_of(Config(**settings, device="cpu"), SHAPE, 3)
     assert work == Workload("float16", 3, 5, SCHEMA_BUDGET, 96, 3, 4, False, devices=3)
-    longer = workload_of(Config(**settings, schema_budget=4000, device="cpu"), 3)
+    longer = workload_of(Config(**settings, schema_budget=4000, device="cpu"), SHAPE, 3)
     assert longer == replace(work, prompt_tokens=4000)
 
 
@@ -136,7 +136,7 @@ def test_a_real_step_takes_about_what_is_estimated():
     the C library happens to return memory: the estimate, 3.6 GiB, has to be on the safe side of
     both. In float32 where bfloat16 is emulated, which takes minutes.
     """
-    dtype = "bfloat16" if has_fast_bfloat16("cpu") else "float32"
+    dtype = "bfloat16" if has_bfloat16("cpu") else "float32"
     code = (
         "import json; from dataclasses import replace; from benchmarks import memory as m;"
         "m.MODELS['135M'] = (576, 1536, 10, 9, 3, 64, 49152, True); name, work = m.MEASURED[1];"

@@ -1,6 +1,7 @@
 """Policies from directories and .gguf files: what ends an answer, and what is refused."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from transformers import (
     GraniteForCausalLM,
 )
 
+from encoder.device import product_seconds
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, lora_parameters
 from grpo.memory import read_shape
-from grpo.models import choose_dtype, end_tokens, has_fast_bfloat16, load_policy
+from grpo.models import choose_dtype, end_tokens, load_policy, model_dtype
 from sqlenv import UserError
 
 
@@ -36,8 +38,7 @@ def folder(tmp_path):
 def test_load_policy(folder):
     policy = load_policy(str(folder), "cpu")
     assert not policy.model.training
-    fast = has_fast_bfloat16("cpu")
-    assert policy.model.dtype == (torch.bfloat16 if fast else torch.float32)  # auto
+    assert policy.model.dtype in (torch.float32, torch.bfloat16)  # whichever is faster here
     head = make_model().lm_head.weight.to(policy.model.dtype)
     assert torch.equal(policy.model.lm_head.weight, head)
     assert policy.eos_ids == {1}
@@ -50,19 +51,46 @@ def test_a_named_dtype(folder):
 
 
 @pytest.mark.parametrize(
-    "device, fast, expected",
+    "device, has, fast, expected",
     [
-        ("cpu", True, torch.bfloat16),
-        ("cpu", False, torch.float32),
-        ("cuda:1", True, torch.bfloat16),
-        ("cuda", False, torch.float16),
-        ("mps", False, torch.float32),
+        ("cpu", True, "bfloat16", "bfloat16"),  # AMX
+        ("cpu", True, "float32", "float32"),  # AVX512-BF16 alone
+        ("cpu", False, "bfloat16", "float32"),  # emulated, so not measured
+        ("cuda:1", True, "bfloat16", "bfloat16"),
+        ("cuda", False, "float32", "float16"),
+        ("mps", False, "bfloat16", "float32"),
     ],
 )
-def test_auto_is_the_dtype_that_is_fast(monkeypatch, device, fast, expected):
-    monkeypatch.setattr("grpo.models.has_fast_bfloat16", lambda device: fast)
-    assert choose_dtype("auto", device) == expected
-    assert choose_dtype("float16", device) == torch.float16
+def test_auto_is_the_dtype_that_measures_faster(monkeypatch, device, has, fast, expected):
+    """The slow one takes 1.3 times as long; at 1.1 times, it is float32."""
+
+    def seconds(dtype, *_):
+        return 1.0 if dtype == getattr(torch, fast) else slow
+
+    slow = 1.3
+    monkeypatch.setattr("grpo.models.has_bfloat16", lambda device: has)
+    monkeypatch.setattr("encoder.device.has_bfloat16", lambda device: has)
+    monkeypatch.setattr("encoder.device.product_seconds", seconds)
+    assert choose_dtype("auto", device, 64, 256) == expected
+    assert choose_dtype("float16", device, 64, 256) == "float16"
+    slow = 1.1
+    if device == "cpu":
+        assert choose_dtype("auto", device, 64, 256) == "float32"
+
+
+def test_the_measurement_takes_milliseconds():
+    """512 tokens of a small model; of one with 3B parameters only as many as a short time allows,
+    which are more operations all the same.
+    """
+    small, large = (
+        product_seconds(torch.float32, "cpu", w, i) for w, i in ((64, 160), (2048, 8192))
+    )
+    assert 0 < small < large
+
+
+def test_a_model_without_an_intermediate_size():
+    """Its feed-forward layers are taken for four times as wide as its states."""
+    assert model_dtype("auto", "cpu", SimpleNamespace(hidden_size=8)) in ("float32", "bfloat16")
 
 
 def test_a_gguf_file_is_loaded(tmp_path):

@@ -271,7 +271,66 @@ def test_no_question_is_skipped_or_repeated(size, counts, seed):
         assert len(set(epoch)) == len(epoch) and set(epoch) <= set(range(size))
 
 
+@ANY_SPEED
+@given(st.integers(1, 9), st.lists(st.integers(0, 12), max_size=8), st.data())
+def test_questions_that_teach_nothing_are_asked_less(size, counts, data):
+    """Of the questions that a stream passes over, each has a streak; a stream in the state of
+    another one goes on as that one does.
+    """
+    stream = QuestionStream(list(range(size)), 0, ask_again=0.5)
+    for count in counts:
+        streaks, cursor = dict(stream.streaks), stream.cursor
+        other = QuestionStream(list(range(size)), 0, ask_again=0.5)
+        other.cursor, other.streaks = cursor, dict(streaks)
+        everything = QuestionStream(list(range(size)), 0)
+        everything.cursor = cursor
+        drawn = stream.draw(count)
+        assert drawn == other.draw(count) and len(drawn[0]) == count
+        passed = list(everything.draw(stream.cursor - cursor)[0])
+        for question in drawn[0]:
+            passed.remove(question)  # raises if it is not there
+        assert all(streaks.get(question) for question in passed)
+        stream.record(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+
+
+def test_how_often_a_question_is_asked():
+    """With a half: a question with one zero-variance group in half of the epochs, with two in a
+    quarter, with twenty in a sixteenth; one with a useful group in each.
+    """
+    stream, epochs = QuestionStream(["one", "two", "many", "none"], 3, ask_again=0.5), 4000
+    asked = dict.fromkeys(stream.examples, 0)
+    while stream.cursor < 4 * epochs:
+        stream.streaks = {0: 1, 1: 2, 2: 20}
+        asked[stream.draw(1)[0][0]] += 1
+    assert abs(asked["one"] / epochs - 1 / 2) < 0.03
+    assert abs(asked["two"] / epochs - 1 / 4) < 0.03
+    assert abs(asked["many"] / epochs - 1 / 16) < 0.02
+    assert abs(asked["none"] - epochs) <= 1
+
+
+def test_a_streak_ends_with_a_useful_group(examples):
+    """Groups have signal only if some, not all, answers have the word "old"."""
+    trainer = make_trainer(examples, RareRewards(), ask_again=0.5)
+    batches, expected = note_batches(trainer), {}
+    for _ in range(6):
+        trainer.train_step()
+        for example, same_reward in zip(batches[-1].examples, batches[-1].zero_variance()):
+            question = examples.index(example)
+            expected[question] = expected.get(question, 0) + 1 if same_reward else 0
+        assert trainer.questions.streaks == {q: z for q, z in expected.items() if z}
+    assert max(expected.values()) > 1 and min(expected.values()) == 0
+    assert trainer.questions.cursor > 24  # some were passed over
+
+
 # --------------------------------------------------------------------------- dynamic sampling
+
+
+def with_zero_variance(rollout: Rollout, groups: list[int]) -> Rollout:
+    """The rollout with equal rewards in some of the groups."""
+    changed = copy.deepcopy(rollout)
+    changed.reward_terms[groups] = 0.25
+    changed.rewards = changed.reward_terms @ WordRewards.weights
+    return changed
 
 
 def note_batches(trainer: Trainer) -> list[Rollout]:
@@ -325,9 +384,7 @@ def test_a_smaller_batch_is_trained_as_if_it_were_the_whole_batch(examples, samp
     """Groups 0 and 2 of 4 have zero variance and are replaced by more of these: the step is that of
     groups 1 and 3 alone, bit for bit.
     """
-    batch = copy.deepcopy(sampled)
-    batch.reward_terms[[0, 2]] = 0.25
-    batch.rewards = batch.reward_terms @ WordRewards.weights
+    batch = with_zero_variance(sampled, [0, 2])
     assert batch.zero_variance().tolist() == [True, False, True, False]
     steps = []
     for prompts, rounds, batches in (
@@ -346,21 +403,60 @@ def test_a_smaller_batch_is_trained_as_if_it_were_the_whole_batch(examples, samp
     assert metrics == alone and same(weights, expected)
 
 
-def test_zero_variance_groups_count_in_the_mean(examples, sampled):
-    """Groups 0 and 2 of 4 have zero variance and are kept, as without dynamic sampling. They have
-    no gradient of their own, but the mean is over their tokens, too: the gradient is that of groups
-    1 and 3 alone, times the share of tokens that those two have. ``sequence`` and ``constant`` are
-    means over completions: half of the gradient.
+@pytest.mark.parametrize("loss", LOSSES)
+def test_zero_variance_groups_cost_nothing(examples, sampled, loss, monkeypatch):
+    """Groups 0 and 2 of 4 have zero variance: neither policy nor reference sees them, and the
+    update is that of groups 1 and 3 alone, bit for bit. The metrics of rewards and lengths are
+    those of all four.
     """
-    batch = copy.deepcopy(sampled)
-    batch.reward_terms[[0, 2]] = 0.25
-    batch.rewards = batch.reward_terms @ WordRewards.weights
+    batch = with_zero_variance(sampled, [0, 2])
+    steps, passes = [], []
+    for rollout in (batch, select_groups(batch, [1, 3])):
+        trainer = make_trainer(examples, loss_aggregation=loss)
+        replay(trainer, rollout)
+        passes.append(note_passes(monkeypatch, trainer.model))
+        steps.append((trainer.train_step(), lora_of(trainer)))
+    (metrics, weights), (alone, expected) = steps
+    assert same(weights, expected) and not same(weights, lora_of(make_trainer(examples)))
+    assert passes[0][:2] == [(False, 2), (True, 2)] and passes[1] == [(False, 2), (True, 2)]
+    for name in ("loss", "kl", "entropy", "grad_norm", "sampling_logp_difference"):
+        assert metrics[name] == alone[name]
+    assert (metrics["frac_reward_zero_std"], metrics["groups_trained"]) == (0.5, 2)
+    assert metrics["reward"] == pytest.approx(batch.rewards.mean().item()) != alone["reward"]
+    lengths = [len(ids) for group in batch.completion_ids for ids in group]
+    assert metrics["completion_length"] == pytest.approx(sum(lengths) / 12)
+    assert metrics["train_seconds"] * metrics["train_tokens_per_second"] == pytest.approx(
+        sum(lengths[3:6] + lengths[9:])
+    )
+
+
+def test_without_any_advantage_the_kl_term_is_left(examples, sampled):
+    """All four groups have zero variance: the gradient is that of the KL term over all of them."""
+    batch = with_zero_variance(sampled, [0, 1, 2, 3])
+    gradients = []
+    for choice in ("skip", "train"):
+        trainer = make_trainer(examples, zero_variance=choice, beta=0.5)
+        replay(trainer, batch)
+        noted = note_gradients(trainer)
+        assert trainer.train_step()["groups_trained"] == 4
+        gradients.append(noted[0])
+    assert same(*gradients) and any(gradient.any() for gradient in gradients[0].values())
+
+
+def test_zero_variance_groups_count_in_the_mean(examples, sampled):
+    """Groups 0 and 2 of 4 have zero variance and are trained on, with ``--zero-variance train``.
+    They have no policy gradient, but the mean is over their tokens, too: the gradient is that of
+    groups 1 and 3 alone, times the share of tokens that those two have. ``sequence`` and
+    ``constant`` are means over completions: half of the gradient.
+    """
+    batch = with_zero_variance(sampled, [0, 2])
     tokens = [sum(map(len, group)) for group in batch.completion_ids]
     shares = {"token": (tokens[1] + tokens[3]) / sum(tokens), "sequence": 0.5, "constant": 0.5}
     for loss in LOSSES:
         gradients = []
         for prompts, rollout in ((4, batch), (2, select_groups(batch, [1, 3]))):
             options = {"loss_aggregation": loss, "prompts_per_step": prompts, "beta": 0.0}
+            options["zero_variance"] = "train"
             trainer = make_trainer(examples, max_grad_norm=1e9, **options)
             replay(trainer, rollout)
             noted = note_gradients(trainer)
@@ -371,9 +467,7 @@ def test_zero_variance_groups_count_in_the_mean(examples, sampled):
 
 
 def test_a_step_of_zero_variance_groups_changes_nothing(examples, sampled):
-    zero_variance = copy.deepcopy(sampled)
-    zero_variance.reward_terms[:] = 0.5
-    zero_variance.rewards = zero_variance.reward_terms @ WordRewards.weights
+    zero_variance = with_zero_variance(sampled, [0, 1, 2, 3])
     trainer = make_trainer(examples, beta=0.0, dynamic_sampling=2)
     replay(trainer, zero_variance, zero_variance, zero_variance)
     before = lora_of(trainer)

@@ -24,7 +24,8 @@ CLOCKS = tuple(
     for unit in ("seconds", "tokens_per_second")
 )
 PROMISED = {
-    *("step", "reward", "reward_std", "frac_reward_zero_std", "groups_sampled", "skipped"),
+    *("step", "reward", "reward_std", "frac_reward_zero_std", "groups_sampled"),
+    *("groups_trained", "skipped"),
     *(
         "loss",
         "entropy",
