@@ -21,8 +21,8 @@ from grpo.rollout import Rollout
 def spread_most(values: Tensor, count: int) -> Tensor:
     """Which ``count`` of the G values of a group have the largest variance.
 
-    These are the k highest and the ``count`` - k lowest for some k (arXiv 2504.13818, theorem 1),
-    so that all k are tried.
+    These are the k highest and the ``count`` - k lowest for some k (PODS, arXiv 2504.13818), so
+    that all k are tried.
 
     Args:
         values: (P, G) float, such as advantages.

@@ -122,8 +122,8 @@ class QuestionStream:
     and the epoch alone.
 
     A question whose last z groups all had zero variance is asked with the probability
-    ``ask_again ** z``, at least 1/16, and passed over otherwise (GRESO, arXiv 2506.02177, section
-    4.2, with a fixed probability): most of the questions that a policy always or never gets right
+    ``ask_again ** z``, at least 1/16, and passed over otherwise (GRESO, arXiv 2506.02177, here
+    with a fixed probability): most of the questions that a policy always or never gets right
     stay so for a while. Whether a question is passed over depends on the seed and its position.
 
     Attributes:

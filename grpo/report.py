@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from grpo.config import read_settings
-from grpo.evaluation.measure import Prediction, measured
+from grpo.evaluation.measure import Prediction, measured, read_prediction_lines
 from grpo.evaluation.report import LABELS, before_after_rows, read_metrics
 from grpo.evaluation.rollouts import read_rollouts
 from sqlenv.errors import exit_code
@@ -70,7 +70,8 @@ def write_report(runs: list[Path], output: Path, groups: int = GROUPS) -> None:
 def run_data(run: Path, limit: int) -> dict:
     """What the page shows of a run."""
     settings = read_settings("RUN", run)
-    before, after = (read_predictions(run / f"{when}.jsonl") for when in ("before", "after"))
+    paths = [run / f"{when}.jsonl" for when in ("before", "after")]
+    before, after = (read_prediction_lines(path) if path.is_file() else [] for path in paths)
     total = sum(1 for _ in read_rollouts(run / "rollouts.jsonl"))
     groups = list(evenly_spaced(read_rollouts(run / "rollouts.jsonl"), total, limit))
     return {
@@ -86,13 +87,6 @@ def run_data(run: Path, limit: int) -> dict:
 
 def setting_text(value) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def read_predictions(path: Path) -> list[Prediction]:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [Prediction(**json.loads(line)) for line in lines]
 
 
 def evenly_spaced(rows: Iterator[dict], total: int, limit: int) -> Iterator[dict]:

@@ -17,7 +17,6 @@ starts, interrupts and resumes a run. Only the main process writes.
 """
 
 import fcntl
-import json
 import shlex
 import shutil
 import signal
@@ -47,6 +46,7 @@ from grpo.evaluation.measure import (
     Prediction,
     failed_gold,
     prediction_lines,
+    read_prediction_lines,
     stopped_gold,
     summarize,
 )
@@ -197,8 +197,7 @@ class RunFolder:
         """
         path = self.path / "before.jsonl"
         if any(self.distributed.all_gather(path.is_file())):
-            lines = path.read_text(encoding="utf-8").splitlines()
-            return [Prediction(**json.loads(line)) for line in lines]
+            return read_prediction_lines(path)
         predictions = measure("before")
         if self.distributed.is_main:
             write_text(path, prediction_lines(predictions))

@@ -9,7 +9,7 @@ from browser_kit import CHROMIUM, Browser
 
 from grpo import report
 from grpo.config import Config
-from grpo.evaluation.measure import Prediction, prediction_lines
+from grpo.evaluation.measure import Prediction, prediction_lines, read_prediction_lines
 from grpo.evaluation.rollouts import append_rollouts
 from grpo.run import summary_of
 from sqlenv import UserError
@@ -138,6 +138,14 @@ def choose(browser: Browser, form: str, name: str, value: str) -> None:
         f"(() => {{ const select = document.getElementById('{form}').elements['{name}'];"
         f"select.value = '{value}'; select.dispatchEvent(new Event('change')); }})()"
     )
+
+
+def test_predictions_are_read_as_they_were_written(tmp_path):
+    """With characters that end a line elsewhere, but not in JSON lines."""
+    written = predictions(True, False)
+    written[0].question = "one\u2028two\x85three\x0bfour\nfive\rsix"
+    (tmp_path / "before.jsonl").write_text(prediction_lines(written), encoding="utf-8")
+    assert read_prediction_lines(tmp_path / "before.jsonl") == written
 
 
 @in_browser

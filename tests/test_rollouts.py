@@ -65,8 +65,8 @@ def test_the_logprob_is_that_of_the_tokens(trainer):
     expected = [
         group[g, : len(ids)].sum().item() for g, ids in enumerate(rollout.completion_ids[1])
     ]
-    found = [completion["logprob"] for completion in rows_of(trainer)[1]["completions"]]
-    assert found == pytest.approx(expected, abs=1e-3)
+    logprobs = [completion["logprob"] for completion in rows_of(trainer)[1]["completions"]]
+    assert logprobs == pytest.approx(expected, abs=1e-3)
 
 
 def test_groups_that_dynamic_sampling_discards_are_kept(examples, verifier, tmp_path):

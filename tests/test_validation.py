@@ -107,8 +107,8 @@ def test_pass_at_g_by_hand(validation, monkeypatch):
     ]
     same_question = [validation.examples[0]] * 5
     monkeypatch.setattr("grpo.evaluation.validation.generate", lambda *_, **__: texts)
-    found = validation.one_is_right(same_question, max_new_tokens=4)
-    assert found == [False, True, True, True, False]
+    one_right = validation.one_is_right(same_question, max_new_tokens=4)
+    assert one_right == [False, True, True, True, False]
 
 
 class Script:

@@ -265,3 +265,11 @@ def prediction_lines(predictions: list[Prediction]) -> str:
     """As JSON lines, which ``evaluate.py --predictions`` reads."""
     rows = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in predictions)
     return "".join(row + "\n" for row in rows)
+
+
+def read_prediction_lines(path: Path) -> list[Prediction]:
+    """What ``prediction_lines`` wrote. Only line feeds end a line: texts may have others of the
+    characters that ``str.splitlines`` splits at.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [Prediction(**json.loads(line)) for line in lines]
