@@ -16,7 +16,8 @@ from pathlib import Path
 
 from encoder.device import check_device, resolve_device
 from grpo.checkpoint import adapter_files, load_adapter
-from grpo.config import Config, add_prompt_options, prompt_settings, read_settings
+from grpo.command_line import add_prompt_options, prompt_settings
+from grpo.config import Config, read_settings
 from grpo.evaluation.vote import SURE, Vote, vote
 from grpo.lora import lora_merged
 from grpo.models import Policy, load_policy, read_tokenizer

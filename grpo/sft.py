@@ -31,7 +31,7 @@ from encoder.bpe import train_bpe
 from encoder.checkpoint import load_state, save_state
 from encoder.device import check_device, resolve_device
 from grpo.checkpoint import SAFETENSORS_ERRORS
-from grpo.config import add_prompt_options, prompt_settings
+from grpo.command_line import add_prompt_options, prompt_settings
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, merge_lora
 from grpo.models import (
