@@ -84,8 +84,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                 action="append",
                 default=[],
                 metavar="NAME=WEIGHT",
-                help="weight of execution, test_suite, syntax, schema, semantic, overlong or "
-                f"FILE.py:FUNCTION; repeatable; 0 drops the reward ({weights})",
+                help="weight of execution, test_suite, syntax, schema, semantic, overlap, "
+                f"overlong or FILE.py:FUNCTION; repeatable; 0 drops the reward ({weights})",
             )
         else:
             add_option(group, f)

@@ -127,6 +127,12 @@ class Config:
     advantage: str = option(
         "centered", "advantage estimator", choices=["centered", "group", "rloo", "per_reward"]
     )
+    credit: str = option(
+        "completion",
+        "which tokens of a wrong completion have its negative advantage: all, or those in which it "
+        "differs from the nearest right one of its group",
+        choices=["completion", "difference"],
+    )
     mask_truncated: bool = option(
         False, "leave completions that hit --max-new-tokens out of the loss (not of the baseline)"
     )

@@ -1,5 +1,5 @@
 """The reward terms: the paper's four (execution, syntax, schema match, semantic agreement),
-execution on a test suite, DAPO's length penalty, and custom rewards.
+execution on a test suite, the overlap of results, DAPO's length penalty, and custom rewards.
 
 All terms but the penalty and custom rewards are in [0, 1]; the penalty is in [-1, 0]. No wrong
 query may score above a right one, so the auxiliary terms together must weigh less than execution.
@@ -16,14 +16,16 @@ from sqlenv import Example, Execution, ExecutionVerifier, Suite, UserError, extr
 from sqlenv.verifier import Verdict
 
 WEIGHTS = {"execution": 1.0, "syntax": 0.1, "schema": 0.2, "semantic": 0.3}
-OTHERS = ("test_suite", "overlong")
+OTHERS = ("test_suite", "overlap", "overlong")
 TIMEOUT_BUDGET = 5.0  # seconds of CPU time for the completions of a batch that time out
-AUXILIARY = ("schema", "semantic", "overlong")  # a wrong query can beat a right one in these
+NEED_GOLD = ("execution", "test_suite", "overlap", "schema", "semantic")
+# A wrong query can beat a right one in these.
+AUXILIARY = ("schema", "semantic", "overlap", "overlong")
 
 
 def needs_gold(weights: dict[str, float]) -> bool:
     """Whether one of the rewards looks at gold SQL; custom rewards get it if there is one."""
-    return any(weights.get(name) for name in ("execution", "test_suite", "schema", "semantic"))
+    return any(weights.get(name) for name in NEED_GOLD)
 
 
 def check_weights(weights: dict[str, float]) -> None:
@@ -145,7 +147,8 @@ class Rewards:
         flat = [example for example, group in zip(examples, texts) for _ in group]
         asked = prompts or [""] * len(texts)
         sqls = [extract_sql(t, prompt=p) for p, group in zip(asked, texts) for t in group]
-        verdicts = self.verifier.verify(flat, sqls, timeout_budget=TIMEOUT_BUDGET)
+        options = {"timeout_budget": TIMEOUT_BUDGET, "with_overlap": "overlap" in self.specs}
+        verdicts = self.verifier.verify(flat, sqls, **options)
         columns = []
         for spec in self.specs:
             if spec in self.custom:
@@ -197,6 +200,9 @@ class Rewards:
 
     def _execution(self, examples, verdicts) -> list[float]:
         return [float(verdict.correct) for verdict in verdicts]
+
+    def _overlap(self, examples, verdicts) -> list[float]:
+        return [verdict.overlap for verdict in verdicts]
 
     def _test_suite(self, examples, verdicts) -> list[float]:
         budget = {"timeout_budget": TIMEOUT_BUDGET}

@@ -12,6 +12,7 @@ from torch import Tensor
 from grpo import metrics
 from grpo.advantages import group_advantages
 from grpo.config import Config
+from grpo.credit import difference_credit
 from grpo.distributed.parallel import SINGLE_PROCESS, Distributed
 from grpo.downsampling import select_completions, spread_most
 from grpo.dynamic_sampling import collect_groups, concatenate, select_groups
@@ -72,6 +73,7 @@ class Trainer:
             weights = token_weights(  # (P, G, T), as mask
                 mask, aggregation=config.loss_aggregation, max_new_tokens=config.max_new_tokens
             )
+            advantages = self.credit(rollout, advantages)  # (P, G, 1), or (P, G, T)
             parts = distributed.micro_batches(len(rollout.examples), config.micro_batch)  # slices
             reference = self.reference_logprobs if config.beta else lambda *_: None
             ref_logprobs = [reference(rollout, part) for part in parts]  # (p, G, T) each
@@ -85,7 +87,7 @@ class Trainer:
                     if iteration == 0:
                         old_logprobs.append(logprobs.detach())
                     loss, stats = policy_loss(
-                        logprobs, old_logprobs[i], advantages[part],
+                        logprobs, old_logprobs[i], advantages[part, :, : logprobs.shape[-1]],
                         weights[part, :, : logprobs.shape[-1]], ref_logprobs[i],
                         beta=config.beta, kl=config.kl,
                         importance_sampling=config.importance_sampling,
@@ -145,6 +147,12 @@ class Trainer:
             rollout = select_completions(rollout, chosen)
             advantages = advantages.gather(1, chosen.to(advantages.device))
         return rollout, advantages
+
+    def credit(self, rollout: Rollout, advantages: Tensor) -> Tensor:
+        """Advantages of tokens, (P, G, T), or (P, G, 1) if all tokens of a completion share one."""
+        if self.config.credit == "difference":
+            return difference_credit(rollout, advantages)
+        return advantages[..., None]
 
     def logprobs(self, rollout: Rollout, part: slice, *, with_entropy: bool = False):
         """Log-probs (p, G, T) of the completions of some prompts, at the sampling temperature."""

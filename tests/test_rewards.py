@@ -128,6 +128,45 @@ def test_four_rewards_by_hand(sandbox, db):
     assert score(sandbox, [ask(db)], [list(cases)]) == [list(cases.values())]
 
 
+def test_overlap_by_hand(sandbox, db):
+    """Gold returns Bob, Cid and Dee. Of 3 + 4 rows 2 x 3 have a partner, of 3 + 1 rows 2 x 1."""
+    cases = {
+        GOLD: 1.0,
+        "SELECT name FROM singer": 6 / 7,
+        "SELECT name FROM singer WHERE age = 40": 2 / 4,
+        "SELECT name FROM singer WHERE age = 40 UNION ALL SELECT 'Cid'": 2 / 5,  # Cid once in gold
+        "SELECT country FROM singer": 0.0,
+        "SELECT name FROM singer WHERE age > 90": 0.0,
+        "SELECT name, age FROM singer WHERE age > 30": 0.0,  # another number of columns
+        "SELECT nam FROM singer": 0.0,
+        "I do not know.": 0.0,
+    }
+    weights = {"execution": 1.0, "overlap": 0.2}
+    (group,) = score(sandbox, [ask(db)], [list(cases)], weights=weights)
+    assert group == [[float(n == 0), pytest.approx(v)] for n, v in enumerate(cases.values())]
+
+
+def test_overlap_of_two_columns_in_another_order_and_of_an_ordered_result(sandbox, db):
+    """Rows are compared as multisets of cells: right rows in a wrong order overlap in full, and
+    are wrong.
+    """
+    gold = "SELECT name, age FROM singer WHERE age > 30 ORDER BY age"
+    texts = ["SELECT age, name FROM singer WHERE age > 35", gold + " DESC"]
+    weights = {"execution": 1.0, "overlap": 0.2}
+    (group,) = score(sandbox, [ask(db, gold)], [texts], weights=weights)
+    assert group == [[0, pytest.approx(4 / 5)], [0, 1]]
+
+
+def test_overlap_is_not_computed_unless_asked_for(sandbox, db):
+    """It needs the rows of gold, which are not read for a result of another size."""
+    verifier = ExecutionVerifier(sandbox)
+    sqls = ["SELECT name FROM singer", GOLD]
+    examples = [ask(db), ask(db)]
+    assert [v.overlap for v in verifier.verify(examples, sqls)] == [0, 1]
+    asked = verifier.verify(examples, sqls, with_overlap=True)
+    assert [v.overlap for v in asked] == [pytest.approx(6 / 7), 1]
+
+
 def test_the_result_has_prompts_groups_and_terms_in_that_order(sandbox, db):
     """Two prompts with three completions each; the terms in the order in which they are named."""
     weights = {"syntax": 0.5, "execution": 1.0}
