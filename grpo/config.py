@@ -125,7 +125,7 @@ class Config:
         0.2, "the importance ratio is clipped above 1 + this", range=NON_NEGATIVE
     )
     advantage: str = option(
-        "centered", "advantage estimator", choices=["centered", "group", "rloo", "per_reward"]
+        "centered", "advantage estimator", choices=["centered", "group", "rloo", "maxrl", "per_reward"]
     )
     credit: str = option(
         "completion",

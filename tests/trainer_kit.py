@@ -43,7 +43,7 @@ PROMISED = {
 }
 LOSSES = ("token", "sequence", "constant")
 RATIOS = ("token", "sequence", "cispo")
-ADVANTAGES = ("centered", "group", "rloo", "per_reward")
+ADVANTAGES = ("centered", "group", "rloo", "maxrl", "per_reward")
 
 # Whole queries are single tokens, so that a random policy writes some that run.
 QUERIES = [
