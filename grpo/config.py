@@ -125,7 +125,9 @@ class Config:
         0.2, "the importance ratio is clipped above 1 + this", range=NON_NEGATIVE
     )
     advantage: str = option(
-        "centered", "advantage estimator", choices=["centered", "group", "rloo", "maxrl", "per_reward"]
+        "centered",
+        "advantage estimator",
+        choices=["centered", "group", "rloo", "maxrl", "per_reward"],
     )
     credit: str = option(
         "completion",
@@ -140,6 +142,9 @@ class Config:
         0,
         "times that zero-variance groups are replaced by groups of further prompts",
         range=COUNT_OR_ZERO,
+    )
+    gold_completions: bool = option(
+        False, "gold SQL takes the place of a completion in groups without a right one"
     )
     zero_variance: str = option(
         "skip",

@@ -56,12 +56,15 @@ def sampler_gap(logprobs: Tensor, sampling_logprobs: list[Tensor]) -> Tensor:
 
     Args:
         logprobs: (P, G, T) float32.
-        sampling_logprobs: P tensors (G, T'), T' differs between groups.
+        sampling_logprobs: P tensors (G, T'), T' differs between groups; NaN for tokens that were
+            not sampled (``--gold-completions``), whose gap is 0.
     """
     gap = torch.zeros_like(logprobs)
     for p, sampled in enumerate(sampling_logprobs):
         size = min(sampled.shape[-1], gap.shape[-1])
-        gap[p, :, :size] = (logprobs[p, :, :size] - sampled[:, :size].to(gap.device)).abs()
+        sampled = sampled[:, :size].to(gap.device)
+        difference = (logprobs[p, :, :size] - sampled).abs()
+        gap[p, :, :size] = torch.where(sampled.isnan(), 0.0, difference)
     return gap
 
 

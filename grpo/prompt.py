@@ -225,6 +225,16 @@ class PromptBuilder:
         return start + [token for text in texts for token in self.encode(text)]
 
 
+def answer_end(tokenizer, eos_ids: set[int]) -> int:
+    """The token that ends an answer: the chat template's, or the tokenizer's."""
+    if not tokenizer.chat_template:
+        return tokenizer.eos_token_id
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "SELECT 1"}]
+    asked = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+    whole = tokenizer.apply_chat_template(turns, return_dict=False)
+    return next((t for t in whole[len(asked) :] if t in eos_ids), tokenizer.eos_token_id)
+
+
 def messages_of(texts: list[str]) -> list[dict]:
     """A chat's messages from ``PromptBuilder.texts``."""
     roles = ("system", "user")[-len(texts) :]

@@ -45,6 +45,7 @@ from grpo.prompt import (
     DEFAULTS,
     PromptBuilder,
     PromptSettings,
+    answer_end,
     check_context,
     question_text,
     saved_prompt,
@@ -186,16 +187,6 @@ class PretrainingBatches:
             groups.append(group)
             sizes.append(size)
         return prompts, groups, torch.tensor(sizes)
-
-
-def answer_end(tokenizer, eos_ids: set[int]) -> int:
-    """The token that ends an answer: the chat template's, or the tokenizer's."""
-    if not tokenizer.chat_template:
-        return tokenizer.eos_token_id
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "SELECT 1"}]
-    asked = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
-    whole = tokenizer.apply_chat_template(turns, return_dict=False)
-    return next((t for t in whole[len(asked) :] if t in eos_ids), tokenizer.eos_token_id)
 
 
 class SftBatches:

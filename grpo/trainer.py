@@ -16,6 +16,7 @@ from grpo.credit import difference_credit
 from grpo.distributed.parallel import SINGLE_PROCESS, Distributed
 from grpo.downsampling import select_completions, spread_most
 from grpo.dynamic_sampling import collect_groups, concatenate, select_groups
+from grpo.gold_completions import add_gold
 from grpo.guards import CollapseGuard, NonFiniteGuard, SamplerGuard
 from grpo.logprobs import completion_logprobs
 from grpo.lora import lora_disabled, lora_parameters
@@ -66,8 +67,9 @@ class Trainer:
             self.rollout, config.prompts_per_step, rounds=config.dynamic_sampling
         )  # completion_ids, reward_terms (P, G, R), rewards (P, G)
         with self.timer.phase("train"):
-            advantages = self.advantages(sampled)  # (P, G)
-            rollout, advantages = self.what_to_train(sampled, advantages.to(device))
+            batch = self.with_gold(sampled)
+            advantages = self.advantages(batch)  # (P, G)
+            rollout, advantages = self.what_to_train(batch, advantages.to(device))
             # From here on P and G count what is trained on.
             mask = rollout.completion_mask(include_truncated=not config.mask_truncated).to(device)
             weights = token_weights(  # (P, G, T), as mask
@@ -132,6 +134,17 @@ class Trainer:
             values, applicable = rollout.rewards, rollout.applicable.all(-1)  # (P, G)
         options = {"kind": self.config.advantage, "weights": self.rewards.weights}
         return group_advantages(values, applicable=applicable, **options)
+
+    def with_gold(self, sampled: Rollout) -> Rollout:
+        """With ``--gold-completions`` gold joins the groups without a right completion. The main
+        process runs gold for all: its queries run against the clock.
+        """
+        if not self.config.gold_completions:
+            return sampled
+        longest, batch = self.config.max_new_tokens, sampled
+        if self.distributed.is_main:
+            batch = add_gold(sampled, self.policy, self.rewards, longest)
+        return self.distributed.all_gather(batch)[0]
 
     def what_to_train(self, rollout: Rollout, advantages: Tensor) -> tuple[Rollout, Tensor]:
         """The groups and completions that the update is made of, and their advantages.
