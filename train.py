@@ -40,7 +40,7 @@ from grpo.models import load_policy_with_lora, model_dtype, read_tokenizer
 from grpo.prompt import PromptSettings, check_context
 from grpo.provenance import provenance
 from grpo.questions import load_questions
-from grpo.rewards import Rewards
+from grpo.rewards import Rewards, is_label_free
 from grpo.run import RunFolder
 from grpo.trainer import Trainer
 from sqlenv import ExecutionVerifier, Sandbox
@@ -71,6 +71,8 @@ def train(
         questions = folder.usable_questions(questions, verifier)
         if config.reward.get("semantic") and (check := check_on_gold(semantic, questions)):
             print(f"semantic reward: {check.report(config.data)}")
+        if is_label_free(config.reward):
+            print("no reward looks at gold SQL: wrong SQL may score above right SQL")
         with distributed.main_first():  # builds the suites that are missing in the cache
             suites = load_suites(verifier.sandbox, dev)
             validation_suites = load_suites(verifier.sandbox, validation)

@@ -85,7 +85,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                 default=[],
                 metavar="NAME=WEIGHT",
                 help="weight of execution, test_suite, syntax, schema, semantic, overlap, "
-                f"overlong or FILE.py:FUNCTION; repeatable; 0 drops the reward ({weights})",
+                "consensus, overlong or FILE.py:FUNCTION; repeatable; 0 drops the reward "
+                f"({weights})",
             )
         else:
             add_option(group, f)

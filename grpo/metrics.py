@@ -1,5 +1,6 @@
 """The metrics of a training step: means over its tokens, rewards, lengths and speed."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -134,7 +135,22 @@ def rollout_metrics(
         **language_metrics(rollout, examples),
         "completion_length": completion_lengths(rollout).mean().item(),
         "truncated": 1 - rollout.finished.float().mean().item(),
+        "repeated_answers": repeated_answers(rollout),
     }
+
+
+def repeated_answers(rollout: Rollout) -> float:
+    """The share of groups whose commonest SQL is that of a group for another question, too: a
+    policy that answers everything alike agrees with itself, and has learned nothing.
+    """
+    asked_by: dict[str, set[str]] = {}
+    answers = []
+    for example, verdicts in zip(rollout.examples, rollout.verdicts):
+        ((sql, _),) = Counter(verdict.sql for verdict in verdicts).most_common(1)
+        answers.append(sql)
+        if sql is not None:
+            asked_by.setdefault(sql, set()).add(example.question)
+    return sum(len(asked_by.get(sql, ())) > 1 for sql in answers) / len(answers)
 
 
 def speed_metrics(

@@ -90,7 +90,7 @@ def test_nothing_is_changed_in_place(batch, rewards):
 def test_gold_that_is_too_long_or_missing_is_left_out(batch, rewards):
     policy = make_policy()
     assert add_gold(batch, policy, rewards, max_new_tokens=1) is batch
-    without = replace(batch, examples=[replace(e, gold_sql=None) for e in batch.examples])
+    without = replace(batch, examples=[replace(e, gold_sql="") for e in batch.examples])
     assert add_gold(without, policy, rewards, max_new_tokens=8) is without
 
 

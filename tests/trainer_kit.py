@@ -26,7 +26,7 @@ CLOCKS = tuple(
 )
 PROMISED = {
     *("step", "reward", "reward_std", "frac_reward_zero_std", "groups_sampled"),
-    *("groups_trained", "skipped"),
+    *("groups_trained", "skipped", "repeated_answers"),
     *(
         "loss",
         "entropy",
