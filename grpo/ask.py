@@ -23,6 +23,7 @@ from grpo.lora import lora_merged
 from grpo.models import Policy, load_policy, read_tokenizer
 from grpo.prompt import PromptBuilder, check_context, saved_prompt
 from grpo.questions import load_questions
+from grpo.rollout import constrained_rows
 from grpo.sampler import sample_groups
 from sqlenv import Example, Sandbox, UserError, extract_sql, format_sql, load_schema
 from sqlenv.errors import exit_code
@@ -102,6 +103,7 @@ def answer(
         max_new_tokens=max_new_tokens,
         temperature=temperature if votes else 0,
         seeds=[0],
+        constrained=constrained_rows(policy, prompts, [example], votes or 1),
     )
     texts = [policy.decode(ids) for ids in samples.completion_ids[0]]
     asked = policy.tokenizer.decode(prompt)

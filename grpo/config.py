@@ -76,6 +76,9 @@ class Config:
         "values shown of each column, those first that the question seems to name",
         range=COUNT_OR_ZERO,
     )
+    constrain_names: bool = option(
+        False, "draw no token that would make a name which the schema does not have"
+    )
     examples: int = option(
         2000, "training questions, drawn over all languages of --lang", range=COUNT
     )
@@ -254,6 +257,8 @@ class Config:
                 f"--train-completions: must be 0 or from 2 to --group-size ({self.group_size}), "
                 f"not {self.train_completions}"
             )
+        if self.constrain_names and self.gold_completions:
+            raise UserError("--gold-completions: not with --constrain-names: gold was not drawn")
         parse_languages(self.lang)
         check_weights(self.reward)
 

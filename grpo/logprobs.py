@@ -1,5 +1,7 @@
 """Log-probabilities of completions under the model, with the prompt computed once per group."""
 
+from itertools import repeat
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ def completion_logprobs(
     *,
     temperature: float = 1.0,
     with_entropy: bool = False,
+    allowed: list | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """log pi(o_t | q, o_<t) of every completion token, at the temperature that it was sampled with.
 
@@ -26,6 +29,7 @@ def completion_logprobs(
         model: a Hugging Face causal language model.
         prompt_ids: P lists of token ids.
         completion_ids: P groups of G lists of token ids, EOS included where it was sampled.
+        allowed: as in ``Samples``: what each token was drawn from.
 
     Returns:
         (P, G, T) float32, 0 where a completion has no token; with ``with_entropy`` also the
@@ -35,12 +39,21 @@ def completion_logprobs(
     hidden = hidden_states(model, packed.ids, packed.positions, packed.layout)  # (N, D)
     predictors = hidden.index_select(0, packed.predictors)  # (C, D), C = completion tokens
     head = model.get_output_embeddings()
+    drawn_from = allowed_rows(allowed, model.device) if allowed and allowed[0] else None  # (C, K)
+    sets = drawn_from.split(CHUNK) if drawn_from is not None else repeat(None)
     chunks = [
-        head_logprobs(states, head, targets, temperature, with_entropy)
-        for states, targets in zip(predictors.split(CHUNK), packed.targets.split(CHUNK))
+        head_logprobs(states, head, targets, temperature, with_entropy, ids)
+        for states, targets, ids in zip(predictors.split(CHUNK), packed.targets.split(CHUNK), sets)
     ]
     logprobs, *entropy = (_unpack(torch.cat(parts), packed.mask) for parts in zip(*chunks))
     return (logprobs, entropy[0]) if with_entropy else logprobs
+
+
+def allowed_rows(allowed: list, device) -> Tensor:
+    """(C, K) int64, what each of C completion tokens was drawn from; shorter rows repeat an id."""
+    rows = [ids for group in allowed for completion in group for ids in completion]
+    longest = max(map(len, rows))
+    return torch.tensor([ids + ids[:1] * (longest - len(ids)) for ids in rows], device=device)
 
 
 def _unpack(values: Tensor, mask: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ class Trainer:
         """Log-probs (p, G, T) of the completions of some prompts, at the sampling temperature."""
         ids = rollout.prompt_ids[part], rollout.completion_ids[part]
         options = {"temperature": self.config.temperature, "with_entropy": with_entropy}
-        return completion_logprobs(self.model, *ids, **options)
+        return completion_logprobs(self.model, *ids, **options, allowed=rollout.allowed[part])
 
     @torch.no_grad()
     def reference_logprobs(self, rollout: Rollout, part: slice) -> Tensor:
