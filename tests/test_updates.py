@@ -116,7 +116,7 @@ def test_the_settings_of_the_loss_reach_it(examples, sampled, monkeypatch, ratio
 
 @pytest.mark.parametrize("kind", ADVANTAGES)
 def test_the_advantages_are_of_the_kind_that_is_set(examples, sampled, monkeypatch, kind):
-    """The four kinds differ on this batch; `per_reward` has the weights of the rewards."""
+    """The kinds differ on this batch; `per_reward` has the weights of the rewards."""
     losses = note_calls(monkeypatch, "policy_loss")
     trainer = make_trainer(examples, advantage=kind)
     replay(trainer, sampled)
