@@ -17,6 +17,7 @@ def completion_logprobs(
     *,
     temperature: float = 1.0,
     with_entropy: bool = False,
+    skipped: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """log pi(o_t | q, o_<t) of every completion token, at the temperature that it was sampled with.
 
@@ -26,23 +27,24 @@ def completion_logprobs(
         model: a Hugging Face causal language model.
         prompt_ids: P lists of token ids.
         completion_ids: P groups of G lists of token ids, EOS included where it was sampled.
+        skipped: (P, G) int64, how many tokens at the start of each completion need no log-prob.
 
     Returns:
-        (P, G, T) float32, 0 where a completion has no token; with ``with_entropy`` also the
-        entropy of each next-token distribution, (P, G, T) float32 without gradient.
+        (P, G, T) float32, 0 for skipped tokens and where there is none; with ``with_entropy`` also
+        the entropy of each next-token distribution, (P, G, T) float32 without gradient.
     """
     packed = pack_groups(prompt_ids, completion_ids, model.device)
     hidden = hidden_states(model, packed.ids, packed.positions, packed.layout)  # (N, D)
-    predictors = hidden.index_select(0, packed.predictors)  # (C, D), C = completion tokens
+    predictors, targets, mask = packed.predictors, packed.targets, packed.mask
+    if skipped is not None:
+        mask = mask & (torch.arange(mask.shape[-1], device=mask.device) >= skipped[..., None])
+        predictors, targets = (x[mask[packed.mask]] for x in (predictors, targets))
+    states = hidden.index_select(0, predictors)  # (C, D), C = completion tokens
     head = model.get_output_embeddings()
     chunks = [
-        head_logprobs(states, head, targets, temperature, with_entropy)
-        for states, targets in zip(predictors.split(CHUNK), packed.targets.split(CHUNK))
+        head_logprobs(part, head, tokens, temperature, with_entropy)
+        for part, tokens in zip(states.split(CHUNK), targets.split(CHUNK))
     ]
-    logprobs, *entropy = (_unpack(torch.cat(parts), packed.mask) for parts in zip(*chunks))
+    unpack = lambda values: values.new_zeros(mask.shape).masked_scatter(mask, values)  # noqa: E731
+    logprobs, *entropy = (unpack(torch.cat(parts)) for parts in zip(*chunks))  # (P, G, T)
     return (logprobs, entropy[0]) if with_entropy else logprobs
-
-
-def _unpack(values: Tensor, mask: Tensor) -> Tensor:
-    """(C,) values of the tokens where ``mask`` (P, G, T) is true -> (P, G, T), 0 elsewhere."""
-    return torch.zeros(mask.shape, device=values.device).masked_scatter(mask, values)

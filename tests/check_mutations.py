@@ -82,8 +82,8 @@ MUTATIONS = [
     Mutation(
         "every row of SFT divides by its own tokens",
         "grpo",
-        "-of_sql / counts[0]",
-        "-of_sql / sql.sum()",
+        "-logprobs.sum() / count",
+        "-logprobs.sum() / (logprobs != 0).sum()",
         ["test_sft"],
     ),
     Mutation(

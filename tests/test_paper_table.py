@@ -306,6 +306,14 @@ def test_what_an_experiment_trains_and_measures(tmp_path, monkeypatch):
     assert measured.startswith("evaluate.py --run runs/paper/small/GRPO-en-0 --lang en,vi")
 
 
+def test_cells_of_another_dataset_are_not_mixed_with_new_ones(tmp_path):
+    paper_table.check_dataset(tmp_path)
+    paper_table.check_dataset(tmp_path)  # the same version
+    (tmp_path / "dataset.txt").write_text("0123456789abcdef\n")
+    with pytest.raises(UserError, match="measured on another version"):
+        paper_table.check_dataset(tmp_path)
+
+
 def test_a_cell_is_a_line_and_measured_again_replaces_it(tmp_path):
     """Lines are sorted, golds are left out where they say 0, 1, 2, ..., and what is read is what
     was saved, also where an answer has a line separator.
