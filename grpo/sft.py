@@ -67,6 +67,7 @@ from sqlenv.options import (
 
 SAVE_EVERY = 100  # steps
 PASS_TOKENS = 256
+QUESTION_WEIGHT = 0.5  # of the questions' tokens in the loss of a new model
 
 
 def answer_end(tokenizer, eos_ids: set[int]) -> int:
@@ -113,10 +114,15 @@ class SftBatches:
 
 
 def backward(
-    model, batch: tuple, distributed: Distributed = SINGLE_PROCESS, dtype: str = "float32"
+    model,
+    batch: tuple,
+    distributed: Distributed = SINGLE_PROCESS,
+    dtype: str = "float32",
+    question_weight: float = 0.0,
 ) -> float:
-    """Adds the gradients of a batch's loss, the mean negative log-likelihood of its SQL tokens;
-    returns the loss. A pass takes up to ``PASS_TOKENS`` tokens of prompts, or one row: schemas
+    """Adds the gradients of a batch's loss: the mean negative log-likelihood of its SQL tokens, and
+    with ``question_weight`` that of the questions' tokens, which teaches the words of names, too.
+    Returns that of the SQL. A pass takes up to ``PASS_TOKENS`` tokens of prompts, or one row: schemas
     differ in length, and padding costs more than passes.
 
     Args:
@@ -125,16 +131,20 @@ def backward(
         dtype: of the matrix products, "float32" or "bfloat16".
     """
     starts, groups, asked = batch
-    count = sum(len(ids) for group in groups for ids in group) - int(asked.sum())
+    questions = int(asked.sum())
+    count = sum(len(ids) for group in groups for ids in group) - questions
     total, bfloat16 = 0.0, dtype == "bfloat16"
     rows = max(1, PASS_TOKENS // max(map(len, starts)))
     for some in distributed.micro_batches(len(starts), rows):
+        sizes = asked[some].to(model.device)  # (p, G)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            skipped = asked[some].to(model.device)
+            skipped = None if question_weight else sizes
             logprobs = completion_logprobs(model, starts[some], groups[some], skipped=skipped)
-        loss = -torch.sum(logprobs) / count
-        loss.backward()
+        is_sql = torch.arange(logprobs.shape[-1], device=sizes.device) >= sizes[..., None]
+        loss = -torch.sum(logprobs * is_sql) / count
         total += loss.item()
+        loss = loss - question_weight * torch.sum(logprobs * ~is_sql) / max(1, questions)
+        loss.backward()
     distributed.all_reduce_gradients(p for p in model.parameters() if p.requires_grad)
     return sum(distributed.all_gather(total))
 
@@ -184,7 +194,8 @@ def train(
     is_main = distributed.is_main
     bar = tqdm(range(start, stop), desc="SFT", initial=start, total=stop, disable=not is_main)
     for step in bar:
-        loss = backward(model, batches[step], distributed, dtype)
+        weight = 0.0 if arguments.model else QUESTION_WEIGHT
+        loss = backward(model, batches[step], distributed, dtype, weight)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules):
             optimizer.step()
