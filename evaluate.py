@@ -8,7 +8,6 @@ python evaluate.py --compare runs/vi-1 FILE
 """
 
 import argparse
-import json
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -28,7 +27,13 @@ from grpo.config import (
 )
 from grpo.evaluation import report as report_files
 from grpo.evaluation.analysis import check_same_questions, compare, full_report
-from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites, prediction_rows, score
+from grpo.evaluation.measure import (
+    Prediction,
+    evaluate_policy,
+    load_suites,
+    prediction_lines,
+    score,
+)
 from grpo.lora import lora_merged
 from grpo.models import load_policy, read_tokenizer
 from grpo.prompt import DEFAULTS, PromptSettings, check_context, saved_prompt
@@ -44,7 +49,7 @@ from sqlenv import (
 )
 from sqlenv.dataset import parse_languages
 from sqlenv.errors import exit_code
-from sqlenv.files import write_file, write_json
+from sqlenv.files import write_json, write_text
 from sqlenv.metrics.predictions import (
     is_official,
     read_official,
@@ -351,10 +356,6 @@ def write_outputs(arguments: argparse.Namespace, report: dict, reports: dict) ->
     )
 
 
-def write_text(path: Path, text: str) -> None:
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
 def run(arguments: argparse.Namespace) -> int:
     check_outputs(arguments)
     check_device(arguments.device)
@@ -380,8 +381,7 @@ def run(arguments: argparse.Namespace) -> int:
             for system, (examples, sqls, _) in zip(systems, loaded)
         ]
     if arguments.save_predictions:
-        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in prediction_rows(measured[0]))
-        write_text(Path(arguments.save_predictions), "".join(rows))
+        write_text(Path(arguments.save_predictions), prediction_lines(measured[0]))
     if arguments.compare:
         report = compare(measured[0], measured[1], arguments.compare)
         reports = dict(zip(arguments.compare, (report["first"], report["second"])))

@@ -32,6 +32,7 @@ from encoder.gold_check import check_on_gold
 from grpo.config import Config, parse_config
 from grpo.distributed.parallel import Distributed, is_first_to_fail, open_distributed
 from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites
+from grpo.evaluation.validation import Validation
 from grpo.lora import lora_merged
 from grpo.memory import memory_errors, print_plan
 from grpo.models import load_policy_with_lora, model_dtype, read_tokenizer
@@ -46,10 +47,10 @@ from sqlenv.errors import exit_code
 
 def train(config: Config, folder: RunFolder, distributed: Distributed, device: str) -> int:
     """One run; returns the exit code."""
-    questions, dev = load_questions(config)
+    questions, validation, dev = load_questions(config)
     prompts = {"settings": PromptSettings.of(vars(config)), "max_new_tokens": config.max_new_tokens}
     tokenizer, model_config = read_tokenizer(config.model)
-    check_context(config.model, tokenizer, model_config, questions + dev, **prompts)
+    check_context(config.model, tokenizer, model_config, questions + validation + dev, **prompts)
     # `auto` is measured: the main process decides for all, and config.json keeps it for a resume.
     dtype = model_dtype(config.dtype, device, model_config)
     config.dtype = distributed.all_gather(dtype)[0]
@@ -68,6 +69,7 @@ def train(config: Config, folder: RunFolder, distributed: Distributed, device: s
             print(f"semantic reward: {check.report(config.data)}")
         with distributed.main_first():  # builds the suites that are missing in the cache
             suites = load_suites(verifier.sandbox, dev)
+            validation_suites = load_suites(verifier.sandbox, validation)
             if config.reward.get("test_suite"):
                 rewards.suites = load_suites(verifier.sandbox, questions)
         trainer = Trainer(policy, rewards, questions, config, distributed)
@@ -86,8 +88,10 @@ def train(config: Config, folder: RunFolder, distributed: Distributed, device: s
             return distributed.all_gather_list(predictions)
 
         before = folder.measure_before(measure)
-        if not folder.train(trainer):
+        options = policy, verifier, validation_suites, config, distributed
+        if not folder.train(trainer, Validation(validation, *options) if validation else None):
             return 130
+        folder.use_best(trainer)
         folder.finish(before, measure("after"))
     return 0
 

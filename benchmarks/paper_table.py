@@ -67,6 +67,7 @@ PREREQUISITES = {
     "larger SFT policy": f"-m grpo.sft --hidden 640 --layers 6 --steps 900 --output {LARGER}",
 }
 DTYPE = ["--dtype", "bfloat16"]  # as on a GPU; "auto" would depend on the machine
+WHEN_MEASURED = ["--zero-variance", "train"]  # was the default
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def train(cell: Cell, arguments: argparse.Namespace) -> None:
     words = ["--lang", cell.lang, "--seed", str(cell.seed), "--output", str(cell.run)]
     words += ["--model", arguments.model, "--data", arguments.data, "--encoder", arguments.encoder]
     # evaluate.py measures afterwards, with the same encoder whatever the reward was.
-    words += ["--dev-limit", "1", "--examples", str(arguments.examples), *DTYPE]
+    words += ["--dev-limit", "1", "--examples", str(arguments.examples), *DTYPE, *WHEN_MEASURED]
     words += shlex.split(arguments.options) + ROWS[cell.row]  # a later option replaces an earlier
     if cell.run.exists():
         words.append("--resume")

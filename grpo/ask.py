@@ -161,8 +161,8 @@ def saved_settings(arguments: argparse.Namespace) -> dict:
 def questions_of(saved: dict) -> list[Example]:
     """The questions that a run was trained and evaluated on."""
     names = {f.name for f in fields(Config)}
-    train, dev = load_questions(Config(**{k: v for k, v in saved.items() if k in names}))
-    return train + dev
+    splits = load_questions(Config(**{k: v for k, v in saved.items() if k in names}))
+    return [example for split in splits for example in split]
 
 
 def database(arguments: argparse.Namespace, saved: dict) -> Example:

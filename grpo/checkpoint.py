@@ -115,6 +115,14 @@ def adapter_files(folder: Path) -> tuple[Path, Path]:
     return paths
 
 
+def restore_adapter(model, folder: Path) -> None:
+    """Gives the LoRA layers that ``model`` has the weights that ``save_adapter`` wrote."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name, tensor in lora_parameters(model).items():
+            tensor.copy_(tensors[f"base_model.model.{name}.weight"])
+
+
 def load_adapter(model, folder: Path) -> None:
     """Adds the LoRA layers of an adapter directory, ours or PEFT's, to ``model``, in place.
 

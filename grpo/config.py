@@ -197,6 +197,24 @@ class Config:
     dtype: str = option(
         "auto", "of the frozen weights", choices=["auto", "float32", "bfloat16", "float16"]
     )
+    keep_rollouts: int = option(
+        100,
+        "groups of each step to keep in rollouts.jsonl",
+        affects_results=False,
+        range=COUNT_OR_ZERO,
+    )
+    eval_every: int = option(
+        0, "steps between evaluations on validation questions, 0 for none", range=COUNT_OR_ZERO
+    )
+    eval_questions: int = option(
+        100, "validation questions, at most a fifth of the training questions", range=COUNT
+    )
+    patience: int = option(
+        0,
+        "evaluations without a better TS after which the run ends, 0 for no such end",
+        range=COUNT_OR_ZERO,
+    )
+    stop_on_collapse: bool = option(False, "end a run that falls apart, with its best adapter")
     save_every: int = option(20, "steps between checkpoints", affects_results=False, range=COUNT)
     tensorboard: bool = option(
         False, "also write the metrics for TensorBoard (if installed)", affects_results=False
@@ -219,6 +237,8 @@ class Config:
             allowed, value = f.metadata.get("range"), getattr(self, f.name)
             if allowed and value not in allowed:
                 raise UserError(f"{option_name(f.name)}: must be {allowed}, not {value}")
+        if self.patience and not self.eval_every:
+            raise UserError("--patience: needs --eval-every, the steps between evaluations")
         if self.train_completions == 1 or self.train_completions > self.group_size:
             raise UserError(
                 f"--train-completions: must be 0 or from 2 to --group-size ({self.group_size}), "

@@ -10,6 +10,8 @@ loss is a mean over the chosen completions, which have larger advantages than th
 gradient is not that of the expected reward, but a sharper one in nearly the same direction.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -19,8 +21,8 @@ from grpo.rollout import Rollout
 def spread_most(values: Tensor, count: int) -> Tensor:
     """Which ``count`` of the G values of a group have the largest variance.
 
-    These are the k highest and the ``count`` - k lowest for some k (arXiv 2504.13818, theorem 1),
-    so that all k are tried.
+    These are the k highest and the ``count`` - k lowest for some k (PODS, arXiv 2504.13818), so
+    that all k are tried.
 
     Args:
         values: (P, G) float, such as advantages.
@@ -48,12 +50,12 @@ def select_completions(rollout: Rollout, chosen: Tensor) -> Rollout:
         chosen: (P, m) int64, indices of the completions.
     """
     groups = torch.arange(len(chosen))[:, None]  # (P, 1)
-    return Rollout(
-        examples=rollout.examples,
-        prompt_ids=rollout.prompt_ids,
-        completion_ids=[
-            [group[g] for g in own] for group, own in zip(rollout.completion_ids, chosen.tolist())
-        ],
+    pick = lambda lists: [[own[g] for g in ids] for own, ids in zip(lists, chosen.tolist())]  # noqa: E731
+    return replace(
+        rollout,
+        completion_ids=pick(rollout.completion_ids),
+        texts=pick(rollout.texts),
+        verdicts=pick(rollout.verdicts),
         sampling_logprobs=[group[own] for group, own in zip(rollout.sampling_logprobs, chosen)],
         finished=rollout.finished[groups, chosen],
         reward_terms=rollout.reward_terms[groups, chosen],

@@ -11,6 +11,7 @@ log = logging.getLogger("grpo")
 MAX_BAD_UPDATES = 3  # updates in a row with a non-finite loss or gradient that end a run
 SICK_STEPS = 5  # steps in a row with the same sign of a run that learns nothing, or the wrong thing
 MAX_KL = 1.0  # nats per token; the default run stays below 0.05
+MAX_ENTROPY = 5.0  # nats per token; that of text which makes sense is far lower
 MAX_GRAD_NORM = 100.0  # in units of --max-grad-norm, to which the gradient is clipped
 # Mean |sampler - trainer| of a token's log-prob above which a warning is given.
 SAMPLER_GAP = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -84,14 +85,19 @@ class CollapseGuard:
 
     def __init__(self, max_grad_norm: float):
         self.max_grad_norm = max_grad_norm
-        self.steps = {"groups": 0, "kl": 0, "gradient": 0}  # with the sign, in a row
+        self.steps = {"groups": 0, "kl": 0, "entropy": 0, "gradient": 0}  # with the sign, in a row
 
-    def check(self, metrics: dict[str, float]) -> None:
-        """``metrics``: those of a step (docs/grpo.md)."""
+    def check(self, metrics: dict[str, float]) -> bool:
+        """Whether a sign has just been there for ``SICK_STEPS`` steps in a row.
+
+        Args:
+            metrics: those of a step (docs/grpo.md).
+        """
         step, norm = int(metrics["step"]), metrics["grad_norm"] / self.max_grad_norm
         signs = {
             "groups": metrics["frac_reward_zero_std"] == 1,
             "kl": metrics["kl"] > MAX_KL,
+            "entropy": metrics["entropy"] > MAX_ENTROPY,
             "gradient": norm > MAX_GRAD_NORM,
         }
         advice = {
@@ -101,6 +107,8 @@ class CollapseGuard:
             "with grpo.sft first; if all are right, take harder questions",
             "kl": f"the KL divergence from the reference is {metrics['kl']:.3g} per token; start "
             "again with a lower --lr or a higher --beta",
+            "entropy": f"the entropy is {metrics['entropy']:.3g} nats per token: completions are "
+            "nearly random; start again with a lower --lr, or with a lower --temperature",
             "gradient": f"the gradient's norm is {norm:.3g} times --max-grad-norm; start again "
             "with a lower --lr",
         }
@@ -108,3 +116,4 @@ class CollapseGuard:
             self.steps[sign] = self.steps[sign] + 1 if shown else 0
             if self.steps[sign] == SICK_STEPS:
                 log.warning("steps %d to %d: %s", step - SICK_STEPS + 1, step, advice[sign])
+        return SICK_STEPS in self.steps.values()

@@ -14,6 +14,7 @@ from sqlenv import (
     ExecutionVerifier,
     UserError,
     by_database,
+    canonical_sql,
     chosen_languages,
     open_dataset,
 )
@@ -23,8 +24,12 @@ from sqlenv.sandbox.sandbox import STOPPED
 LEAST_CHANCE = 1 / 16  # that a question is asked, however often it taught nothing
 
 
-def load_questions(config: Config) -> tuple[list[Example], list[Example]]:
-    """Training questions, evenly from all languages, and the dev questions that have gold SQL."""
+def load_questions(
+    config: Config,
+) -> tuple[list[Example], list[Example], list[Example]]:
+    """Training questions, evenly from all languages, validation questions (none without
+    ``eval_every``), and the dev questions that have gold SQL.
+    """
     gold = {"need_gold": needs_gold(config.reward)}
     dataset = open_dataset(config.data, config.questions, **gold)
     langs = chosen_languages(dataset, config.lang, ["train", "dev"])
@@ -32,7 +37,37 @@ def load_questions(config: Config) -> tuple[list[Example], list[Example]]:
     random.Random(config.seed).shuffle(train)
     limit = config.dev_limit or None
     dev = [e for lang in langs for e in dataset.load(lang, "dev")[:limit]]
-    return train[: config.examples], [example for example in dev if example.gold_sql]
+    count = min(config.eval_questions, len(train) // 5) if config.eval_every else 0
+    train, validation = split_validation(train, count, config.examples)
+    if config.eval_every and not validation:
+        raise UserError("--eval-every: too few training questions with SQL to set some apart")
+    return train, validation, [example for example in dev if example.gold_sql]
+
+
+def split_validation(
+    pool: list[Example], count: int, limit: int
+) -> tuple[list[Example], list[Example]]:
+    """Training and validation questions. No gold query is on both sides, in whatever language: a
+    question and its translations have the same.
+
+    Args:
+        pool: shuffled questions. Validation questions come from its end, which a run with fewer
+            questions than it has would not be trained on.
+        count: of the validation questions; fewer if the pool has not enough with gold.
+        limit: the most training questions.
+    """
+    if not count:
+        return pool[:limit], []
+    chosen, validation = set(), []
+    for example in reversed(pool):
+        key = example.db_id, canonical_sql(example.gold_sql or "")
+        if len(validation) == count:
+            break
+        if example.gold_sql:
+            chosen.add(key)
+            validation.append(example)
+    rest = [e for e in pool if (e.db_id, canonical_sql(e.gold_sql or "")) not in chosen]
+    return rest[:limit], validation
 
 
 def without_result(questions: list[Example], verifier: ExecutionVerifier) -> dict:
@@ -87,8 +122,8 @@ class QuestionStream:
     and the epoch alone.
 
     A question whose last z groups all had zero variance is asked with the probability
-    ``ask_again ** z``, at least 1/16, and passed over otherwise (GRESO, arXiv 2506.02177, section
-    4.2, with a fixed probability): most of the questions that a policy always or never gets right
+    ``ask_again ** z``, at least 1/16, and passed over otherwise (GRESO, arXiv 2506.02177, here
+    with a fixed probability): most of the questions that a policy always or never gets right
     stay so for a while. Whether a question is passed over depends on the seed and its position.
 
     Attributes:

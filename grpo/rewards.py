@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from grpo.custom_reward import CustomReward, is_custom
-from sqlenv import Example, ExecutionVerifier, Suite, UserError, extract_sql
+from sqlenv import Example, Execution, ExecutionVerifier, Suite, UserError, extract_sql
+from sqlenv.verifier import Verdict
 
 WEIGHTS = {"execution": 1.0, "syntax": 0.1, "schema": 0.2, "semantic": 0.3}
 OTHERS = ("test_suite", "overlong")
@@ -122,16 +123,20 @@ class Rewards:
         self.custom = {spec: CustomReward(spec, timeout) for spec in self.specs if is_custom(spec)}
         self.weights = torch.tensor([weights[name] for name in self.specs])
 
-    def __call__(
+    def __call__(self, examples: list[Example], texts: list[list[str]], **options) -> Tensor:
+        """The reward terms alone, (P, G, R) float32, see ``score``."""
+        return self.score(examples, texts, **options)[0]
+
+    def score(
         self,
         examples: list[Example],
         texts: list[list[str]],
         *,
         prompts: list[str] | None = None,
         lengths: list[list[int]] | None = None,
-    ) -> Tensor:
-        """P examples, P x G completion texts -> (P, G, R) float32, NaN where a custom reward says
-        that it is not applicable.
+    ) -> tuple[Tensor, list[list[Verdict]]]:
+        """P examples, P x G completion texts -> reward terms (P, G, R) float32, NaN where a custom
+        reward says that it is not applicable, and P x G verdicts.
 
         Args:
             prompts: P texts, passed to custom rewards; ``extract_sql`` looks at how they end.
@@ -151,7 +156,14 @@ class Rewards:
                 values = getattr(self, f"_{spec}")(flat, verdicts)
             columns.append(values)
         terms = torch.tensor(columns, dtype=torch.float32).T  # (P G, R)
-        return terms.reshape(len(examples), -1, len(self.specs))
+        terms = terms.reshape(len(examples), -1, len(self.specs))
+        size = terms.shape[1]
+        return terms, [verdicts[size * p : size * (p + 1)] for p in range(len(examples))]
+
+    def run_gold(self, examples: list[Example]) -> list[Execution | None]:
+        """The execution of each example's gold SQL; None where it has none."""
+        runs = iter(self.verifier.run_gold([e for e in examples if e.gold_sql]))
+        return [next(runs) if e.gold_sql else None for e in examples]
 
     def failures(self) -> dict[str, int]:
         """``reward_failures/<name>``: calls of a custom reward that failed, in this process."""

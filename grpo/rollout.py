@@ -14,6 +14,7 @@ from grpo.rewards import Rewards, fill_not_applicable
 from grpo.sampler import sample_groups
 from grpo.timer import PhaseTimer
 from sqlenv import Example
+from sqlenv.verifier import Verdict
 
 
 @dataclass
@@ -24,6 +25,8 @@ class Rollout:
         examples: P questions.
         prompt_ids: P lists of token ids.
         completion_ids: P x G lists of token ids, EOS included where it was sampled.
+        texts: P x G completions as text, without special tokens.
+        verdicts: P x G, what became of the SQL in them.
         sampling_logprobs: P tensors (G, T) float32, of each token under the distribution that it
             was drawn from; T differs between groups.
         finished: (P, G) bool, whether the completion ended with EOS before the limit.
@@ -35,6 +38,8 @@ class Rollout:
     examples: list[Example]
     prompt_ids: list[list[int]]
     completion_ids: list[list[list[int]]]
+    texts: list[list[str]]
+    verdicts: list[list[Verdict]]
     sampling_logprobs: list[Tensor]
     finished: Tensor
     reward_terms: Tensor
@@ -83,8 +88,10 @@ def sample_rollout(
         texts = [[policy.decode(completion) for completion in group] for group in ids]  # P x G
         lengths = [[len(completion) for completion in group] for group in ids]  # P x G
         asked = policy.tokenizer.batch_decode(prompt_ids)
-        scored = rewards(examples, texts, prompts=asked, lengths=lengths)  # (P, G, R)
+        scored, verdicts = rewards.score(examples, texts, prompts=asked, lengths=lengths)
     logprobs, finished = list(samples.logprobs.cpu()), samples.finished.cpu()
-    terms, applicable = fill_not_applicable(scored), ~scored.isnan()
-    total = terms @ rewards.weights  # (P, G)
-    return Rollout(examples, prompt_ids, ids, logprobs, finished, terms, applicable, total)
+    terms, applicable = fill_not_applicable(scored), ~scored.isnan()  # (P, G, R)
+    outputs = {"completion_ids": ids, "texts": texts, "verdicts": verdicts}
+    scores = {"reward_terms": terms, "applicable": applicable, "rewards": terms @ rewards.weights}
+    samples = {"sampling_logprobs": logprobs, "finished": finished}
+    return Rollout(examples, prompt_ids, **outputs, **samples, **scores)

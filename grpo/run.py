@@ -4,16 +4,19 @@ starts, interrupts and resumes a run. Only the main process writes.
     config.json     the settings
     questions.json  which training questions are left out, and a hash of the others
     metrics.jsonl   one line per step
+    rollouts.jsonl  the sampled groups, one line per group (grpo/evaluation/rollouts.py)
     checkpoint/     the training state
     adapter/        the LoRA weights in PEFT's format
-    best_adapter/   those of the steps with the highest training reward
-    before.json     the predictions before training
+    best_adapter/   those of the best step (grpo/best_adapter.py)
+    last_adapter/   those of the last step, where adapter/ has those of the best one
+    before.jsonl    the predictions before training, as evaluate.py --predictions reads them
+    after.jsonl     those after it
     summary.json    the metrics before and after training, and their difference
     curves.png      rewards, KL and entropy over the steps
+    report.html     curves, sampled groups, and what changed (grpo/report.py)
 """
 
 import fcntl
-import json
 import shlex
 import shutil
 import signal
@@ -27,26 +30,49 @@ from typing import TextIO
 from tqdm import tqdm
 
 from encoder.checkpoint import load_state, save_state
-from grpo.best_adapter import collapse_note, keep_best
-from grpo.checkpoint import load_training_state, save_adapter, training_state
+from grpo import best_adapter
+from grpo.best_adapter import TS, best_record, collapse_note, keep_best
+from grpo.checkpoint import (
+    load_training_state,
+    restore_adapter,
+    save_adapter,
+    training_state,
+)
 from grpo.config import Config, read_settings
 from grpo.distributed.parallel import Distributed
+from grpo.dynamic_sampling import select_groups
 from grpo.evaluation import report
 from grpo.evaluation.measure import (
     Prediction,
     failed_gold,
-    prediction_rows,
+    prediction_lines,
+    read_prediction_lines,
     stopped_gold,
     summarize,
 )
+from grpo.evaluation.rollouts import append_rollouts, cut_rollouts, group_rows
+from grpo.evaluation.validation import Validation, evaluations_since_best
 from grpo.questions import decide_left_out
+from grpo.report import write_report
 from grpo.trainer import Trainer
 from sqlenv import Example, ExecutionVerifier, UserError, paired_difference
-from sqlenv.files import write_json
+from sqlenv.files import write_json, write_text
 
 LOCK, QUESTIONS, SETTINGS = ".lock", "questions.json", "config.json"
 EARLY = {LOCK, QUESTIONS, SETTINGS}  # what a folder has before the first measurement is done
-PROGRESS = {"reward": "reward", "EX": "reward/execution", "KL": "kl"}  # in the progress bar
+PROGRESS = {
+    "reward": "reward",
+    "EX": "reward/execution",
+    "KL": "kl",
+    "validation EX": "eval/execution",
+    "TS": "eval/test_suite",
+}
+
+
+def progress(rows: list[dict]) -> dict[str, str]:
+    """What the progress bar shows: the last value of each metric."""
+    known = {name: row[name] for row in rows[-50:] for name in PROGRESS.values() if name in row}
+    return {label: f"{known[name]:.3f}" for label, name in PROGRESS.items() if name in known}
 
 
 class Interrupt:
@@ -82,11 +108,12 @@ class RunFolder:
         if config.tensorboard:
             report.summary_writer()  # fails now rather than after the first measurement
         self.config, self.distributed, self.resume = config, distributed, resume
-        self.started = time.time()
+        self.started, self.rows = time.time(), []
         claim = claim_folder(config, output, resume) if distributed.is_main else (None, None)
         self.lock = claim[1]  # held as long as this process lives
         self.path: Path = distributed.all_gather(claim[0])[0]
         self.metrics_path = self.path / "metrics.jsonl"
+        self.rollouts_path = self.path / "rollouts.jsonl"
         self.state_path = self.path / "checkpoint" / "state.pt"
         if resume:
             self.check_steps()
@@ -130,6 +157,9 @@ class RunFolder:
                 load_training_state(trainer, load_state(self.state_path))
             if self.distributed.is_main:
                 report.keep_metrics(self.metrics_path, trainer.step)
+                cut_rollouts(self.rollouts_path, trainer.step)
+                self.rows = report.read_metrics(self.metrics_path)
+            self.rows = self.distributed.all_gather(self.rows)[0]
         if self.distributed.is_main:
             write_json(self.path / SETTINGS, self.config.to_dict())
 
@@ -165,65 +195,107 @@ class RunFolder:
         """The predictions before training, kept in the folder so that a resumed run does not repeat
         them.
         """
-        path = self.path / "before.json"
+        path = self.path / "before.jsonl"
         if any(self.distributed.all_gather(path.is_file())):
-            return [Prediction(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+            return read_prediction_lines(path)
         predictions = measure("before")
         if self.distributed.is_main:
-            write_json(path, prediction_rows(predictions))
+            write_text(path, prediction_lines(predictions))
         return predictions
 
-    def train(self, trainer: Trainer) -> bool:
-        """Trains to the last step, with a checkpoint every ``save_every`` steps and on Ctrl-C.
-        Returns False if interrupted.
+    def train(self, trainer: Trainer, validation: Validation | None) -> bool:
+        """Trains to the last step, or until there is a reason to end early, with a checkpoint every
+        ``save_every`` steps and on Ctrl-C. Returns False if interrupted.
         """
         board = None
         if self.config.tensorboard and self.distributed.is_main:
             board = report.open_tensorboard(self.path, trainer.step)
         bar = tqdm(total=trainer.total_steps, initial=trainer.step, desc="GRPO", unit="step")
         with bar, Interrupt() as interrupt:
-            while trainer.step < trainer.total_steps:
+            while trainer.step < trainer.total_steps and not self.reason_to_end():
                 metrics = trainer.train_step()
+                finished = trainer.step == trainer.total_steps
+                evaluated = finished or trainer.step % max(1, self.config.eval_every) == 0
+                if validation and evaluated:
+                    metrics |= validation.measure()
+                self.rows.append(metrics)
                 if self.distributed.is_main:
                     report.append_metrics(self.metrics_path, metrics)
+                    self.keep_rollouts(trainer)
                 if board:
                     report.add_to_tensorboard(board, metrics)
-                shown = {label: name for label, name in PROGRESS.items() if name in metrics}
-                bar.set_postfix(
-                    {label: f"{metrics[name]:.3f}" for label, name in shown.items()}, refresh=False
-                )
+                bar.set_postfix(progress(self.rows), refresh=False)
                 bar.update()
-                finished = trainer.step == trainer.total_steps
                 stop = any(self.distributed.all_gather(interrupt.requested))
-                if finished or stop or trainer.step % self.config.save_every == 0:
+                due = trainer.step % self.config.save_every == 0 or validation and evaluated
+                if finished or stop or due:
                     self.save(trainer)
                 if stop and not finished:
+                    if self.distributed.is_main:
+                        write_report([self.path], self.path / "report.html")
                     print(f"stopped after step {trainer.step}; resume with: {self.command()}")
                     return False
+        if reason := self.reason_to_end():
+            print(f"ended after step {trainer.step}: {reason}")
         return True
+
+    def reason_to_end(self) -> str | None:
+        """Why the run should end before its last step."""
+        patience, waited = self.config.patience, evaluations_since_best(self.rows)
+        if patience and waited >= patience:
+            return f"no better TS on the validation questions in {waited} evaluations"
+        if self.config.stop_on_collapse and any("collapse" in row for row in self.rows):
+            return "it falls apart, see the warning"
+        return None
+
+    def use_best(self, trainer: Trainer) -> None:
+        """The policy, and ``adapter/``, get the weights of the best step if it is known by
+        validation, or if the run has fallen apart. The last ones are then in ``last_adapter/``.
+        """
+        best, base = best_record(self.path), self.config.model
+        if best and (best["by"] == TS or self.reason_to_end()):
+            if self.distributed.is_main:
+                save_adapter(trainer.model, self.path / "last_adapter", base)
+            restore_adapter(trainer.model, self.path / best_adapter.FOLDER)
+            if self.distributed.is_main:
+                save_adapter(trainer.model, self.path / "adapter", base)
+                print(f"adapter/ is that of step {best['step']}: {best['by']} {best['value']:.3f}")
+
+    def keep_rollouts(self, trainer: Trainer) -> None:
+        """Adds the groups that the last step sampled to rollouts.jsonl."""
+        left = self.config.keep_rollouts
+        for sampled in trainer.sampled:
+            some = select_groups(sampled, list(range(min(left, len(sampled.examples)))))
+            left -= len(some.examples)
+            golds = trainer.rewards.run_gold(some.examples)
+            advantages = trainer.advantages(sampled)[: len(some.examples)]
+            rows = group_rows(trainer.step, some, advantages, trainer.rewards.names, golds)
+            append_rollouts(self.rollouts_path, rows)
 
     def save(self, trainer: Trainer) -> None:
         """Writes a checkpoint and the adapter, and keeps the best adapter."""
         if self.distributed.is_main:
             save_state(self.state_path, training_state(trainer))
             save_adapter(trainer.model, self.path / "adapter", self.config.model)
-            rows, window = report.read_metrics(self.metrics_path), self.config.save_every
-            keep_best(self.path, trainer.model, self.config.model, rows, window)
+            window = self.config.save_every
+            keep_best(self.path, trainer.model, self.config.model, self.rows, window)
 
     def finish(self, before: list[Prediction], after: list[Prediction]) -> None:
         """Writes summary.json and curves.png, and prints the table of before and after."""
         if not self.distributed.is_main:
             return
         summary = summary_of(before, after, time.time() - self.started)
+        summary["best"] = best_record(self.path)
+        write_text(self.path / "after.jsonl", prediction_lines(after))
         write_json(self.path / "summary.json", summary)
-        rows = report.read_metrics(self.metrics_path)
-        report.plot_curves(self.path / "curves.png", rows)
+        report.plot_curves(self.path / "curves.png", self.rows)
+        write_report([self.path], self.path / "report.html")
         print(
             f"\n{report.before_after_table(summary)}\n\nshares in percent with 95 % intervals; "
-            f"{summary['seconds'] / 60:.1f} minutes; curves, adapter and summary.json are in "
-            f"{self.path}"
+            f"{summary['seconds'] / 60:.1f} minutes; adapter and curves are in {self.path}, and "
+            "report.html shows what was sampled and what changed"
         )
-        note = collapse_note(self.path, rows, self.config.save_every)
+        note = collapse_note(self.path, self.rows, self.config.save_every)
         if note:
             print(note)
 

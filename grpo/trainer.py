@@ -52,6 +52,7 @@ class Trainer:
         scaled = self.model.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=scaled)
         self.step = 0
+        self.sampled: list[Rollout] = []  # in the last step, for those who want to look
         self.timer, self.non_finite, self.sampler = PhaseTimer(), NonFiniteGuard(), SamplerGuard()
         self.collapse = CollapseGuard(config.max_grad_norm)
 
@@ -59,6 +60,7 @@ class Trainer:
         """One step of GRPO on P prompts x G completions; returns its metrics."""
         config, device, distributed = self.config, self.model.device, self.distributed
         self.timer.reset()
+        self.sampled = []
         sampled, sampling = collect_groups(
             self.rollout, config.prompts_per_step, rounds=config.dynamic_sampling
         )  # completion_ids, reward_terms (P, G, R), rewards (P, G)
@@ -117,6 +119,7 @@ class Trainer:
             groups.append(rollout)
         rollout = concatenate(self.distributed.all_gather_list(groups))
         self.questions.record(rollout.zero_variance().tolist())
+        self.sampled.append(rollout)
         return rollout
 
     def advantages(self, rollout: Rollout) -> Tensor:
@@ -189,5 +192,6 @@ class Trainer:
             **values,
             **metrics.speed_metrics(sampled, trained, sampling["groups_sampled"], clocks),
         }
-        self.collapse.check(values)
+        if self.collapse.check(values):
+            values["collapse"] = 1
         return values

@@ -69,10 +69,14 @@ def write_directory(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8."""
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, value) -> None:
     """Writes a value as JSON. NaN and infinity, which JSON lacks, raise a ValueError."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager

@@ -254,6 +254,34 @@ MUTATIONS = [
         "(1 * self.passes.pop())",
         ["test_parallel"],
     ),
+    Mutation(
+        "zero-variance groups are trained on and count in the mean",
+        "grpo",
+        'if groups and self.config.zero_variance == "skip":',
+        'if groups and self.config.zero_variance == "no":',
+        ["test_updates"],
+    ),
+    Mutation(
+        "a question's streak of zero-variance groups never ends",
+        "grpo",
+        "self.streaks.pop(question, None)",
+        "self.streaks.get(question, None)",
+        ["test_updates"],
+    ),
+    Mutation(
+        "down-sampling trains on the best completions, and not on the worst",
+        "grpo",
+        "best = spread.argmax(0)  # (P,)",
+        "best = spread.argmax(0) * 0 + count  # (P,)",
+        ["test_downsampling"],
+    ),
+    Mutation(
+        "the step that is kept is chosen by the last evaluation",
+        "grpo",
+        'if value is None or best and best["by"] == by and value <= best["value"]:',
+        "if value is None:",
+        ["test_validation"],
+    ),
 ]
 
 

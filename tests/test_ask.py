@@ -89,14 +89,14 @@ def finished(root, tmp_path_factory) -> dict:
         --max-new-tokens 200 --overlong-buffer 50 --lr 1e-3 --output {folder / "run"}
         --reward semantic=0 --reward {FORMAT}:reasoning_format=0.2""".split()
     with pytest.MonkeyPatch.context() as patch:
-        scored = Rewards.__call__
+        score = Rewards.score
 
         def noting(self, examples, texts, *, prompts, lengths):
-            terms = scored(self, examples, texts, prompts=prompts, lengths=lengths)
+            terms, verdicts = score(self, examples, texts, prompts=prompts, lengths=lengths)
             calls.append((prompts, texts, dict(zip(self.names, terms.unbind(-1)))))
-            return terms
+            return terms, verdicts
 
-        patch.setattr(Rewards, "__call__", noting)
+        patch.setattr(Rewards, "score", noting)
         assert train.main(words) == 0
     for name in ("prompt.txt", "system.txt"):
         (folder / name).unlink()

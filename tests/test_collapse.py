@@ -13,7 +13,7 @@ from trainer_kit import WordRewards, make_policy, make_trainer
 from grpo.best_adapter import collapse_note, keep_best
 from grpo.guards import CollapseGuard
 
-HEALTHY = {"frac_reward_zero_std": 0.3, "kl": 0.1, "grad_norm": 1.0, "reward": 0.5}
+HEALTHY = {"frac_reward_zero_std": 0.3, "kl": 0.1, "entropy": 0.5, "grad_norm": 1.0, "reward": 0.5}
 
 
 def warnings(caplog) -> list[str]:
@@ -69,7 +69,7 @@ def rows_of(*rewards: float) -> list[dict]:
 
 
 def kept(folder: Path) -> dict:
-    return json.loads((folder / "best_adapter" / "training_reward.json").read_text())
+    return json.loads((folder / "best_adapter" / "best.json").read_text())
 
 
 def test_the_adapter_of_the_best_steps_is_kept(tmp_path):
@@ -78,7 +78,11 @@ def test_the_adapter_of_the_best_steps_is_kept(tmp_path):
     models = [make_policy(seed).model for seed in (1, 2, 3)]
     for model, count, step, reward in zip(models, (2, 4, 6), (2, 4, 4), (0.3, 0.8, 0.8)):
         keep_best(tmp_path, model, "base", rows[:count], 2)
-        assert kept(tmp_path) == {"step": step, "reward": pytest.approx(reward)}
+        assert kept(tmp_path) == {
+            "step": step,
+            "by": "training reward",
+            "value": pytest.approx(reward),
+        }
     best = load_file(tmp_path / "best_adapter" / "adapter_model.safetensors")
     for name, tensor in best.items():
         name = name.removeprefix("base_model.model.").removesuffix(".weight")
@@ -96,7 +100,7 @@ def test_a_reward_that_fell_by_a_tenth_is_told(tmp_path, last, told):
 
 def test_a_shorter_run_than_the_window(tmp_path):
     keep_best(tmp_path, make_policy().model, "base", rows_of(0.2, 0.4), 20)
-    assert kept(tmp_path) == {"step": 2, "reward": pytest.approx(0.3)}
+    assert kept(tmp_path) == {"step": 2, "by": "training reward", "value": pytest.approx(0.3)}
     assert collapse_note(tmp_path, rows_of(0.2, 0.4), 20) is None
 
 

@@ -18,13 +18,14 @@ import evaluate
 import train
 from grpo.config import ASSETS
 from grpo.evaluation.report import read_metrics
+from grpo.evaluation.rollouts import read_rollouts
 from sqlenv import EMBEDDED, load_dataset
 from sqlenv.embedded.generate import build
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
     "--lang vi --steps 4 --prompts-per-step 2 --group-size 3 --max-new-tokens 24 --dev-limit 6 "
-    "--examples 40 --save-every 2 --device cpu"
+    "--examples 40 --save-every 2 --eval-every 2 --eval-questions 4 --device cpu"
 ).split()
 CLOCKS = ("_seconds", "_tokens_per_second")
 
@@ -72,6 +73,19 @@ def test_a_run_writes_its_folder(finished):
             assert value["n"] == 6 and 0 <= value["low"] <= value["value"] <= value["high"] <= 1
     assert summary["seconds"] > 0
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert ["eval/test_suite" in row for row in rows] == [False, True, False, True]
+    best = max(
+        (row for row in rows if "eval/test_suite" in row), key=lambda r: r["eval/test_suite"]
+    )
+    assert summary["best"] == {
+        "step": best["step"],
+        "by": "eval/test_suite",
+        "value": best["eval/test_suite"],
+    }
+    groups = list(read_rollouts(finished / "rollouts.jsonl"))
+    assert [group["step"] for group in groups] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert all(len(group["completions"]) == 3 for group in groups)
+    assert groups[0]["question"] in (finished / "report.html").read_text()
 
 
 def test_resume_after_kill_9_gives_the_same_numbers(finished, tmp_path):
@@ -97,7 +111,9 @@ def test_resume_after_kill_9_gives_the_same_numbers(finished, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert steps_of(folder) == steps_of(finished)
     ours, theirs = (json.loads((f / "summary.json").read_text()) for f in (folder, finished))
-    assert ours["after"] == theirs["after"]
+    assert ours["after"] == theirs["after"] and ours["best"] == theirs["best"]
+    for name in ("rollouts.jsonl", "before.jsonl", "after.jsonl"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(finished, tmp_path):
@@ -120,6 +136,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(finished, tmp_path):
     assert process.returncode == 130, stderr
     assert "resume with: python train.py" in stdout and "--resume" in stdout
     assert 1 <= len(steps_of(folder)) < 4
+    assert '"tables": []' in (folder / "report.html").read_text()
     command = stdout.split("resume with: ")[1].split()
     resumed = subprocess.run(
         [sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True
@@ -138,6 +155,9 @@ def test_evaluate_a_run_and_its_predictions_file(finished, tmp_path, capsys):
     assert measured["vi"] == json.loads((finished / "summary.json").read_text())["after"]["vi"]
     assert measured["average"]["execution"]["n"] == 6
     assert evaluate.main(["--predictions", str(predictions), *options]) == 0
+    assert json.loads(report.read_text())["vi"] == measured["vi"]
+    after = str(finished / "after.jsonl")
+    assert evaluate.main(["--predictions", after, *options]) == 0
     assert json.loads(report.read_text())["vi"] == measured["vi"]
     assert "EX" in capsys.readouterr().out
 

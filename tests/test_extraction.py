@@ -383,15 +383,17 @@ def seconds(text: str) -> float:
 
 @pytest.mark.parametrize("start", ["", "use ", "```sql\nupdate ", "SQL: with ", "`select a ", "( "])
 def test_time_is_linear_in_each_piece(start):
-    """10,000 characters of one piece, each within 0.2 s of CPU time: ten times what it takes."""
+    """10,000 characters of one piece, each within a second of CPU time: fifty times what it takes.
+    A pattern whose time is quadratic took four.
+    """
     for piece in PIECES:
         text = start + piece * (10_000 // len(piece))
         for end in ("", "!", "`"):
-            assert seconds(text + end) < 0.2, piece
+            assert seconds(text + end) < 1, piece
 
 
 def test_use_and_a_long_name():
-    assert seconds("use " + "a" * 16_000 + "!") < 0.1  # was 10 s
+    assert seconds("use " + "a" * 16_000 + "!") < 1  # was 10 s
 
 
 @settings(max_examples=200, deadline=None)

@@ -144,7 +144,7 @@ def test_the_wheel_holds_the_three_packages_and_their_files(wheel, checkout):
         path.relative_to(checkout)
         for package in PACKAGES
         for path in (checkout / package).rglob("*")
-        if path.suffix in (".py", ".toml")
+        if path.suffix in (".py", ".toml", ".html", ".css", ".js")
     }
     assert installed == sources
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from grpo.advantages import group_advantages
 from grpo.dynamic_sampling import collect_groups, concatenate, select_groups
 from grpo.rollout import Rollout
+from sqlenv.verifier import Verdict
 
 ANY_SPEED = settings(deadline=None)  # a busy machine is no failure
 
@@ -23,6 +24,8 @@ def groups(*totals: list[float], first: int = 0) -> Rollout:
         examples=[f"question {n}" for n in numbers],
         prompt_ids=[[n] for n in numbers],
         completion_ids=[[[n] * (g + 1) for g in range(size)] for n in numbers],
+        texts=[[str(n)] * size for n in numbers],
+        verdicts=[[Verdict(str(n), None, False)] * size for n in numbers],
         sampling_logprobs=[torch.full((size, n % 3 + 1), -float(n)) for n in numbers],
         finished=torch.tensor([[n % 2 == g % 2 for g in range(size)] for n in numbers]),
         reward_terms=total[..., None].clone(),
@@ -37,6 +40,7 @@ def numbers(rollout: Rollout) -> list[int]:
     assert rollout.examples == [f"question {n}" for n in indices]
     for p, n in enumerate(indices):
         assert all(set(ids) == {n} for ids in rollout.completion_ids[p])
+        assert set(rollout.texts[p]) == {v.sql for v in rollout.verdicts[p]} == {str(n)}
         expected = groups([0.0, 1.0], first=n)
         assert torch.equal(rollout.sampling_logprobs[p], expected.sampling_logprobs[0])
         assert torch.equal(rollout.finished[p], expected.finished[0])

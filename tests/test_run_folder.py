@@ -113,7 +113,7 @@ def test_a_run_that_ended_before_it_began_is_not_in_the_way(tmp_path):
     killed.lock.close()
     begun = open_folder(tmp_path / "run")
     assert begun.path == tmp_path / "run"
-    (begun.path / "before.json").write_text("[]")
+    (begun.path / "before.jsonl").write_text("")
     with pytest.raises(UserError, match="exists; add --resume"):
         open_folder(tmp_path / "run")
 
@@ -208,7 +208,7 @@ def test_questions_without_gold(tmp_path):
     lines += ["dev,D?,", "dev,E?,SELECT 1"]
     pairs.write_text("\n".join(["split,question,sql", *lines]))
     given = {"lang": "pt", "data": str(database), "questions": str(pairs)}
-    train, dev = load_questions(Config(reward={"execution": 0, "my.py:f": 1}, **given))
+    train, _, dev = load_questions(Config(reward={"execution": 0, "my.py:f": 1}, **given))
     assert {e.question for e in train} == {"A?", "B?", "C?"}
     assert [e.question for e in dev] == ["E?"] and {e.lang for e in train} == {"pt"}
     with Sandbox() as sandbox:

@@ -16,6 +16,7 @@ from grpo.lora import add_lora, lora_disabled, lora_layers, lora_parameters
 from grpo.models import Policy
 from grpo.rollout import Rollout
 from grpo.trainer import Trainer
+from sqlenv.verifier import Verdict
 
 ANY_SPEED = settings(deadline=None)  # a busy machine is no failure
 CLOCKS = tuple(
@@ -135,6 +136,13 @@ class WordRewards:
                 for example, *group in zip(examples, texts, lengths)
             ]
         )
+
+    def score(self, examples, texts, **options):
+        verdicts = [[Verdict(text, None, False) for text in group] for group in texts]
+        return self(examples, texts, **options), verdicts
+
+    def run_gold(self, examples) -> list:
+        return [None] * len(examples)
 
     def failures(self) -> dict:
         return {}

@@ -11,6 +11,7 @@ A question whose gold query fails has no answer to compare with: it is left out 
 counted separately. Gold that the sandbox refuses or stops is not broken, and is counted as such.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -260,6 +261,15 @@ def arbitrary_gold(predictions: list[Prediction]) -> Counter:
     return Counter(prediction.lang for prediction in predictions if prediction.gold_arbitrary)
 
 
-def prediction_rows(predictions: list[Prediction]) -> list[dict]:
-    """As plain dictionaries, for JSON lines."""
-    return [asdict(prediction) for prediction in predictions]
+def prediction_lines(predictions: list[Prediction]) -> str:
+    """As JSON lines, which ``evaluate.py --predictions`` reads."""
+    rows = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in predictions)
+    return "".join(row + "\n" for row in rows)
+
+
+def read_prediction_lines(path: Path) -> list[Prediction]:
+    """What ``prediction_lines`` wrote. Only line feeds end a line: texts may have others of the
+    characters that ``str.splitlines`` splits at.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [Prediction(**json.loads(line)) for line in lines]

@@ -140,9 +140,9 @@ def difference_table(first: dict, second: dict, difference: dict, names: tuple[s
     return rows
 
 
-def before_after_table(summary: dict) -> str:
+def before_after_rows(summary: dict) -> Rows:
     """Before, after and the paired difference of each language and metric, and of each part of the
-    questions.
+    questions; ``summary`` is a run's summary.json.
     """
     before, after, difference = (summary[key] for key in ("before", "after", "difference"))
     names = ("before", "after")
@@ -152,7 +152,12 @@ def before_after_table(summary: dict) -> str:
             parts["before"], parts["after"], parts["difference"], names
         )
         rows += [("",) * len(header), *more]
-    return text_table(rows)
+    return rows
+
+
+def before_after_table(summary: dict) -> str:
+    """``before_after_rows`` for the terminal."""
+    return text_table(before_after_rows(summary))
 
 
 def notes(reports: dict[str, dict]) -> Iterator[str]:

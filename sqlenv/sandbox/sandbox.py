@@ -40,6 +40,7 @@ PATIENCE = 10  # times the timeout that a worker may be silent, on a busy machin
 KILL_DELAY = 0.5  # seconds more
 CPU_SIGNALS = -signal.SIGPROF, -signal.SIGXCPU  # exit codes of a worker that used too much time
 START_TIMEOUT = 60.0  # seconds in which a worker must start, on a machine under load
+HEAD_ROWS, HEAD_COLUMNS, HEAD_CELL = 3, 6, 40  # kept of a result: rows, columns, characters
 CHUNK_SIZE = 32  # queries in one message to a worker
 STOPPED = ("denied", "timeout", "too_large")  # statuses of queries that SQLite itself might run
 WORKER = Path(__file__).with_name("worker.py")
@@ -65,6 +66,7 @@ class Execution:
             views and of the tables below them. The column is "" if a table is read without any of
             its columns, as in count(*). Empty if the query could not be prepared or was killed.
         num_rows: the number of rows, also where the rows themselves are no longer kept.
+        head: where they are no longer kept, the first ones as text, long values cut off.
     """
 
     status: str
@@ -74,10 +76,26 @@ class Execution:
     seconds: float = 0.0
     reads: frozenset[tuple[str, str]] = frozenset()
     num_rows: int = 0
+    head: tuple[tuple[str, ...], ...] = ()
 
     def without_rows(self) -> "Execution":
-        """The same, without the rows, which can have megabytes."""
-        return replace(self, rows=[])
+        """The same, without the rows, which can have megabytes, but for their head."""
+        rows = self.rows[:HEAD_ROWS]
+        head = tuple(tuple(short_text(value) for value in row[:HEAD_COLUMNS]) for row in rows)
+        return replace(self, rows=[], head=head)
+
+
+def short_text(value) -> str:
+    """A value of a result for a person to read, in one line."""
+    text = (
+        "NULL"
+        if value is None
+        else f"x'{value[:HEAD_CELL].hex()}'"
+        if type(value) is bytes
+        else str(value)
+    )
+    text = " ".join(text[: 4 * HEAD_CELL].split())
+    return text if len(text) <= HEAD_CELL else f"{text[: HEAD_CELL - 1]}…"
 
 
 Use = Callable[[int, Execution], Any]  # gets the number of a query and its result
