@@ -4,11 +4,11 @@ Every schema is used once, so reading it is the only way to be right. What readi
 in stages, because from all of it at once a model learns the structure of SQL and the names that are
 frequent, and never begins to look for the words of the question in the schema:
 
-1. copying: in a prompt of random tokens, find a piece and repeat it;
-2. matching: schemas whose names are invented words, or words of the vocabulary without their
-   meaning, which stand in the question as they stand in the schema but for their case. Half of the
-   batches have questions that are nouns alone;
-3. meaning: more and more names are known words, which a question says in its own language.
+1. words: embeddings in which the wordings of a concept are near each other (word_vectors.py);
+2. copying: in a prompt of random tokens, find a piece and repeat it;
+3. matching: questions that are nouns alone, about small schemas. The names are known words, or
+   invented ones, which stand in the question as they stand in the schema but for their case;
+4. questions: from simple ones about small schemas to all.
 """
 
 import random
@@ -19,32 +19,32 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from grpo.prompt import question_text
-from grpo.tokenizer import spellings, train_tokenizer, variants, vocabulary_words
+from grpo.tokenizer import encode_wording, spellings, train_tokenizer, variants, vocabulary_words
+from grpo.word_vectors import align
 from sqlenv import EMBEDDED, Example, by_database, load_dataset, load_schema, schema_text
 from sqlenv.embedded.fresh import FreshQuestions
 from sqlenv.embedded.schemas import invented_word
 from sqlenv.embedded.shapes import SHAPES, SIMPLE
 from sqlenv.schema import Schema
 
-MATCH_STEPS = 400  # after copying
-# Then, shares of invented names of a schema, and their weights at the beginning and in the end.
-INVENTED, FIRST, LAST = (0.0, 0.3, 1.0), (2, 3, 5), (5, 3, 2)
-KNOWN_SHARE = 0.2  # of the schemas are of the embedded databases, with the questions of `sft`
+MATCH_STEPS = 500  # after copying
+INVENTED, WEIGHTS = (0.0, 0.3, 1.0), (3, 1, 1)  # shares of invented names of a schema
+KNOWN_SHARE = 0.15  # of the schemas are of the embedded databases, with the questions of `sft`
 SIMPLE_SHARE = 0.15  # of the steps after matching: the first have simple questions only
-KEYWORDS, KEYWORDS_SHARE = 32, 0.25  # questions that are nouns behind a schema; share of the steps
+KEYWORDS, KEYWORDS_SHARE = 32, 0.15  # questions that are nouns behind a schema; share of the steps
+LARGE_SHARE, USUAL = 0.2, 6  # of the schemas may have 12 tables, the others this many
 SPELLED_ROWS, SPELLED_WORDS = 0.3, 0.15  # shares of rows, and of the words spelled in them
-SHARED = 0.7  # of the variance of the embeddings of the variants of a word
 COPY_STEPS, COPY_ROWS, COPY_TOKENS = 600, 48, 20
-TOKENIZER_SCHEMAS = 3000  # whose texts the tokenizer is made for
+TOKENIZER_SCHEMAS = 3000  # whose texts the tokenizer is made for; the words of as many are aligned
+SHARED = 0.7  # of the variance of an embedding: what it has in common with a word's variants, or
+# with the wordings of its concept
 
 
 def small_llama(tokenizer, hidden: int, layers: int, heads: int) -> LlamaForCausalLM:
     """A randomly initialised Llama with tied embeddings. Each head has its own keys and values:
-    heads that share them are slow to learn copying. The variants of a word begin with similar
-    embeddings, so that ``max price`` in a question matches ``MaxPrice`` in a schema before any text
-    has taught it.
+    heads that share them are slow to learn copying.
     """
-    model = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=hidden,
@@ -59,11 +59,24 @@ def small_llama(tokenizer, hidden: int, layers: int, heads: int) -> LlamaForCaus
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+def initialize_embeddings(model, tokenizer, langs: tuple[str, ...], seed: int) -> None:
+    """Gives similar embeddings to the variants of a word, so that ``max price`` in a question
+    matches ``MaxPrice`` in a schema, and to the wordings of a concept in all languages.
+    """
     embeddings = model.get_input_embeddings().weight.data  # (V, D)
+    own, shared = embeddings.clone(), embeddings.clone()
     for group in variants(tokenizer):
-        shared = torch.randn(hidden) * model.config.initializer_range
-        embeddings[group] = (1 - SHARED) ** 0.5 * embeddings[group] + SHARED**0.5 * shared
-    return model
+        shared[group] = embeddings[group[0]]
+    questions, rng = FreshQuestions(langs), random.Random(f"words {seed}")
+    concepts = [
+        [tokenizer.encode(name, add_special_tokens=False) for name in sorted(names)]
+        + [encode_wording(tokenizer, text) for text in sorted(wordings)]
+        for names, wordings in questions.concepts(rng, TOKENIZER_SCHEMAS).values()
+    ]
+    shared = align(shared, concepts, torch.Generator().manual_seed(seed))
+    embeddings.copy_(SHARED**0.5 * shared + (1 - SHARED) ** 0.5 * own)
 
 
 def shuffled(schema: Schema, rng: random.Random) -> Schema:
@@ -119,19 +132,21 @@ class PretrainingBatches:
         """The schemas of a batch, each with its pairs (question, SQL)."""
         progress = (step - COPY_STEPS - MATCH_STEPS) / max(1, self.steps - COPY_STEPS - MATCH_STEPS)
         matching = progress < 0
-        keywords = rng.random() < (0.5 if matching else KEYWORDS_SHARE)
-        return [self._row(progress, matching, keywords, rng) for _ in range(self.rows)]
+        keywords = matching or rng.random() < KEYWORDS_SHARE
+        rows = [self._row(progress, keywords, rng) for _ in range(self.rows)]
+        rows.sort(key=lambda row: len(row[0].tables))
+        return rows[::2] + rows[1::2]  # halves of like size, for two processes
 
     def _row(
-        self, progress: float, matching: bool, keywords: bool, rng: random.Random
+        self, progress: float, keywords: bool, rng: random.Random
     ) -> tuple[Schema, list[tuple[str, str]]]:
-        if not matching and not keywords and rng.random() < KNOWN_SHARE:
+        if not keywords and rng.random() < KNOWN_SHARE:
             examples = rng.choices(self.known[rng.choice(list(self.known))], k=self.size)
             return load_schema(examples[0].db_path), [(e.question, e.gold_sql) for e in examples]
-        done = min(1, 2 * max(0, progress))
-        weights = [(1 - done) * first + done * last for first, last in zip(FIRST, LAST)]
-        (invented,) = rng.choices(INVENTED, (0, 0, 1) if matching else weights)
-        largest = rng.randint(2, 4) if matching else 4 + round(8 * done)
+        (invented,) = rng.choices(INVENTED, WEIGHTS)
+        largest = rng.randint(2, 4)
+        if progress > SIMPLE_SHARE:
+            largest = 12 if rng.random() < LARGE_SHARE else USUAL
         if keywords:
             return self.fresh.keywords(rng, KEYWORDS, invented=invented, largest=largest)
         shapes = SIMPLE if progress < SIMPLE_SHARE else tuple(SHAPES)

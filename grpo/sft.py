@@ -39,7 +39,7 @@ from grpo.models import (
     read_tokenizer,
 )
 from grpo.muon import Muon
-from grpo.pretraining import PretrainingBatches, make_tokenizer, small_llama
+from grpo.pretraining import PretrainingBatches, initialize_embeddings, make_tokenizer, small_llama
 from grpo.prompt import DEFAULTS, PromptBuilder, PromptSettings, check_context, saved_prompt
 from grpo.schedules import trapezoid_schedule
 from sqlenv import (
@@ -122,8 +122,8 @@ def backward(
 ) -> float:
     """Adds the gradients of a batch's loss: the mean negative log-likelihood of its SQL tokens, and
     with ``question_weight`` that of the questions' tokens, which teaches the words of names, too.
-    Returns that of the SQL. A pass takes up to ``PASS_TOKENS`` tokens of prompts, or one row: schemas
-    differ in length, and padding costs more than passes.
+    Returns that of the SQL. A pass takes up to ``PASS_TOKENS`` tokens of prompts, or one row:
+    schemas differ in length, and padding costs more than passes.
 
     Args:
         batch: from ``PretrainingBatches`` or ``SftBatches``: P prompts, P x G continuations, and
@@ -137,13 +137,15 @@ def backward(
     rows = max(1, PASS_TOKENS // max(map(len, starts)))
     for some in distributed.micro_batches(len(starts), rows):
         sizes = asked[some].to(model.device)  # (p, G)
+        skipped = sizes
+        if question_weight:  # the questions of every second continuation
+            skipped = sizes * (torch.arange(sizes.shape[1], device=sizes.device) % 2)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            skipped = None if question_weight else sizes
             logprobs = completion_logprobs(model, starts[some], groups[some], skipped=skipped)
         is_sql = torch.arange(logprobs.shape[-1], device=sizes.device) >= sizes[..., None]
         loss = -torch.sum(logprobs * is_sql) / count
         total += loss.item()
-        loss = loss - question_weight * torch.sum(logprobs * ~is_sql) / max(1, questions)
+        loss = loss - question_weight * torch.sum(logprobs * ~is_sql) / max(1, questions / 2)
         loss.backward()
     distributed.all_reduce_gradients(p for p in model.parameters() if p.requires_grad)
     return sum(distributed.all_gather(total))
@@ -219,6 +221,8 @@ def from_scratch(arguments: argparse.Namespace) -> tuple:
         )
     tokenizer = make_tokenizer(tuple(langs), arguments.vocab, arguments.seed)
     model = small_llama(tokenizer, arguments.hidden, arguments.layers, arguments.heads)
+    if not Path(f"{arguments.output}.checkpoint.pt").is_file():
+        initialize_embeddings(model, tokenizer, tuple(langs), arguments.seed)
     options = {"rows": arguments.rows, "size": arguments.per_row, "seed": arguments.seed}
     batches = PretrainingBatches(tuple(langs), tokenizer, steps=arguments.steps, **options)
     return model.to(arguments.device), tokenizer, batches
@@ -295,13 +299,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="LoRA rank, with --model; 0 trains all weights (32)",
     )
     add_prompt_options(parser.add_argument_group("prompt", "with --model"))
-    add("--hidden", type=Range(int, 64, multiple_of=64), default=256)
+    add("--hidden", type=Range(int, 64, multiple_of=64), default=192)
     add("--layers", type=COUNT, default=6)
-    add("--heads", type=COUNT, default=8)
-    add("--vocab", type=COUNT, default=10000)
+    add("--heads", type=COUNT, default=6)
+    add("--vocab", type=COUNT, default=16000)
     add("--steps", type=COUNT, default=4000, help="of the learning rate's schedule")
     add("--stop", type=COUNT_OR_ZERO, default=0, help="end after this many of the steps")
-    add("--rows", type=COUNT, default=4, help="schemas in a batch")
+    add("--rows", type=COUNT, default=6, help="schemas in a batch")
     add("--per-row", type=COUNT, default=16, help="questions behind each schema")
     add("--lr", type=POSITIVE, help="0.02; with --model 2e-4 for LoRA, 2e-5 without")
     add("--seed", type=SEED, default=0)

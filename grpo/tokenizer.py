@@ -81,6 +81,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
+def encode_wording(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The tokens of a text as after another word, where it usually stands in a question."""
+    return tokenizer.encode(f"a {text}", add_special_tokens=False)[1:]
+
+
 def syllables() -> Iterator[tuple[str, str]]:
     """The merges that make syllables, in lower case, upper case and capitalised: clusters of
     consonants, then onsets with vowels.

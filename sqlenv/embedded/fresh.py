@@ -1,8 +1,9 @@
 """Questions about fresh schemas, without end: training data of a policy that has to read."""
 
 import random
+import re
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 
 from sqlenv.embedded.databases import fill_database
@@ -14,6 +15,10 @@ from sqlenv.embedded.shapes import SHAPES
 from sqlenv.schema import Schema, read_schema
 
 NAME = "fresh"  # of every database
+# Forms of a table or column in the lexicons that are a noun, and those of a column that say a
+# condition, with {v} and {w} for its values.
+NOUNS = {"sg", "pl", "n", "np", "s", "akk", "dat", "gen", "pl_dat"}
+CONDITIONS = {"eq", "gt", "ge", "lt", "between", "max", "min"}
 
 
 class FreshQuestions:
@@ -75,6 +80,26 @@ class FreshQuestions:
             schema = read_schema(connection)
         return schema, [self._nouns(drawn.words, rng) for _ in range(count)]
 
+    def concepts(self, rng: random.Random, count: int) -> dict[str, tuple[set[str], set[str]]]:
+        """The tables and columns of ``count`` schemas by their noun in the first language: their
+        names, and what questions say for them in all languages.
+        """
+        found: dict[str, tuple[set[str], set[str]]] = {}
+
+        def add(name: str, forms: list) -> None:
+            names, wordings = found.setdefault(noun_of(forms[0]), (set(), set()))
+            names.add(name)
+            wordings.update(text for each in forms for text in wordings_of(each))
+
+        for _ in range(count):
+            words = self.generator.draw(NAME, rng).words
+            for table, forms in words[self.langs[0]].items():
+                add(table, [words[lang][table] for lang in self.langs])
+                for column in forms:
+                    if noun_of(forms[column]):
+                        add(column, [words[lang][table][column] for lang in self.langs])
+        return found
+
     def _nouns(self, words: dict[str, dict], rng: random.Random) -> tuple[str, str]:
         lang = rng.choice(self.langs)
         table, forms = rng.choice(list(words[lang].items()))
@@ -95,3 +120,12 @@ class FreshQuestions:
 def noun_of(forms) -> str | None:
     """The noun among the forms of a table or column; None for a foreign key, which has none."""
     return (forms.get("sg") or forms.get("n")) if isinstance(forms, dict) else None
+
+
+def wordings_of(forms: dict) -> Iterator[str]:
+    """The nouns and the conditions among the forms of a table or column."""
+    for key, form in forms.items():
+        if isinstance(form, dict):  # a condition in Japanese has three forms
+            form = form.get("base")
+        if key in CONDITIONS | NOUNS and isinstance(form, str):  # not a column called like a key
+            yield re.sub(r"\{\w\}", "", form).strip()
