@@ -6,9 +6,11 @@ frequent, and never begins to look for the words of the question in the schema:
 
 1. words: embeddings in which the wordings of a concept are near each other (word_vectors.py);
 2. copying: in a prompt of random tokens, find a piece and repeat it;
-3. matching: questions that are nouns alone, about small schemas. The names are known words, or
-   invented ones, which stand in the question as they stand in the schema but for their case;
-4. questions: from simple ones about small schemas to all.
+3. matching: small schemas whose names are invented words, or words of the vocabulary without their
+   meaning, which stand in the question as they stand in the schema but for their case. Half of the
+   batches have questions that are nouns alone;
+4. meaning: most names are known words, which a question says in its own language; from simple
+   questions to all.
 """
 
 import random
@@ -27,16 +29,16 @@ from sqlenv.embedded.schemas import invented_word
 from sqlenv.embedded.shapes import SHAPES, SIMPLE
 from sqlenv.schema import Schema
 
-MATCH_STEPS = 500  # after copying
-INVENTED, WEIGHTS = (0.0, 0.3, 1.0), (3, 1, 1)  # shares of invented names of a schema
+MATCH_STEPS = 400  # after copying
+INVENTED, WEIGHTS = (0.0, 0.3, 1.0), (4, 3, 3)  # then, shares of invented names of a schema
 KNOWN_SHARE = 0.15  # of the schemas are of the embedded databases, with the questions of `sft`
 SIMPLE_SHARE = 0.15  # of the steps after matching: the first have simple questions only
-KEYWORDS, KEYWORDS_SHARE = 32, 0.15  # questions that are nouns behind a schema; share of the steps
+KEYWORDS, KEYWORDS_SHARE = 32, 0.2  # questions that are nouns behind a schema; share of the steps
 LARGE_SHARE, USUAL = 0.2, 6  # of the schemas may have 12 tables, the others this many
 SPELLED_ROWS, SPELLED_WORDS = 0.3, 0.15  # shares of rows, and of the words spelled in them
 COPY_STEPS, COPY_ROWS, COPY_TOKENS = 600, 48, 20
 TOKENIZER_SCHEMAS = 3000  # whose texts the tokenizer is made for; the words of as many are aligned
-SHARED = 0.7  # of the variance of an embedding: what it has in common with a word's variants, or
+SHARED = 0.5  # of the variance of an embedding: what it has in common with a word's variants and
 # with the wordings of its concept
 
 
@@ -132,18 +134,19 @@ class PretrainingBatches:
         """The schemas of a batch, each with its pairs (question, SQL)."""
         progress = (step - COPY_STEPS - MATCH_STEPS) / max(1, self.steps - COPY_STEPS - MATCH_STEPS)
         matching = progress < 0
-        keywords = matching or rng.random() < KEYWORDS_SHARE
-        rows = [self._row(progress, keywords, rng) for _ in range(self.rows)]
+        matching = progress < 0
+        keywords = rng.random() < (0.5 if matching else KEYWORDS_SHARE)
+        rows = [self._row(progress, matching, keywords, rng) for _ in range(self.rows)]
         rows.sort(key=lambda row: len(row[0].tables))
         return rows[::2] + rows[1::2]  # halves of like size, for two processes
 
     def _row(
-        self, progress: float, keywords: bool, rng: random.Random
+        self, progress: float, matching: bool, keywords: bool, rng: random.Random
     ) -> tuple[Schema, list[tuple[str, str]]]:
-        if not keywords and rng.random() < KNOWN_SHARE:
+        if not matching and not keywords and rng.random() < KNOWN_SHARE:
             examples = rng.choices(self.known[rng.choice(list(self.known))], k=self.size)
             return load_schema(examples[0].db_path), [(e.question, e.gold_sql) for e in examples]
-        (invented,) = rng.choices(INVENTED, WEIGHTS)
+        (invented,) = rng.choices(INVENTED, (0, 0, 1) if matching else WEIGHTS)
         largest = rng.randint(2, 4)
         if progress > SIMPLE_SHARE:
             largest = 12 if rng.random() < LARGE_SHARE else USUAL

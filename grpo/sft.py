@@ -299,10 +299,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="LoRA rank, with --model; 0 trains all weights (32)",
     )
     add_prompt_options(parser.add_argument_group("prompt", "with --model"))
-    add("--hidden", type=Range(int, 64, multiple_of=64), default=192)
+    add("--hidden", type=Range(int, 64, multiple_of=64), default=256)
     add("--layers", type=COUNT, default=6)
-    add("--heads", type=COUNT, default=6)
-    add("--vocab", type=COUNT, default=16000)
+    add("--heads", type=COUNT, default=8)
+    add("--vocab", type=COUNT, default=12000)
     add("--steps", type=COUNT, default=4000, help="of the learning rate's schedule")
     add("--stop", type=COUNT_OR_ZERO, default=0, help="end after this many of the steps")
     add("--rows", type=COUNT, default=6, help="schemas in a batch")
