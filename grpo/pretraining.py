@@ -31,12 +31,13 @@ from sqlenv.schema import Schema
 
 MATCH_STEPS = 400  # after copying
 INVENTED, WEIGHTS = (0.0, 0.3, 1.0), (4, 3, 3)  # then, shares of invented names of a schema
+QUESTION_WEIGHT = 0.5  # of the questions' tokens in the loss, after matching
 KNOWN_SHARE = 0.15  # of the schemas are of the embedded databases, with the questions of `sft`
 SIMPLE_SHARE = 0.15  # of the steps after matching: the first have simple questions only
 KEYWORDS, KEYWORDS_SHARE = 32, 0.2  # questions that are nouns behind a schema; share of the steps
 LARGE_SHARE, USUAL = 0.2, 6  # of the schemas may have 12 tables, the others this many
 SPELLED_ROWS, SPELLED_WORDS = 0.3, 0.15  # shares of rows, and of the words spelled in them
-COPY_STEPS, COPY_ROWS, COPY_TOKENS = 600, 48, 20
+COPY_STEPS, COPY_ROWS, COPY_TOKENS = 700, 48, 20
 TOKENIZER_SCHEMAS = 3000  # whose texts the tokenizer is made for; the words of as many are aligned
 SHARED = 0.5  # of the variance of an embedding: what it has in common with a word's variants and
 # with the wordings of its concept
@@ -124,6 +125,12 @@ class PretrainingBatches:
         words = vocabulary_words(tokenizer)
         invent = lambda rng: rng.choice(words) if rng.random() < 0.5 else invented_word(rng)  # noqa: E731
         self.fresh = FreshQuestions(langs, excluded, invent)
+
+    def question_weight(self, step: int) -> float:
+        """The weight of the questions' tokens in the loss. Predicting a question from the schema
+        teaches the words for its names; there is nothing to predict in an invented word.
+        """
+        return QUESTION_WEIGHT if step >= COPY_STEPS + MATCH_STEPS else 0.0
 
     def encode(self, text: str, spelled: dict[int, list[int]]) -> list[int]:
         """Token ids, those in ``spelled`` as its syllables."""

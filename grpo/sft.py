@@ -67,7 +67,6 @@ from sqlenv.options import (
 
 SAVE_EVERY = 100  # steps
 PASS_TOKENS = 256
-QUESTION_WEIGHT = 0.5  # of the questions' tokens in the loss of a new model
 
 
 def answer_end(tokenizer, eos_ids: set[int]) -> int:
@@ -98,6 +97,9 @@ class SftBatches:
         self.by_db = by_database(examples)
         self.prompts = PromptBuilder(policy.tokenizer, settings)
         self.end = answer_end(policy.tokenizer, policy.eos_ids)
+
+    def question_weight(self, step: int) -> float:
+        return 0.0
 
     def __getitem__(self, step: int) -> tuple[list[list[int]], list[list[list[int]]], Tensor]:
         rng = random.Random(f"{self.seed} {step}")
@@ -151,7 +153,9 @@ def backward(
     return sum(distributed.all_gather(total))
 
 
-def make_optimizers(model, lr: float, scratch: bool) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model, lr: float, scratch: bool, distributed: Distributed = SINGLE_PROCESS
+) -> list[torch.optim.Optimizer]:
     """From scratch: Muon (orthogonalised momentum; Jordan et al. 2024) for the matrices of the
     decoder blocks and AdamW for embeddings and norms, which needs about half as many steps as AdamW
     alone. For an existing model: AdamW on its trainable weights.
@@ -162,7 +166,7 @@ def make_optimizers(model, lr: float, scratch: bool) -> list[torch.optim.Optimiz
     blocks = {id(p): p for p in model.get_decoder().layers.parameters() if p.dim() == 2}
     rest = [p for p in model.parameters() if id(p) not in blocks]
     return [
-        Muon(blocks.values(), lr=lr, momentum=0.95, weight_decay=0.05),
+        Muon(blocks.values(), lr, momentum=0.95, weight_decay=0.05, distributed=distributed),
         torch.optim.AdamW(rest, lr=lr * 0.15, weight_decay=0.0, betas=(0.9, 0.95)),
     ]
 
@@ -179,7 +183,7 @@ def train(
     arguments continues.
     """
     steps, settings = arguments.steps, vars(arguments) | {"output": "", "stop": 0}
-    optimizers = make_optimizers(model, arguments.lr, not arguments.model)
+    optimizers = make_optimizers(model, arguments.lr, not arguments.model, distributed)
     schedules = [trapezoid_schedule(optimizer, steps) for optimizer in optimizers]
     parts = [model, *optimizers, *schedules]
     dtype = model_dtype("auto", str(model.device), model.config.get_text_config())
@@ -196,7 +200,7 @@ def train(
     is_main = distributed.is_main
     bar = tqdm(range(start, stop), desc="SFT", initial=start, total=stop, disable=not is_main)
     for step in bar:
-        weight = 0.0 if arguments.model else QUESTION_WEIGHT
+        weight = batches.question_weight(step)
         loss = backward(model, batches[step], distributed, dtype, weight)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules):
@@ -305,7 +309,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--vocab", type=COUNT, default=12000)
     add("--steps", type=COUNT, default=4000, help="of the learning rate's schedule")
     add("--stop", type=COUNT_OR_ZERO, default=0, help="end after this many of the steps")
-    add("--rows", type=COUNT, default=6, help="schemas in a batch")
+    add("--rows", type=COUNT, default=4, help="schemas in a batch")
     add("--per-row", type=COUNT, default=16, help="questions behind each schema")
     add("--lr", type=POSITIVE, help="0.02; with --model 2e-4 for LoRA, 2e-5 without")
     add("--seed", type=SEED, default=0)
