@@ -38,6 +38,8 @@ KEYWORDS, KEYWORDS_SHARE = 32, 0.2  # questions that are nouns behind a schema; 
 LARGE_SHARE, USUAL = 0.2, 6  # of the schemas may have 12 tables, the others this many
 SPELLED_ROWS, SPELLED_WORDS = 0.3, 0.15  # shares of rows, and of the words spelled in them
 COPY_STEPS, COPY_ROWS, COPY_TOKENS = 700, 48, 20
+REHEARSED = 0.4, 0.2  # shares of the later steps that are copying again, or it is forgotten
+REHEARSED_ROWS, REHEARSED_TOKENS = 24, 120
 TOKENIZER_SCHEMAS = 3000  # whose texts the tokenizer is made for; the words of as many are aligned
 SHARED = 0.5  # of the variance of an embedding: what it has in common with a word's variants and
 # with the wordings of its concept
@@ -162,7 +164,9 @@ class PretrainingBatches:
         shapes = SIMPLE if progress < SIMPLE_SHARE else tuple(SHAPES)
         return self.fresh.draw(rng, self.size, invented=invented, largest=largest, shapes=shapes)
 
-    def _copying(self, rng: random.Random) -> tuple[list[list[int]], list[list[list[int]]], Tensor]:
+    def _copying(
+        self, rng: random.Random, rows: int, longest: int
+    ) -> tuple[list[list[int]], list[list[list[int]]], Tensor]:
         """Prompts of random tokens; each continuation is a piece of its prompt, of which the first
         one or two tokens are given, half of the time in any variants and before the piece.
         """
@@ -171,22 +175,25 @@ class PretrainingBatches:
         )
         ids = sorted(set(range(len(self.tokenizer))) - {bos, eos, pad})
         prompts, groups, sizes = [], [], []
-        for _ in range(COPY_ROWS):
-            drawn = rng.choices(ids, k=rng.randint(6, COPY_TOKENS))
+        for _ in range(rows):
+            drawn = rng.choices(ids, k=rng.randint(6, longest))
+            end = rng.randint(5, min(len(drawn), 20))  # a piece of at most so many tokens
             start, given = rng.randrange(len(drawn) - 4), rng.randint(1, 2)
             prompts.append([bos, *drawn])
             cue = []
             if rng.random() < 0.5:
                 cue = [rng.choice(self.variants.get(t, [t])) for t in drawn[start : start + given]]
                 cue.append(pad)
-            groups.append([[pad, *cue, *drawn[start:], eos]])
+            groups.append([[pad, *cue, *drawn[start : start + end], eos]])
             sizes.append([1 + (len(cue) or given)])
         return prompts, groups, torch.tensor(sizes)
 
     def __getitem__(self, step: int) -> tuple[list[list[int]], list[list[list[int]]], Tensor]:
         rng = random.Random(f"{self.seed} {step}")
         if step < COPY_STEPS:
-            return self._copying(rng)
+            return self._copying(rng, COPY_ROWS, COPY_TOKENS)
+        if rng.random() < REHEARSED[step >= COPY_STEPS + MATCH_STEPS]:
+            return self._copying(rng, REHEARSED_ROWS, REHEARSED_TOKENS)
         prompts, groups, sizes = [], [], []
         for schema, pairs in self._rows(step, rng):
             if rng.random() < 0.5:

@@ -32,13 +32,14 @@ def aligned():
 
 
 def test_each_wording_is_nearest_to_one_of_its_own_concept(aligned):
+    """Before, by the token that they share, those of two tokens are near each other."""
     vectors, concepts, trained = aligned
     texts, owner = zip(*((text, c) for c, wordings in enumerate(concepts) for text in wordings))
-    for table, right in ((vectors, False), (trained, True)):
+    for table, low, high in ((vectors, 0.0, 0.1), (trained, 0.95, 1.0)):
         means = mean_vectors(table, texts)
         similar = means @ means.T - 2 * torch.eye(len(texts))
-        nearest = [owner[i] for i in similar.argmax(1).tolist()]
-        assert (nearest == list(owner)) == right
+        right = [owner[i] == c for i, c in zip(similar.argmax(1).tolist(), owner)]
+        assert low <= sum(right) / len(right) <= high
 
 
 def test_lengths_and_other_tokens_stay(aligned):
