@@ -17,12 +17,11 @@ from encoder import ContrastiveEncoder, SemanticReward
 from encoder.device import check_device, resolve_device
 from encoder.gold_check import check_on_gold
 from grpo.checkpoint import adapter_files, load_adapter
+from grpo.command_line import add_prompt_options, prompt_settings
 from grpo.config import (
     ASSETS,
     SQL_TIMEOUT,
     Config,
-    add_prompt_options,
-    prompt_settings,
     read_settings,
 )
 from grpo.evaluation import report as report_files

@@ -29,7 +29,8 @@ from contextlib import ExitStack
 from encoder import ContrastiveEncoder, SemanticReward
 from encoder.device import check_device
 from encoder.gold_check import check_on_gold
-from grpo.config import Config, parse_config
+from grpo.command_line import parse_config
+from grpo.config import Config
 from grpo.distributed.parallel import Distributed, is_first_to_fail, open_distributed
 from grpo.evaluation.measure import Prediction, evaluate_policy, load_suites
 from grpo.evaluation.validation import Validation
@@ -37,15 +38,18 @@ from grpo.lora import lora_merged
 from grpo.memory import memory_errors, print_plan
 from grpo.models import load_policy_with_lora, model_dtype, read_tokenizer
 from grpo.prompt import PromptSettings, check_context
+from grpo.provenance import provenance
 from grpo.questions import load_questions
-from grpo.rewards import Rewards
+from grpo.rewards import Rewards, is_label_free
 from grpo.run import RunFolder
 from grpo.trainer import Trainer
 from sqlenv import ExecutionVerifier, Sandbox
 from sqlenv.errors import exit_code
 
 
-def train(config: Config, folder: RunFolder, distributed: Distributed, device: str) -> int:
+def train(
+    config: Config, folder: RunFolder, distributed: Distributed, device: str, words: list[str]
+) -> int:
     """One run; returns the exit code."""
     questions, validation, dev = load_questions(config)
     prompts = {"settings": PromptSettings.of(vars(config)), "max_new_tokens": config.max_new_tokens}
@@ -67,13 +71,16 @@ def train(config: Config, folder: RunFolder, distributed: Distributed, device: s
         questions = folder.usable_questions(questions, verifier)
         if config.reward.get("semantic") and (check := check_on_gold(semantic, questions)):
             print(f"semantic reward: {check.report(config.data)}")
+        if is_label_free(config.reward):
+            print("no reward looks at gold SQL: wrong SQL may score above right SQL")
         with distributed.main_first():  # builds the suites that are missing in the cache
             suites = load_suites(verifier.sandbox, dev)
             validation_suites = load_suites(verifier.sandbox, validation)
             if config.reward.get("test_suite"):
                 rewards.suites = load_suites(verifier.sandbox, questions)
         trainer = Trainer(policy, rewards, questions, config, distributed)
-        folder.start(trainer)
+        sets = {"train": questions, "validation": validation, "dev": dev}
+        folder.start(trainer, provenance(words, device, distributed.size, sets))
         print(
             f"{folder.path}: {len(questions)} training and {len(dev)} dev questions "
             f"({config.lang}), {trainer.total_steps} steps of {config.prompts_per_step} prompts x "
@@ -104,7 +111,7 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
     with open_distributed(config.device) as (distributed, device):
         with memory_errors(config.micro_batch):
             with RunFolder(config, distributed, arguments.output, arguments.resume) as folder:
-                return train(config, folder, distributed, device)
+                return train(config, folder, distributed, device, arguments.words)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -50,10 +50,10 @@ class GoldCheck:
 
 
 def check_on_gold(semantic: SemanticReward, examples: Sequence[Example]) -> GoldCheck | None:
-    """Scores gold and shuffled gold of the first questions; None if no two questions on the same
-    database have different gold SQL.
+    """Scores gold and shuffled gold of the first questions that have gold; None if no two questions
+    on the same database have different gold SQL.
     """
-    pairs = []
+    pairs, examples = [], [example for example in examples if example.gold_sql]
     for number, example in enumerate(examples):
         if len(pairs) == QUESTIONS:
             break

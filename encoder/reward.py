@@ -66,7 +66,7 @@ class SemanticReward:
 
         Args:
             questions: N questions.
-            golds: their gold SQL.
+            golds: their gold SQL; not looked at with target "question".
             sqls: the SQL to score; None, where there is none, scores 0.
             valid: whether the SQL runs.
             db_paths: the databases, read only by an encoder that reads schemas.
@@ -80,9 +80,10 @@ class SemanticReward:
         schemas = [load_schema(db_paths[i]) if self.encoder.with_schema else None for i in scored]
         texts = [sql_text(sqls[i], schema) for i, schema in zip(scored, schemas)]
         fits = self.encoder.fits(texts)
+        targets = [] if self.target == "question" else [golds[i] for i in scored]
         values = self.cosines(
             [questions[i] for i in scored],
-            [sql_text(golds[i], schema) for i, schema in zip(scored, schemas)],
+            [sql_text(gold, schema) for gold, schema in zip(targets, schemas)],
             [text if fit else "" for text, fit in zip(texts, fits)],
         )  # (len(scored),)
         if self.score == "calibrated":

@@ -28,6 +28,9 @@ def group_advantages(
             - ``group``: (r - mean) / (std + 1e-4), std with Bessel's correction (DeepSeekMath,
               arXiv 2402.03300, section 4.1.2: outcome supervision)
             - ``rloo``: r minus the mean of the others = G / (G - 1) * (r - mean) (arXiv 2402.14740)
+            - ``maxrl``: (r - mean) / mean |r|, the gradient of the log-likelihood of being right
+              rather than of the probability, so that hard questions count more (MaxRL, arXiv
+              2602.02710, where rewards are 0 or 1 and the divisor is the mean)
             - ``per_reward``: each term as in ``group``, weighted and summed, then normalised over
               the batch (GDPO, arXiv 2601.05242), so that a term with a small spread still counts
               by its weight. This last normalisation is the only operation that crosses groups.
@@ -60,6 +63,8 @@ def group_advantages(
     centered = torch.where(spread < noise, 0.0, centered)
     if kind == "centered":
         return centered
+    if kind == "maxrl":  # of |r|: a mean of negative and positive rewards may be next to 0
+        return centered / rewards.abs().mean(dim=1, keepdim=True).clamp(min=NOISE)
     counted = counted | (counted.sum(1, keepdim=True) < 2)  # of fewer there is no std
     size = counted.sum(1, keepdim=True)  # (P, 1)
     if kind == "rloo":

@@ -16,12 +16,14 @@ from pathlib import Path
 
 from encoder.device import check_device, resolve_device
 from grpo.checkpoint import adapter_files, load_adapter
-from grpo.config import Config, add_prompt_options, prompt_settings, read_settings
+from grpo.command_line import add_prompt_options, prompt_settings
+from grpo.config import Config, read_settings
 from grpo.evaluation.vote import SURE, Vote, vote
 from grpo.lora import lora_merged
 from grpo.models import Policy, load_policy, read_tokenizer
 from grpo.prompt import PromptBuilder, check_context, saved_prompt
 from grpo.questions import load_questions
+from grpo.rollout import constrained_rows
 from grpo.sampler import sample_groups
 from sqlenv import Example, Sandbox, UserError, extract_sql, format_sql, load_schema
 from sqlenv.errors import exit_code
@@ -101,6 +103,7 @@ def answer(
         max_new_tokens=max_new_tokens,
         temperature=temperature if votes else 0,
         seeds=[0],
+        constrained=constrained_rows(policy, prompts, [example], votes or 1),
     )
     texts = [policy.decode(ids) for ids in samples.completion_ids[0]]
     asked = policy.tokenizer.decode(prompt)

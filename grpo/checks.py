@@ -13,8 +13,8 @@ def check_tensors(**tensors: Tensor) -> None:
 def check_rewards(rewards: Tensor, kind: str, weights: Tensor | None) -> None:
     """The arguments of ``group_advantages``."""
     check_tensors(rewards=rewards)
-    if kind not in ("centered", "group", "rloo", "per_reward"):
-        raise ValueError(f"unknown advantage {kind!r}: centered, group, rloo or per_reward")
+    if kind not in ("centered", "group", "rloo", "maxrl", "per_reward"):
+        raise ValueError(f"unknown advantage {kind!r}: centered, group, rloo, maxrl or per_reward")
     shape = "(P, G, R)" if kind == "per_reward" else "(P, G)"
     if rewards.dim() != shape.count(",") + 1:
         raise ValueError(f"{kind} advantages take rewards {shape}, not {tuple(rewards.shape)}")

@@ -1,15 +1,13 @@
-"""The settings of a run: a dataclass with a one-line explanation of each field. ``train.py``
-derives its command-line options from it.
+"""The settings of a run: a dataclass with a one-line explanation of each field, in the order in
+which ``train.py --help`` shows them (command_line.py).
 """
 
-import argparse
 import functools
 import json
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from encoder.device import resolve_device
-from grpo.prompt import SCHEMA_BUDGET, PromptSettings, read_template, saved_prompt
+from grpo.prompt import SCHEMA_BUDGET, read_template
 from grpo.recipes import RECIPES
 from grpo.rewards import WEIGHTS, check_weights
 from sqlenv import EMBEDDED, UserError
@@ -20,11 +18,12 @@ from sqlenv.options import (
     NON_NEGATIVE,
     POSITIVE,
     SEED,
-    OptionParser,
     Range,
 )
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
+ROOT = Path(__file__).resolve().parents[1]
+ASSETS = ROOT / "assets"
+PATHS = ("model", "encoder", "data", "questions")  # settings that may be paths
 SQL_TIMEOUT = Range(float, 0.1, 3600)  # seconds
 
 
@@ -77,6 +76,9 @@ class Config:
         "values shown of each column, those first that the question seems to name",
         range=COUNT_OR_ZERO,
     )
+    constrain_names: bool = option(
+        False, "draw no token that would make a name which the schema does not have"
+    )
     examples: int = option(
         2000, "training questions, drawn over all languages of --lang", range=COUNT
     )
@@ -86,11 +88,111 @@ class Config:
     steps: int = option(
         0, "optimizer steps; 0 means one pass over the examples", range=COUNT_OR_ZERO
     )
+    seed: int = option(0, "of data order, LoRA weights and sampling", range=SEED)
     prompts_per_step: int = option(16, "prompts P per step", range=COUNT)
     group_size: int = option(8, "completions G per prompt", range=Range(int, 2))
     max_new_tokens: int = option(96, "longest completion, in tokens", range=COUNT)
     temperature: float = option(
         1.0, "of sampling and of the log-probs alike", range=Range(float, 0.01)
+    )
+    lr: float = option(6e-4, "peak learning rate of AdamW on the LoRA weights", range=POSITIVE)
+    warmup_steps: int = option(
+        5,
+        "steps over which the learning rate rises; then it falls linearly to 0",
+        range=COUNT_OR_ZERO,
+    )
+    max_grad_norm: float = option(1.0, "gradient norm to clip to", range=POSITIVE)
+    num_iterations: int = option(1, "optimizer updates on each batch of samples (mu)", range=COUNT)
+    lora_rank: int = option(32, "LoRA rank r", range=COUNT)
+    lora_alpha: float = option(
+        64.0, "LoRA alpha; the update is scaled by alpha / r", range=POSITIVE
+    )
+    lora_targets: str = option(
+        "",
+        "layers that LoRA wraps, such as q_proj,v_proj; default: all linear ones of the blocks",
+    )
+    beta: float = option(
+        0.02, "weight of the KL term; 0 skips the reference pass", range=NON_NEGATIVE
+    )
+    kl: str = option("k3iw", "KL estimator", choices=["k1", "k2", "k3", "k3iw"])
+    loss_aggregation: str = option(
+        "token", "what the loss is a mean over", choices=["token", "sequence", "constant"]
+    )
+    importance_sampling: str = option(
+        "token", "level of the importance ratio", choices=["token", "sequence", "cispo"]
+    )
+    epsilon_low: float = option(
+        0.2, "the importance ratio is clipped below 1 - this", range=Range(float, 0, 1)
+    )
+    epsilon_high: float = option(
+        0.2, "the importance ratio is clipped above 1 + this", range=NON_NEGATIVE
+    )
+    advantage: str = option(
+        "centered",
+        "advantage estimator",
+        choices=["centered", "group", "rloo", "maxrl", "per_reward"],
+    )
+    credit: str = option(
+        "completion",
+        "which tokens of a wrong completion have its negative advantage: all, or those in which it "
+        "differs from the nearest right one of its group",
+        choices=["completion", "difference"],
+    )
+    mask_truncated: bool = option(
+        False, "leave completions that hit --max-new-tokens out of the loss (not of the baseline)"
+    )
+    dynamic_sampling: int = option(
+        0,
+        "times that zero-variance groups are replaced by groups of further prompts",
+        range=COUNT_OR_ZERO,
+    )
+    gold_completions: bool = option(
+        False, "gold SQL takes the place of a completion in groups without a right one"
+    )
+    zero_variance: str = option(
+        "skip",
+        "skip zero-variance groups, or train their KL term and count their tokens in the mean",
+        choices=["skip", "train"],
+    )
+    ask_again: float = option(
+        1.0,
+        "probability to ask a question again after a zero-variance group, to the power of how many "
+        "it had in a row, at least 1/16; 1 asks every question in every epoch",
+        range=Range(float, 0, 1),
+    )
+    train_completions: int = option(
+        0,
+        "completions of each group to train on, those that spread the rewards most; 0 for all",
+        range=COUNT_OR_ZERO,
+    )
+    semantic_target: str = option(
+        "question",
+        "what the semantic reward compares the SQL with",
+        choices=["question", "gold", "both"],
+    )
+    semantic_score: str = option(
+        "calibrated",
+        "the semantic reward: a calibrated probability or the cosine",
+        choices=["calibrated", "cosine"],
+    )
+    semantic_gate: bool = option(True, "no semantic reward for SQL that does not run")
+    overlong_buffer: int = option(
+        16,
+        "tokens before --max-new-tokens over which the reward `overlong` falls to -1",
+        range=COUNT,
+    )
+    sql_timeout: float = option(
+        2.0, "seconds of CPU time for each query, gold's and the model's", range=SQL_TIMEOUT
+    )
+    reward_timeout: float = option(
+        10.0,
+        "seconds that a custom reward may take for a batch",
+        range=Range(float, 0, 86400, above=True),
+    )
+    reward: dict = field(default_factory=lambda: dict(WEIGHTS))
+    device: str = option("auto", "cpu, cuda, ...; auto takes a GPU if there is one")
+    dtype: str = option(
+        "auto", "of the frozen weights", choices=["auto", "float32", "bfloat16", "float16"]
     )
     micro_batch: int = option(
         4,
@@ -108,101 +210,6 @@ class Config:
         "shard the frozen weights over the processes of torchrun (FSDP2)",
         affects_results=False,
     )
-    lr: float = option(6e-4, "peak learning rate of AdamW on the LoRA weights", range=POSITIVE)
-    warmup_steps: int = option(
-        5,
-        "steps over which the learning rate rises; then it falls linearly to 0",
-        range=COUNT_OR_ZERO,
-    )
-    max_grad_norm: float = option(1.0, "gradient norm to clip to", range=POSITIVE)
-    beta: float = option(
-        0.02, "weight of the KL term; 0 skips the reference pass", range=NON_NEGATIVE
-    )
-    kl: str = option("k3iw", "KL estimator", choices=["k1", "k2", "k3", "k3iw"])
-    loss_aggregation: str = option(
-        "token", "what the loss is a mean over", choices=["token", "sequence", "constant"]
-    )
-    importance_sampling: str = option(
-        "token", "level of the importance ratio", choices=["token", "sequence", "cispo"]
-    )
-    advantage: str = option(
-        "centered", "advantage estimator", choices=["centered", "group", "rloo", "per_reward"]
-    )
-    epsilon_low: float = option(
-        0.2, "the importance ratio is clipped below 1 - this", range=Range(float, 0, 1)
-    )
-    epsilon_high: float = option(
-        0.2, "the importance ratio is clipped above 1 + this", range=NON_NEGATIVE
-    )
-    num_iterations: int = option(1, "optimizer updates on each batch of samples (mu)", range=COUNT)
-    dynamic_sampling: int = option(
-        0,
-        "times that zero-variance groups are replaced by groups of further prompts",
-        range=COUNT_OR_ZERO,
-    )
-    train_completions: int = option(
-        0,
-        "completions of each group to train on, those that spread the rewards most; 0 for all",
-        range=COUNT_OR_ZERO,
-    )
-    zero_variance: str = option(
-        "skip",
-        "skip zero-variance groups, or train their KL term and count their tokens in the mean",
-        choices=["skip", "train"],
-    )
-    ask_again: float = option(
-        1.0,
-        "probability to ask a question again after a zero-variance group, to the power of how many "
-        "it had in a row, at least 1/16; 1 asks every question in every epoch",
-        range=Range(float, 0, 1),
-    )
-    mask_truncated: bool = option(
-        False, "leave completions that hit --max-new-tokens out of the loss (not of the baseline)"
-    )
-    overlong_buffer: int = option(
-        16,
-        "tokens before --max-new-tokens over which the reward `overlong` falls to -1",
-        range=COUNT,
-    )
-    lora_rank: int = option(32, "LoRA rank r", range=COUNT)
-    lora_alpha: float = option(
-        64.0, "LoRA alpha; the update is scaled by alpha / r", range=POSITIVE
-    )
-    lora_targets: str = option(
-        "",
-        "layers that LoRA wraps, such as q_proj,v_proj; default: all linear ones of the blocks",
-    )
-    semantic_target: str = option(
-        "question",
-        "what the semantic reward compares the SQL with",
-        choices=["question", "gold", "both"],
-    )
-    semantic_score: str = option(
-        "calibrated",
-        "the semantic reward: a calibrated probability or the cosine",
-        choices=["calibrated", "cosine"],
-    )
-    semantic_gate: bool = option(True, "no semantic reward for SQL that does not run")
-    sql_timeout: float = option(
-        2.0, "seconds of CPU time for each query, gold's and the model's", range=SQL_TIMEOUT
-    )
-    reward_timeout: float = option(
-        10.0,
-        "seconds that a custom reward may take for a batch",
-        range=Range(float, 0, 86400, above=True),
-    )
-    reward: dict = field(default_factory=lambda: dict(WEIGHTS))
-    seed: int = option(0, "of data order, LoRA weights and sampling", range=SEED)
-    device: str = option("auto", "cpu, cuda, ...; auto takes a GPU if there is one")
-    dtype: str = option(
-        "auto", "of the frozen weights", choices=["auto", "float32", "bfloat16", "float16"]
-    )
-    keep_rollouts: int = option(
-        100,
-        "groups of each step to keep in rollouts.jsonl",
-        affects_results=False,
-        range=COUNT_OR_ZERO,
-    )
     eval_every: int = option(
         0, "steps between evaluations on validation questions, 0 for none", range=COUNT_OR_ZERO
     )
@@ -215,6 +222,12 @@ class Config:
         range=COUNT_OR_ZERO,
     )
     stop_on_collapse: bool = option(False, "end a run that falls apart, with its best adapter")
+    keep_rollouts: int = option(
+        100,
+        "groups of each step to keep in rollouts.jsonl",
+        affects_results=False,
+        range=COUNT_OR_ZERO,
+    )
     save_every: int = option(20, "steps between checkpoints", affects_results=False, range=COUNT)
     tensorboard: bool = option(
         False, "also write the metrics for TensorBoard (if installed)", affects_results=False
@@ -244,11 +257,24 @@ class Config:
                 f"--train-completions: must be 0 or from 2 to --group-size ({self.group_size}), "
                 f"not {self.train_completions}"
             )
+        if self.constrain_names and self.gold_completions:
+            raise UserError("--gold-completions: not with --constrain-names: gold was not drawn")
         parse_languages(self.lang)
         check_weights(self.reward)
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    def saved(self) -> dict:
+        """As config.json has it: paths inside the project relative to it, so that the run can be
+        read on another machine.
+        """
+        settings = self.to_dict()
+        for name in PATHS:
+            path = Path(settings[name])
+            if path.is_relative_to(ROOT):
+                settings[name] = path.relative_to(ROOT).as_posix()
+        return settings
 
     def differences(self, other: "Config") -> list[str]:
         """``name: other -> own`` for each setting that affects results and differs."""
@@ -271,7 +297,7 @@ def option_name(name: str) -> str:
 
 
 def read_settings(option: str, folder: Path) -> dict:
-    """What a run wrote into its config.json.
+    """The settings in the config.json of a run.
 
     Raises:
         UserError: the folder is none of a run, or the file is damaged. It names the option.
@@ -284,13 +310,21 @@ def read_settings(option: str, folder: Path) -> dict:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         saved["model"]  # all else has a default
+        saved.pop("provenance", None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged, not what train.py wrote ({error!r})") from error
     for name, default in Config().to_dict().items():
         value, kind = saved.get(name, default), type(default)
         if not isinstance(value, (float, int) if kind is float else kind):
             raise UserError(f"{path}: {name} = {value!r:.60} is not understood")
+        if name in PATHS and value and not Path(value).exists() and (ROOT / value).exists():
+            saved[name] = str(ROOT / value)  # as ``Config.saved`` writes it
     return saved
+
+
+def read_provenance(path: Path) -> list[dict]:
+    """What a run's config.json says of its starts (provenance.py)."""
+    return json.loads(path.read_text(encoding="utf-8")).get("provenance", [])
 
 
 def resumed_config(folder: Path, given: dict) -> Config:
@@ -314,102 +348,3 @@ def resumed_config(folder: Path, given: dict) -> Config:
             "these options out, or start a new run"
         )
     return config
-
-
-def parse_rewards(texts: list[str]) -> dict[str, float]:
-    """``["semantic=0.2"]`` -> ``{"semantic": 0.2}``."""
-    rewards = {}
-    for text in texts:
-        name, _, weight = text.rpartition("=")
-        try:
-            rewards[name] = float(weight)
-        except ValueError:
-            raise UserError(f"--reward {text}: must be NAME=WEIGHT, such as semantic=0.2") from None
-    return rewards
-
-
-def add_option(parser: argparse.ArgumentParser, f: Field) -> None:
-    """The option for a field of ``Config``. One that is not given stays out of the result, so that
-    the setting of a recipe, a model or a resumed run can take its place.
-    """
-    kind = {
-        "type": f.metadata.get("parse", f.metadata.get("range", type(f.default))),
-        "choices": f.metadata.get("choices"),
-    }
-    if "parse" in f.metadata:
-        kind["metavar"] = "FILE"
-    if isinstance(f.default, bool):
-        kind = {"action": argparse.BooleanOptionalAction if f.default else "store_true"}
-    text = f"{f.metadata['help']} ({f.default or 'off'})"
-    parser.add_argument(option_name(f.name), default=argparse.SUPPRESS, help=text, **kind)
-
-
-def add_prompt_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ``PromptSettings``."""
-    names = {f.name for f in fields(PromptSettings)}
-    for f in fields(Config):
-        if f.name in names:
-            add_option(parser, f)
-
-
-def prompt_settings(arguments: argparse.Namespace, saved: dict) -> PromptSettings:
-    """The settings of the options that are given; the others as a run or a model saved them."""
-    return PromptSettings.of(saved | vars(arguments))
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """One option for each field of ``Config``."""
-    for f in fields(Config):
-        if f.name != "reward":
-            add_option(parser, f)
-    parser.add_argument(
-        "--reward",
-        action="append",
-        default=[],
-        metavar="NAME=WEIGHT",
-        help="weight of execution, test_suite, syntax, schema, semantic, overlong or "
-        "FILE.py:FUNCTION; repeatable; 0 drops the reward",
-    )
-
-
-def parse_config(description: str, argv: list[str] | None) -> tuple[Config, argparse.Namespace]:
-    """The command line of ``train.py``: the configuration, and where to write, whether to resume
-    and whether only to plan the memory.
-
-    Raises:
-        UserError: a wrong option, or a setting that no run can have.
-    """
-    parser = OptionParser(description)
-    add_options(parser)
-    parser.add_argument("--output", help="folder of the run (a new one, runs/<lang>-<n>)")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the run in --output, with its settings; --steps extends a finished run",
-    )
-    parser.add_argument(
-        "--plan",
-        nargs="?",
-        type=POSITIVE,
-        const=0.0,
-        metavar="GIB",
-        help="print how much memory the run needs, and which settings fit into this device or "
-        "into GIB; train nothing",
-    )
-    arguments = parser.parse_args(argv)
-    given = {f.name: getattr(arguments, f.name) for f in fields(Config) if f.name in arguments}
-    given["reward"] = parse_rewards(arguments.reward)
-    if "device" in given:
-        given["device"] = resolve_device(given["device"])
-    if not arguments.resume:
-        if given.get("data", Config.data) != Config.data:
-            given.setdefault("lang", "all")
-        given = saved_prompt(given.get("model", Config.model)) | given
-        config = Config.with_recipe(**given)
-    elif arguments.output:
-        config = resumed_config(Path(arguments.output), given)
-    else:
-        raise UserError("--resume needs --output, the folder of the run to go on with")
-    config.device = resolve_device(config.device)
-    config.check()
-    return config, arguments

@@ -56,6 +56,7 @@ def select_completions(rollout: Rollout, chosen: Tensor) -> Rollout:
         completion_ids=pick(rollout.completion_ids),
         texts=pick(rollout.texts),
         verdicts=pick(rollout.verdicts),
+        allowed=pick(rollout.allowed) if rollout.allowed[0] else rollout.allowed,
         sampling_logprobs=[group[own] for group, own in zip(rollout.sampling_logprobs, chosen)],
         finished=rollout.finished[groups, chosen],
         reward_terms=rollout.reward_terms[groups, chosen],

@@ -12,6 +12,7 @@ MAX_BAD_UPDATES = 3  # updates in a row with a non-finite loss or gradient that 
 SICK_STEPS = 5  # steps in a row with the same sign of a run that learns nothing, or the wrong thing
 MAX_KL = 1.0  # nats per token; the default run stays below 0.05
 MAX_ENTROPY = 5.0  # nats per token; that of text which makes sense is far lower
+MAX_REPEATED = 0.5  # of a step's questions that have the same answer as another
 MAX_GRAD_NORM = 100.0  # in units of --max-grad-norm, to which the gradient is clipped
 # Mean |sampler - trainer| of a token's log-prob above which a warning is given.
 SAMPLER_GAP = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -85,7 +86,8 @@ class CollapseGuard:
 
     def __init__(self, max_grad_norm: float):
         self.max_grad_norm = max_grad_norm
-        self.steps = {"groups": 0, "kl": 0, "entropy": 0, "gradient": 0}  # with the sign, in a row
+        # For each sign, how many steps in a row had it.
+        self.steps = dict.fromkeys(("groups", "kl", "entropy", "gradient", "answers"), 0)
 
     def check(self, metrics: dict[str, float]) -> bool:
         """Whether a sign has just been there for ``SICK_STEPS`` steps in a row.
@@ -99,6 +101,7 @@ class CollapseGuard:
             "kl": metrics["kl"] > MAX_KL,
             "entropy": metrics["entropy"] > MAX_ENTROPY,
             "gradient": norm > MAX_GRAD_NORM,
+            "answers": metrics["repeated_answers"] > MAX_REPEATED,
         }
         advice = {
             "groups": "every completion of a group had the same reward, in all groups, so there is "
@@ -109,6 +112,9 @@ class CollapseGuard:
             "again with a lower --lr or a higher --beta",
             "entropy": f"the entropy is {metrics['entropy']:.3g} nats per token: completions are "
             "nearly random; start again with a lower --lr, or with a lower --temperature",
+            "answers": f"{100 * metrics['repeated_answers']:.0f} % of the questions got the same "
+            "SQL as another question; start again with a lower --lr, and without gold SQL with a "
+            "smaller weight of the reward consensus",
             "gradient": f"the gradient's norm is {norm:.3g} times --max-grad-norm; start again "
             "with a lower --lr",
         }

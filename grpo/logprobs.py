@@ -1,5 +1,7 @@
 """Log-probabilities of completions under the model, with the prompt computed once per group."""
 
+from itertools import repeat
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ def completion_logprobs(
     temperature: float = 1.0,
     with_entropy: bool = False,
     skipped: Tensor | None = None,
+    allowed: list | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """log pi(o_t | q, o_<t) of every completion token, at the temperature that it was sampled with.
 
@@ -28,6 +31,7 @@ def completion_logprobs(
         prompt_ids: P lists of token ids.
         completion_ids: P groups of G lists of token ids, EOS included where it was sampled.
         skipped: (P, G) int64, how many tokens at the start of each completion need no log-prob.
+        allowed: as in ``Samples``: what each token was drawn from.
 
     Returns:
         (P, G, T) float32, 0 for skipped tokens and where there is none; with ``with_entropy`` also
@@ -41,10 +45,19 @@ def completion_logprobs(
         predictors, targets = (x[mask[packed.mask]] for x in (predictors, targets))
     states = hidden.index_select(0, predictors)  # (C, D), C = completion tokens
     head = model.get_output_embeddings()
+    drawn_from = allowed_rows(allowed, model.device) if allowed and allowed[0] else None  # (C, K)
+    sets = drawn_from.split(CHUNK) if drawn_from is not None else repeat(None)
     chunks = [
-        head_logprobs(part, head, tokens, temperature, with_entropy)
-        for part, tokens in zip(states.split(CHUNK), targets.split(CHUNK))
+        head_logprobs(part, head, tokens, temperature, with_entropy, ids)
+        for part, tokens, ids in zip(states.split(CHUNK), targets.split(CHUNK), sets)
     ]
     unpack = lambda values: values.new_zeros(mask.shape).masked_scatter(mask, values)  # noqa: E731
     logprobs, *entropy = (unpack(torch.cat(parts)) for parts in zip(*chunks))  # (P, G, T)
     return (logprobs, entropy[0]) if with_entropy else logprobs
+
+
+def allowed_rows(allowed: list, device) -> Tensor:
+    """(C, K) int64, what each of C completion tokens was drawn from; shorter rows repeat an id."""
+    rows = [ids for group in allowed for completion in group for ids in completion]
+    longest = max(map(len, rows))
+    return torch.tensor([ids + ids[:1] * (longest - len(ids)) for ids in rows], device=device)

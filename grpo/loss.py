@@ -79,7 +79,7 @@ def surrogate_objective(
     gradient.
 
     Args:
-        logprobs, advantages: (P, G, T) float32 with gradient, and (P, G, 1).
+        logprobs, advantages: (P, G, T) float32 with gradient, and (P, G, 1) or (P, G, T).
         ratio: (P, G, T), or (P, G, 1) for ``sequence``, from ``importance_ratio``.
 
     Returns:
@@ -116,7 +116,7 @@ def policy_loss(
         logprobs: (P, G, T) float32 with gradient, under the policy.
         old_logprobs: (P, G, T) float32, under the policy that sampled. In the first iteration this
             is ``logprobs.detach()``: the ratio is 1 and the gradient REINFORCE's, -A grad log pi.
-        advantages: (P, G) float32.
+        advantages: (P, G) float32, of completions; (P, G, 1) or (P, G, T), of tokens.
         weights: (P, G, T) float32 from ``token_weights`` of the whole step; 0 masks a token out.
         ref_logprobs: (P, G, T) float32, under the frozen reference; may be None if ``beta`` is 0.
         beta: weight of the KL term, whose estimator is ``kl`` (see ``token_kl``).
@@ -136,8 +136,10 @@ def policy_loss(
         raise ValueError(f"beta = {beta:g} needs ref_logprobs; without a reference, pass beta=0")
     ratio = importance_ratio(logprobs, old_logprobs, weights > 0, kind=importance_sampling)
     clip = {"epsilon_low": epsilon_low, "epsilon_high": epsilon_high}
+    if advantages.dim() == 2:
+        advantages = advantages[..., None]
     objective, stats = surrogate_objective(
-        logprobs, ratio, advantages[..., None], kind=importance_sampling, **clip
+        logprobs, ratio, advantages, kind=importance_sampling, **clip
     )
     stats["ratio"] = ratio
     if ref_logprobs is not None:

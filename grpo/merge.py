@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from grpo.checkpoint import READ_ERRORS, SAFETENSORS_ERRORS, load_adapter
-from grpo.config import Config
+from grpo.config import Config, read_settings
 from grpo.evaluation.report import before_after_table
 from grpo.lora import merge_lora, update_kept
 from grpo.models import Policy, load_policy
@@ -114,7 +114,7 @@ def merge(run: Path, output: Path, dtype: str) -> None:
     if output.exists():
         raise UserError(f"{output} exists; name another folder or remove it")
     check_writable("output", output)
-    config, summary = read(run / "config.json"), read(run / "summary.json")
+    summary, config = read(run / "summary.json"), read_settings("run", run)
     torch_dtype = getattr(torch, dtype)
     policy = load_policy(config["model"], "cpu", "float32")  # the sum is rounded once
     text = card(config, summary, policy, output.name)

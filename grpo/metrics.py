@@ -1,5 +1,6 @@
 """The metrics of a training step: means over its tokens, rewards, lengths and speed."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -56,12 +57,15 @@ def sampler_gap(logprobs: Tensor, sampling_logprobs: list[Tensor]) -> Tensor:
 
     Args:
         logprobs: (P, G, T) float32.
-        sampling_logprobs: P tensors (G, T'), T' differs between groups.
+        sampling_logprobs: P tensors (G, T'), T' differs between groups; NaN for tokens that were
+            not sampled (``--gold-completions``), whose gap is 0.
     """
     gap = torch.zeros_like(logprobs)
     for p, sampled in enumerate(sampling_logprobs):
         size = min(sampled.shape[-1], gap.shape[-1])
-        gap[p, :, :size] = (logprobs[p, :, :size] - sampled[:, :size].to(gap.device)).abs()
+        sampled = sampled[:, :size].to(gap.device)
+        difference = (logprobs[p, :, :size] - sampled).abs()
+        gap[p, :, :size] = torch.where(sampled.isnan(), 0.0, difference)
     return gap
 
 
@@ -131,7 +135,22 @@ def rollout_metrics(
         **language_metrics(rollout, examples),
         "completion_length": completion_lengths(rollout).mean().item(),
         "truncated": 1 - rollout.finished.float().mean().item(),
+        "repeated_answers": repeated_answers(rollout),
     }
+
+
+def repeated_answers(rollout: Rollout) -> float:
+    """The share of groups whose commonest SQL is that of a group for another question, too: a
+    policy that answers everything alike agrees with itself, and has learned nothing.
+    """
+    asked_by: dict[str, set[str]] = {}
+    answers = []
+    for example, verdicts in zip(rollout.examples, rollout.verdicts):
+        ((sql, _),) = Counter(verdict.sql for verdict in verdicts).most_common(1)
+        answers.append(sql)
+        if sql is not None:
+            asked_by.setdefault(sql, set()).add(example.question)
+    return sum(len(asked_by.get(sql, ())) > 1 for sql in answers) / len(answers)
 
 
 def speed_metrics(

@@ -32,6 +32,7 @@ from grpo.model_checks import (
     reason,
     refuse_longer,
 )
+from grpo.name_constraint import TokenTexts
 from sqlenv.errors import UserError
 from sqlenv.extraction import REASONING
 
@@ -62,6 +63,11 @@ class Policy:
         dropped = {*self.tokenizer.all_special_ids} - self._reasoning_ids
         kept = [token for token in ids if token not in dropped]
         return cast(str, self.tokenizer.decode(kept))
+
+    @cached_property
+    def token_text(self) -> TokenTexts:
+        """The text of a token, for ``ConstrainedRows``."""
+        return TokenTexts(self.tokenizer)
 
     @cached_property
     def _reasoning_ids(self) -> set[int]:

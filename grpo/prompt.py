@@ -14,6 +14,7 @@ from pathlib import Path
 from string import Formatter
 
 from grpo.model_checks import context_of, reason
+from grpo.name_constraint import NameConstraint
 from sqlenv import Example, UserError, load_schema, question_values, schema_text
 from sqlenv.files import write_json
 
@@ -31,7 +32,8 @@ SAVED = "prompt.json"  # in the directory of a model that was trained with other
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """What a prompt depends on beside the question; the names are those of ``Config``.
+    """What a prompt depends on beside the question, and how it is answered; the names are those of
+    ``Config``.
 
     Attributes:
         prompt: the template; "": PLAIN or CHAT.
@@ -39,6 +41,7 @@ class PromptSettings:
         thinking: "on" or "off", for chat templates that know it.
         schema_budget: tokens of the schema text.
         sample_values: of each column, those first that the question seems to name.
+        constrain_names: answers have no names but those of the schema (name_constraint.py).
     """
 
     prompt: str = ""
@@ -46,6 +49,7 @@ class PromptSettings:
     thinking: str = "off"
     schema_budget: int = SCHEMA_BUDGET
     sample_values: int = 0
+    constrain_names: bool = False
 
     @classmethod
     def of(cls, values: Mapping) -> "PromptSettings":
@@ -168,6 +172,7 @@ class PromptBuilder:
     def __init__(self, tokenizer, settings: PromptSettings = DEFAULTS):
         self.tokenizer, self.settings = tokenizer, settings
         self.schemas: dict = {}
+        self.constraints: dict[Path, NameConstraint] = {}
         if settings.prompt:
             check_template("--prompt", settings.prompt)
         check_template("--system-prompt", settings.system_prompt)
@@ -197,6 +202,15 @@ class PromptBuilder:
             )
         return self.schemas[key]
 
+    def constraint(self, example: Example) -> NameConstraint:
+        """What may follow in SQL on the example's database."""
+        if example.db_path not in self.constraints:
+            tables = load_schema(example.db_path).tables
+            columns = [column.name for table in tables for column in table.columns]
+            names = [*(table.name for table in tables), *columns]
+            self.constraints[example.db_path] = NameConstraint(names)
+        return self.constraints[example.db_path]
+
     def templates(self, evidence: str = "") -> list[str]:
         """The parts of a plain prompt, which are tokenised one by one; or a chat's messages, the
         user's being the last.
@@ -223,6 +237,16 @@ class PromptBuilder:
             return render(self.tokenizer, messages_of(texts), thinking=thinking)
         start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         return start + [token for text in texts for token in self.encode(text)]
+
+
+def answer_end(tokenizer, eos_ids: set[int]) -> int:
+    """The token that ends an answer: the chat template's, or the tokenizer's."""
+    if not tokenizer.chat_template:
+        return tokenizer.eos_token_id
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "SELECT 1"}]
+    asked = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+    whole = tokenizer.apply_chat_template(turns, return_dict=False)
+    return next((t for t in whole[len(asked) :] if t in eos_ids), tokenizer.eos_token_id)
 
 
 def messages_of(texts: list[str]) -> list[dict]:

@@ -30,7 +30,7 @@ def load_questions(
     """Training questions, evenly from all languages, validation questions (none without
     ``eval_every``), and the dev questions that have gold SQL.
     """
-    gold = {"need_gold": needs_gold(config.reward)}
+    gold = {"need_gold": needs_gold(config.reward, config.semantic_target)}
     dataset = open_dataset(config.data, config.questions, **gold)
     langs = chosen_languages(dataset, config.lang, ["train", "dev"])
     train = [example for lang in langs for example in dataset.load(lang, "train")]

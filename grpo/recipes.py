@@ -59,6 +59,11 @@ RECIPES = {
         "epsilon_high": 4.0,
         "dynamic_sampling": 4,
     },
+    # Adaptation to a database without gold SQL: the answers that a group agrees on are taken for
+    # right (TTRL, arXiv 2504.16084), and the encoder scores what they mean.
+    "label_free": {
+        "reward": {"execution": 0.0, "schema": 0.0, "consensus": 1.0, "semantic": 0.5},
+    },
     # The paper that this project is about (arXiv 2510.13827): GRPO as published, KL weight 0.02.
     # It leaves group size, LoRA rank and reward weights open.
     "paper": {

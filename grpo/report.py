@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from grpo.config import read_settings
+from grpo.config import read_provenance, read_settings
 from grpo.evaluation.measure import Prediction, measured, read_prediction_lines
 from grpo.evaluation.report import LABELS, before_after_rows, read_metrics
 from grpo.evaluation.rollouts import read_rollouts
@@ -70,13 +70,17 @@ def write_report(runs: list[Path], output: Path, groups: int = GROUPS) -> None:
 def run_data(run: Path, limit: int) -> dict:
     """What the page shows of a run."""
     settings = read_settings("RUN", run)
+    starts = read_provenance(run / "config.json")
+    made_by = {
+        f"start {n}: {key}": start[key] for n, start in enumerate(starts, 1) for key in start
+    }
     paths = [run / f"{when}.jsonl" for when in ("before", "after")]
     before, after = (read_prediction_lines(path) if path.is_file() else [] for path in paths)
     total = sum(1 for _ in read_rollouts(run / "rollouts.jsonl"))
     groups = list(evenly_spaced(read_rollouts(run / "rollouts.jsonl"), total, limit))
     return {
         "name": run.name,
-        "settings": [[name, setting_text(value)] for name, value in settings.items()],
+        "settings": [[name, setting_text(value)] for name, value in (settings | made_by).items()],
         "metrics": read_metrics(run / "metrics.jsonl"),
         "tables": tables(run, before, after),
         "groups": groups,

@@ -1,8 +1,10 @@
 """The reward terms: the paper's four (execution, syntax, schema match, semantic agreement),
-execution on a test suite, DAPO's length penalty, and custom rewards.
+execution on a test suite, the overlap of results, the consensus of a group, DAPO's length penalty,
+and custom rewards.
 
 All terms but the penalty and custom rewards are in [0, 1]; the penalty is in [-1, 0]. No wrong
 query may score above a right one, so the auxiliary terms together must weigh less than execution.
+Without any reward that looks at gold SQL, nothing guards that.
 """
 
 import math
@@ -13,17 +15,26 @@ from torch import Tensor
 
 from grpo.custom_reward import CustomReward, is_custom
 from sqlenv import Example, Execution, ExecutionVerifier, Suite, UserError, extract_sql
+from sqlenv.consensus import consensus
 from sqlenv.verifier import Verdict
 
 WEIGHTS = {"execution": 1.0, "syntax": 0.1, "schema": 0.2, "semantic": 0.3}
-OTHERS = ("test_suite", "overlong")
+OTHERS = ("test_suite", "overlap", "consensus", "overlong")
 TIMEOUT_BUDGET = 5.0  # seconds of CPU time for the completions of a batch that time out
-AUXILIARY = ("schema", "semantic", "overlong")  # a wrong query can beat a right one in these
+NEED_GOLD = ("execution", "test_suite", "overlap", "schema")
+# A wrong query can beat a right one in these.
+AUXILIARY = ("schema", "semantic", "overlap", "consensus", "overlong")
 
 
-def needs_gold(weights: dict[str, float]) -> bool:
+def needs_gold(weights: dict[str, float], semantic_target: str = "question") -> bool:
     """Whether one of the rewards looks at gold SQL; custom rewards get it if there is one."""
-    return any(weights.get(name) for name in ("execution", "test_suite", "schema", "semantic"))
+    compared = weights.get("semantic") and semantic_target != "question"
+    return bool(compared) or any(weights.get(name) for name in NEED_GOLD)
+
+
+def is_label_free(weights: dict[str, float]) -> bool:
+    """Whether the policy is rewarded by its own agreement or by the encoder, and by no gold SQL."""
+    return not needs_gold(weights) and any(weights.get(n) for n in ("consensus", "semantic"))
 
 
 def check_weights(weights: dict[str, float]) -> None:
@@ -32,7 +43,7 @@ def check_weights(weights: dict[str, float]) -> None:
     A right query runs, so it has execution and syntax in full. A wrong one can have at most all
     other terms in full. Custom rewards are not limited: their values and weights are the user's
     decision, and they may be all that there is. With ``test_suite``, right means right on the
-    whole suite.
+    whole suite. Without a reward that looks at gold SQL, what is right is not known.
 
     Raises:
         UserError: a weight is refused.
@@ -49,7 +60,8 @@ def check_weights(weights: dict[str, float]) -> None:
     auxiliary = sum(weights[name] for name in present)
     correctness = "test_suite" if weights.get("test_suite") else "execution"
     only_custom = not present and any(w and is_custom(name) for name, w in weights.items())
-    if weights.get(correctness, 0) <= auxiliary and not only_custom:
+    unguarded = only_custom or is_label_free(weights)
+    if weights.get(correctness, 0) <= auxiliary and not unguarded:
         raise UserError(
             f"--reward: {' + '.join(present) or 'the others'} ({auxiliary:g}) must weigh less than "
             f"{correctness} ({weights.get(correctness, 0):g}), or a wrong query could score above "
@@ -145,13 +157,16 @@ class Rewards:
         flat = [example for example, group in zip(examples, texts) for _ in group]
         asked = prompts or [""] * len(texts)
         sqls = [extract_sql(t, prompt=p) for p, group in zip(asked, texts) for t in group]
-        verdicts = self.verifier.verify(flat, sqls, timeout_budget=TIMEOUT_BUDGET)
+        options = {"timeout_budget": TIMEOUT_BUDGET, "with_overlap": "overlap" in self.specs}
+        verdicts = self.verifier.verify(flat, sqls, **options)
         columns = []
         for spec in self.specs:
             if spec in self.custom:
                 values = self._custom(self.custom[spec], examples, texts, prompts, verdicts)
             elif spec == "overlong":
                 values = self._overlong(lengths)
+            elif spec == "consensus":
+                values = self._consensus(examples, verdicts)
             else:
                 values = getattr(self, f"_{spec}")(flat, verdicts)
             columns.append(values)
@@ -197,6 +212,18 @@ class Rewards:
 
     def _execution(self, examples, verdicts) -> list[float]:
         return [float(verdict.correct) for verdict in verdicts]
+
+    def _overlap(self, examples, verdicts) -> list[float]:
+        return [verdict.overlap for verdict in verdicts]
+
+    def _consensus(self, examples: list[Example], verdicts: list[Verdict]) -> list[float]:
+        """Of P examples and P x G verdicts."""
+        size, shares = len(verdicts) // max(1, len(examples)), []
+        for p, example in enumerate(examples):
+            sqls = [verdict.sql for verdict in verdicts[size * p : size * (p + 1)]]
+            budget = {"timeout_budget": TIMEOUT_BUDGET}
+            shares += consensus(self.verifier.sandbox, example.db_path, sqls, **budget)
+        return shares
 
     def _test_suite(self, examples, verdicts) -> list[float]:
         budget = {"timeout_budget": TIMEOUT_BUDGET}

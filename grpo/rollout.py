@@ -9,6 +9,7 @@ from grpo.advantages import group_advantages
 from grpo.config import Config
 from grpo.lora import lora_merged
 from grpo.models import Policy
+from grpo.name_constraint import ConstrainedRows
 from grpo.prompt import PromptBuilder
 from grpo.rewards import Rewards, fill_not_applicable
 from grpo.sampler import sample_groups
@@ -29,6 +30,7 @@ class Rollout:
         verdicts: P x G, what became of the SQL in them.
         sampling_logprobs: P tensors (G, T) float32, of each token under the distribution that it
             was drawn from; T differs between groups.
+        allowed: as in ``Samples``: what each token was drawn from.
         finished: (P, G) bool, whether the completion ended with EOS before the limit.
         reward_terms: (P, G, R) float32.
         applicable: (P, G, R) bool, false where a term is not applicable and was filled in.
@@ -41,6 +43,7 @@ class Rollout:
     texts: list[list[str]]
     verdicts: list[list[Verdict]]
     sampling_logprobs: list[Tensor]
+    allowed: list
     finished: Tensor
     reward_terms: Tensor
     applicable: Tensor
@@ -61,6 +64,16 @@ class Rollout:
         return torch.arange(longest) < lengths[..., None]
 
 
+def constrained_rows(
+    policy: Policy, prompts: PromptBuilder, examples: list[Example], group_size: int
+) -> ConstrainedRows | None:
+    """What may be drawn for the answers to some questions; None without ``constrain_names``."""
+    if not prompts.settings.constrain_names:
+        return None
+    constraints = [prompts.constraint(e) for e in examples for _ in range(group_size)]
+    return ConstrainedRows(constraints, policy.token_text, policy.eos_ids)
+
+
 def sample_rollout(
     examples: list[Example],
     seeds: list[int],
@@ -77,11 +90,12 @@ def sample_rollout(
         seeds: P, one for each question's completions.
     """
     prompt_ids = [prompts(example) for example in examples]
+    constrained = constrained_rows(policy, prompts, examples, config.group_size)
     with timer.phase("sample"), lora_merged(policy.model):
         samples = sample_groups(
             policy.model, prompt_ids, eos_ids=policy.eos_ids, seeds=seeds,
             group_size=config.group_size, max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
+            temperature=config.temperature, constrained=constrained,
         )  # fmt: skip
     ids = samples.completion_ids
     with timer.phase("reward"):
@@ -93,5 +107,5 @@ def sample_rollout(
     terms, applicable = fill_not_applicable(scored), ~scored.isnan()  # (P, G, R)
     outputs = {"completion_ids": ids, "texts": texts, "verdicts": verdicts}
     scores = {"reward_terms": terms, "applicable": applicable, "rewards": terms @ rewards.weights}
-    samples = {"sampling_logprobs": logprobs, "finished": finished}
-    return Rollout(examples, prompt_ids, **outputs, **samples, **scores)
+    drawn = {"sampling_logprobs": logprobs, "allowed": samples.allowed, "finished": finished}
+    return Rollout(examples, prompt_ids, **outputs, **drawn, **scores)

@@ -1,7 +1,7 @@
 """The folder of a run: settings, metrics, checkpoints and results. This file also has the code that
 starts, interrupts and resumes a run. Only the main process writes.
 
-    config.json     the settings
+    config.json     the settings, and for every start of the run what it was made by (provenance.py)
     questions.json  which training questions are left out, and a hash of the others
     metrics.jsonl   one line per step
     rollouts.jsonl  the sampled groups, one line per group (grpo/evaluation/rollouts.py)
@@ -38,7 +38,7 @@ from grpo.checkpoint import (
     save_adapter,
     training_state,
 )
-from grpo.config import Config, read_settings
+from grpo.config import Config, read_provenance, read_settings
 from grpo.distributed.parallel import Distributed
 from grpo.dynamic_sampling import select_groups
 from grpo.evaluation import report
@@ -150,8 +150,10 @@ class RunFolder:
                 f"--steps {given}: the run in {self.path} has {done} steps already; give more"
             )
 
-    def start(self, trainer: Trainer) -> None:
-        """Writes the settings, and with ``resume`` loads the last checkpoint."""
+    def start(self, trainer: Trainer, provenance: dict) -> None:
+        """Writes the settings and what this start is made by, and with ``resume`` loads the last
+        checkpoint.
+        """
         if self.resume:
             if self.state_path.is_file():  # a run killed before its first one starts again
                 load_training_state(trainer, load_state(self.state_path))
@@ -161,7 +163,9 @@ class RunFolder:
                 self.rows = report.read_metrics(self.metrics_path)
             self.rows = self.distributed.all_gather(self.rows)[0]
         if self.distributed.is_main:
-            write_json(self.path / SETTINGS, self.config.to_dict())
+            path = self.path / SETTINGS
+            starts = [*read_provenance(path), provenance] if path.is_file() else [provenance]
+            write_json(path, self.config.saved() | {"provenance": starts})
 
     def usable_questions(
         self, questions: list[Example], verifier: ExecutionVerifier

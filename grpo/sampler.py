@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from grpo.attention import Decoding, Groups, hidden_states
+from grpo.name_constraint import ConstrainedRows
 from sqlenv.errors import UserError
 
 
@@ -22,11 +23,14 @@ class Samples:
         completion_ids: P x G lists of token ids, EOS included.
         logprobs: (P, G, T) float32, of each token under the distribution that it was drawn from.
         finished: (P, G) bool, whether the completion ended with EOS before the limit.
+        allowed: P x G x T lists of the token ids that each token was drawn from; P times None
+            where it was drawn from all.
     """
 
     completion_ids: list[list[list[int]]]
     logprobs: Tensor
     finished: Tensor
+    allowed: list
 
 
 @torch.no_grad()
@@ -39,6 +43,7 @@ def sample_groups(
     max_new_tokens: int = 96,
     temperature: float = 1.0,
     seeds: list[int] | None = None,
+    constrained: ConstrainedRows | None = None,
 ) -> Samples:
     """Draws ``group_size`` completions of at most ``max_new_tokens`` tokens for each of P prompts.
 
@@ -49,6 +54,7 @@ def sample_groups(
         temperature: of the softmax; 0 is greedy. There is no top-k and no top-p, so that log-probs
             computed later at this temperature are those of the same distribution.
         seeds: one for each prompt; None: taken from torch's global generator.
+        constrained: what may be drawn for each of the P x G completions.
 
     Raises:
         UserError: the model's logits are not finite.
@@ -67,8 +73,12 @@ def sample_groups(
     logits = logits.repeat_interleave(group_size, 0)  # (C, V)
     for step in range(max_new_tokens):
         uniform = uniforms[rows, step] if temperature else None
+        if constrained:
+            logits = constrained.mask(logits, rows.tolist())
         drawn, logprobs[rows, step] = draw_tokens(logits, temperature, uniform)
         tokens[rows, step] = drawn
+        if constrained:
+            constrained.advance(rows.tolist(), drawn.tolist())
         ended = torch.isin(drawn, eos)
         finished[rows] = ended
         if step + 1 == max_new_tokens or ended.all():
@@ -79,7 +89,11 @@ def sample_groups(
             decoding.keep(running)
         logits = decode_step(model, drawn, decoding)  # (C, V)
     shape = len(prompt_ids), group_size
-    return _cut(tokens.view(*shape, -1), logprobs.view(*shape, -1), finished.view(shape), eos)
+    samples = _cut(tokens.view(*shape, -1), logprobs.view(*shape, -1), finished.view(shape), eos)
+    if constrained:
+        flat = constrained.allowed
+        samples.allowed = [flat[i : i + group_size] for i in range(0, len(flat), group_size)]
+    return samples
 
 
 def prefill(model, prompt_ids: list[list[int]]) -> tuple[Groups, Tensor]:
@@ -159,4 +173,4 @@ def _cut(tokens: Tensor, logprobs: Tensor, finished: Tensor, eos: Tensor) -> Sam
         [ids[:length] for ids, length in zip(group, group_lengths)]
         for group, group_lengths in zip(tokens.tolist(), lengths.tolist())
     ]
-    return Samples(lists, logprobs[..., : int(lengths.max())], finished)
+    return Samples(lists, logprobs[..., : int(lengths.max())], finished, [None] * len(lists))

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from encoder.checkpoint import load_state, save_state
 from encoder.device import check_device, resolve_device
 from grpo.checkpoint import SAFETENSORS_ERRORS
-from grpo.config import add_prompt_options, prompt_settings
+from grpo.command_line import add_prompt_options, prompt_settings
 from grpo.distributed.parallel import SINGLE_PROCESS, Distributed, open_distributed
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, merge_lora
@@ -40,7 +40,14 @@ from grpo.models import (
 )
 from grpo.muon import Muon
 from grpo.pretraining import PretrainingBatches, initialize_embeddings, make_tokenizer, small_llama
-from grpo.prompt import DEFAULTS, PromptBuilder, PromptSettings, check_context, saved_prompt
+from grpo.prompt import (
+    DEFAULTS,
+    PromptBuilder,
+    PromptSettings,
+    answer_end,
+    check_context,
+    saved_prompt,
+)
 from grpo.schedules import trapezoid_schedule
 from sqlenv import (
     EMBEDDED,
@@ -67,16 +74,6 @@ from sqlenv.options import (
 
 SAVE_EVERY = 100  # steps
 PASS_TOKENS = 256
-
-
-def answer_end(tokenizer, eos_ids: set[int]) -> int:
-    """The token that ends an answer: the chat template's, or the tokenizer's."""
-    if not tokenizer.chat_template:
-        return tokenizer.eos_token_id
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "SELECT 1"}]
-    asked = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
-    whole = tokenizer.apply_chat_template(turns, return_dict=False)
-    return next((t for t in whole[len(asked) :] if t in eos_ids), tokenizer.eos_token_id)
 
 
 class SftBatches:

@@ -12,9 +12,11 @@ from torch import Tensor
 from grpo import metrics
 from grpo.advantages import group_advantages
 from grpo.config import Config
+from grpo.credit import difference_credit
 from grpo.distributed.parallel import SINGLE_PROCESS, Distributed
 from grpo.downsampling import select_completions, spread_most
 from grpo.dynamic_sampling import collect_groups, concatenate, select_groups
+from grpo.gold_completions import add_gold
 from grpo.guards import CollapseGuard, NonFiniteGuard, SamplerGuard
 from grpo.logprobs import completion_logprobs
 from grpo.lora import lora_disabled, lora_parameters
@@ -65,13 +67,15 @@ class Trainer:
             self.rollout, config.prompts_per_step, rounds=config.dynamic_sampling
         )  # completion_ids, reward_terms (P, G, R), rewards (P, G)
         with self.timer.phase("train"):
-            advantages = self.advantages(sampled)  # (P, G)
-            rollout, advantages = self.what_to_train(sampled, advantages.to(device))
+            batch = self.with_gold(sampled)
+            advantages = self.advantages(batch)  # (P, G)
+            rollout, advantages = self.what_to_train(batch, advantages.to(device))
             # From here on P and G count what is trained on.
             mask = rollout.completion_mask(include_truncated=not config.mask_truncated).to(device)
             weights = token_weights(  # (P, G, T), as mask
                 mask, aggregation=config.loss_aggregation, max_new_tokens=config.max_new_tokens
             )
+            advantages = self.credit(rollout, advantages)  # (P, G, 1), or (P, G, T)
             parts = distributed.micro_batches(len(rollout.examples), config.micro_batch)  # slices
             reference = self.reference_logprobs if config.beta else lambda *_: None
             ref_logprobs = [reference(rollout, part) for part in parts]  # (p, G, T) each
@@ -85,7 +89,7 @@ class Trainer:
                     if iteration == 0:
                         old_logprobs.append(logprobs.detach())
                     loss, stats = policy_loss(
-                        logprobs, old_logprobs[i], advantages[part],
+                        logprobs, old_logprobs[i], advantages[part, :, : logprobs.shape[-1]],
                         weights[part, :, : logprobs.shape[-1]], ref_logprobs[i],
                         beta=config.beta, kl=config.kl,
                         importance_sampling=config.importance_sampling,
@@ -131,6 +135,17 @@ class Trainer:
         options = {"kind": self.config.advantage, "weights": self.rewards.weights}
         return group_advantages(values, applicable=applicable, **options)
 
+    def with_gold(self, sampled: Rollout) -> Rollout:
+        """With ``--gold-completions`` gold joins the groups without a right completion. The main
+        process runs gold for all: its queries run against the clock.
+        """
+        if not self.config.gold_completions:
+            return sampled
+        longest, batch = self.config.max_new_tokens, sampled
+        if self.distributed.is_main:
+            batch = add_gold(sampled, self.policy, self.rewards, longest)
+        return self.distributed.all_gather(batch)[0]
+
     def what_to_train(self, rollout: Rollout, advantages: Tensor) -> tuple[Rollout, Tensor]:
         """The groups and completions that the update is made of, and their advantages.
 
@@ -146,11 +161,17 @@ class Trainer:
             advantages = advantages.gather(1, chosen.to(advantages.device))
         return rollout, advantages
 
+    def credit(self, rollout: Rollout, advantages: Tensor) -> Tensor:
+        """Advantages of tokens, (P, G, T), or (P, G, 1) if all tokens of a completion share one."""
+        if self.config.credit == "difference":
+            return difference_credit(rollout, advantages)
+        return advantages[..., None]
+
     def logprobs(self, rollout: Rollout, part: slice, *, with_entropy: bool = False):
         """Log-probs (p, G, T) of the completions of some prompts, at the sampling temperature."""
         ids = rollout.prompt_ids[part], rollout.completion_ids[part]
         options = {"temperature": self.config.temperature, "with_entropy": with_entropy}
-        return completion_logprobs(self.model, *ids, **options)
+        return completion_logprobs(self.model, *ids, **options, allowed=rollout.allowed[part])
 
     @torch.no_grad()
     def reference_logprobs(self, rollout: Rollout, part: slice) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import accumulate, takewhile
 from pathlib import Path
 
-from sqlenv.metrics.execution_match import results_match
+from sqlenv.metrics.execution_match import result_overlap, results_match
 from sqlenv.sandbox.sandbox import Execution, Sandbox
 from sqlenv.text import is_ordered
 
@@ -22,6 +22,8 @@ BATCH_BYTES = 32 << 20  # of the rows of gold queries that run again together
 
 Gold = tuple[Path, str]  # database and gold query
 Case = tuple[Path, str, str]  # database, gold query and the SQL to compare with it
+# The execution of the SQL, without its rows; whether its result equals gold's; ``result_overlap``.
+Compared = tuple[Execution, bool, float]
 
 
 class GoldResults:
@@ -42,21 +44,26 @@ class GoldResults:
         return [self._executions[gold] for gold in golds]
 
     def compare(
-        self, cases: Sequence[Case], *, timeout_budget: float | None = None
-    ) -> list[tuple[Execution, bool]]:
-        """The execution of each case's SQL, without its rows, and whether its result equals gold's.
+        self,
+        cases: Sequence[Case],
+        *,
+        timeout_budget: float | None = None,
+        with_overlap: bool = False,
+    ) -> list[Compared]:
+        """Runs the SQL of the cases and compares the results with gold's.
 
         Args:
             timeout_budget: of the SQL, not of gold; see ``Sandbox.run_each``.
+            with_overlap: also say how much of a wrong result is right.
         """
         by_gold: dict[Gold, list[Case]] = {}
         for case in dict.fromkeys(cases):
             by_gold.setdefault(case[:2], []).append(case)
         self.run(list(by_gold))
-        compared: dict[Case, tuple[Execution, bool]] = {}
+        compared: dict[Case, Compared] = {}
         for rows in self._batches(list(by_gold)):
             batch = [case for gold in rows for case in by_gold[gold]]
-            self._compare_batch(batch, rows, compared, timeout_budget)
+            self._compare_batch(batch, rows, compared, timeout_budget, with_overlap)
         return [compared[case] for case in cases]
 
     def _run(self, golds: list[Gold], rows: dict[Gold, bytes], limit: float) -> None:
@@ -89,8 +96,9 @@ class GoldResults:
         self,
         cases: list[Case],
         rows: dict[Gold, bytes],
-        compared: dict[Case, tuple[Execution, bool]],
+        compared: dict[Case, Compared],
         timeout_budget: float | None,
+        with_overlap: bool,
     ) -> None:
         """Runs the SQL of the cases, equal SQL once, and adds what becomes of them."""
         by_query: dict[tuple[Path, str], list[Case]] = {}
@@ -102,14 +110,20 @@ class GoldResults:
             light = execution.without_rows()
             for case in by_query[queries[index]]:
                 gold = case[:2]
-                compared[case] = light, self._equals(gold, rows[gold], execution)
+                equal = self._equals(gold, rows[gold], execution)
+                overlap = 1.0 if equal else 0.0
+                if with_overlap and not equal and execution.num_rows:
+                    overlap = result_overlap(self._with_rows(gold, rows[gold]), execution)
+                compared[case] = light, equal, overlap
 
         self.sandbox.run_each(queries, use, timeout_budget=timeout_budget)
 
     def _equals(self, gold: Gold, packed: bytes, execution: Execution) -> bool:
         """Whether a result equals gold's; gold's rows are unpacked only if that is possible."""
-        expected = self._executions[gold]
-        if expected.num_rows != execution.num_rows:
+        if self._executions[gold].num_rows != execution.num_rows:
             return False
-        expected = replace(expected, rows=marshal.loads(packed) if packed else [])
+        expected = self._with_rows(gold, packed)
         return results_match(expected, execution, ordered=is_ordered(gold[1]))
+
+    def _with_rows(self, gold: Gold, packed: bytes) -> Execution:
+        return replace(self._executions[gold], rows=marshal.loads(packed) if packed else [])

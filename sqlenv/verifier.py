@@ -22,11 +22,14 @@ class Verdict:
         sql: None where a completion contains no query.
         execution: without its rows, only their number; None where there is no query.
         correct: the result equals gold's on the given database (EX); False if gold fails.
+        overlap: how much of the result is right, from 0 to 1 (``result_overlap``), where it was
+            asked for; otherwise 1 if it is correct and 0 if not.
     """
 
     sql: str | None
     execution: Execution | None
     correct: bool
+    overlap: float = 0.0
 
     @property
     def valid(self) -> bool:
@@ -52,18 +55,21 @@ class ExecutionVerifier:
         sqls: Sequence[str | None],
         *,
         timeout_budget: float | None = None,
+        with_overlap: bool = False,
     ) -> list[Verdict]:
         """The verdict on one query for each example; equal queries run once.
 
         Args:
             timeout_budget: seconds for the queries that time out, see ``Sandbox.run_each``.
+            with_overlap: also say how much of a wrong result is right.
         """
         cases = [
             (example.db_path, example.gold_sql, sql)
             for example, sql in zip(examples, sqls)
             if sql is not None
         ]
-        compared = iter(self._gold.compare(cases, timeout_budget=timeout_budget))
+        options = {"timeout_budget": timeout_budget, "with_overlap": with_overlap}
+        compared = iter(self._gold.compare(cases, **options))
         return [
             Verdict(sql, None, False) if sql is None else Verdict(sql, *next(compared))
             for sql in sqls
@@ -106,7 +112,7 @@ class ExecutionVerifier:
                 self._arbitrary[gold] = False
                 schema, width = load_schema(gold[0]), len(execution.columns)
                 cases += [(*gold, sql) for sql in tie_broken_queries(gold[1], width, schema)]
-        for case, (execution, equal) in zip(cases, self._gold.compare(cases)):
+        for case, (execution, equal, _) in zip(cases, self._gold.compare(cases)):
             if execution.status == "ok" and not equal:
                 self._arbitrary[case[:2]] = True
         return [self._arbitrary.get((e.db_path, e.gold_sql), False) for e in examples]

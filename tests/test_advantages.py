@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from grpo.advantages import group_advantages
 
 ANY_SPEED = settings(deadline=None)  # a busy machine is not a failure
-KINDS = ("group", "centered", "rloo")
+KINDS = ("group", "centered", "rloo", "maxrl")
 EIGHTHS = st.integers(-16, 16).map(lambda n: n / 8)  # rewards that float32 holds exactly
 
 
@@ -69,6 +69,18 @@ def test_rloo_by_hand():
     """
     advantages = group_advantages(torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 6.0]]), kind="rloo")
     assert close(advantages, [[1.5, -1.5, 0.0], [-3.0, -3.0, 6.0]])
+
+
+def test_maxrl_by_hand():
+    """One of four right: mean 1/4, so (1 - 1/4) / (1/4) = 3 and -1 for the others; three of four:
+    (1 - 3/4) / (3/4) = 1/3, and -1. The right one of a hard question counts nine times as much.
+    [2, -1, -1]: the mean is 0 and that of |r| is 4/3, so 3/2 and -3/4. None right: 0.
+    """
+    rewards = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    expected = [[3.0, -1.0, -1.0, -1.0], [1 / 3, 1 / 3, 1 / 3, -1.0], [0.0, 0.0, 0.0, 0.0]]
+    assert close(group_advantages(torch.tensor(rewards), kind="maxrl"), expected)
+    mixed = group_advantages(torch.tensor([[2.0, -1.0, -1.0]]), kind="maxrl")
+    assert close(mixed, [[1.5, -0.75, -0.75]])
 
 
 def test_a_reward_that_stands_in_does_not_count_by_hand():
@@ -232,21 +244,24 @@ def test_permuting_a_group_permutes_its_advantages(rewards, data):
 @ANY_SPEED
 @given(groups(), EIGHTHS)
 def test_adding_a_constant_changes_nothing(rewards, shift):
-    for kind in KINDS:
+    for kind in ("group", "centered", "rloo"):
         advantages = group_advantages(rewards + shift, kind=kind)
         assert close(advantages, group_advantages(rewards, kind=kind))
 
 
 @ANY_SPEED
 @given(groups(), st.sampled_from([0.5, 2.0, 4.0, 16.0]))
-def test_a_factor_goes_through_but_for_group(rewards, factor):
-    """``group`` divides it out again, up to epsilon: std is at least 0.05 here, epsilon 1e-4."""
+def test_a_factor_goes_through_or_is_divided_out(rewards, factor):
+    """``group`` and ``maxrl`` divide by what has the factor, too, ``group`` up to epsilon: std is
+    at least 0.05 here, epsilon 1e-4.
+    """
     for kind in ("centered", "rloo"):
         expected = group_advantages(rewards, kind=kind) * factor
         assert close(group_advantages(rewards * factor, kind=kind), expected, atol=1e-4)
-    advantages = group_advantages(rewards * factor, kind="group")
-    expected = group_advantages(rewards, kind="group")
-    assert torch.allclose(advantages, expected, rtol=0.01, atol=1e-5)
+    for kind in ("group", "maxrl"):
+        advantages = group_advantages(rewards * factor, kind=kind)
+        expected = group_advantages(rewards, kind=kind)
+        assert torch.allclose(advantages, expected, rtol=0.01, atol=1e-5)
 
 
 @ANY_SPEED
@@ -339,7 +354,7 @@ def test_a_group_of_one_is_an_error_for_per_reward_too():
 
 
 def test_an_unknown_kind_is_an_error_that_lists_the_kinds():
-    with pytest.raises(ValueError, match="gruop.*centered, group, rloo or per_reward"):
+    with pytest.raises(ValueError, match="gruop.*centered, group, rloo, maxrl or per_reward"):
         group_advantages(torch.tensor([[1.0, 0.0]]), kind="gruop")
 
 

@@ -14,6 +14,7 @@ from grpo.best_adapter import collapse_note, keep_best
 from grpo.guards import CollapseGuard
 
 HEALTHY = {"frac_reward_zero_std": 0.3, "kl": 0.1, "entropy": 0.5, "grad_norm": 1.0, "reward": 0.5}
+HEALTHY["repeated_answers"] = 0.1
 
 
 def warnings(caplog) -> list[str]:
@@ -30,6 +31,7 @@ def steps(guard: CollapseGuard, first: int, count: int, **sign) -> None:
     [
         ({"frac_reward_zero_std": 1.0}, "same reward.*mean reward 0.50.*grpo.sft"),
         ({"kl": 18.0}, "KL divergence from the reference is 18 per token.*lower --lr"),
+        ({"repeated_answers": 0.75}, "75 % of the questions got the same SQL as another"),
         ({"grad_norm": 162467.0}, "3.25e.05 times --max-grad-norm.*lower --lr"),
     ],
 )
@@ -48,6 +50,7 @@ def test_each_sign_is_told_once(sign, message, caplog):
 
 def test_values_at_the_limit_are_well(caplog):
     steps(CollapseGuard(1.0), 1, 10, frac_reward_zero_std=0.99, kl=1.0, grad_norm=100.0)
+    steps(CollapseGuard(1.0), 1, 10, repeated_answers=0.5)
     assert not warnings(caplog)
 
 

@@ -13,7 +13,8 @@ from encoder import evaluate as encoder_evaluate
 from encoder import train as encoder_train
 from encoder.device import check_device, resolve_device
 from grpo import ask, merge, sft
-from grpo.config import Config, parse_config, resumed_config
+from grpo.command_line import GROUPS, parse_config
+from grpo.config import ROOT, Config, resumed_config
 from grpo.prompt import PromptSettings
 from sqlenv import UserError
 from sqlenv.errors import exit_code
@@ -44,6 +45,19 @@ def parser_of(command: str) -> OptionParser:
         )
         COMMANDS[command]([])
     return parsers[0]
+
+
+def test_help_of_training_has_every_setting_in_a_group():
+    """The options of ``Config`` in its order, under titles; with its default, and the weights."""
+    parser = parser_of("train")
+    groups = {group.title: group._group_actions for group in parser._action_groups}
+    titles = ["the run", *GROUPS]
+    assert [title for title in groups if title in titles] == titles
+    shown = [action.dest for title in GROUPS for action in groups[title]]
+    assert shown == [f.name for f in fields(Config)]
+    text = parser.format_help()
+    assert "(assets/policy)" in text and "(0.0006)" in text and "execution=1" in text
+    assert str(ROOT) not in text
 
 
 NUMBERS = [

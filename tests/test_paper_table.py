@@ -12,7 +12,7 @@ from benchmarks import paper_cells, paper_report, paper_table
 from benchmarks.paper_cells import METRICS, cell_line, read_cells, save_cell
 from benchmarks.paper_report import means
 from benchmarks.paper_table import Cell, cells
-from grpo.config import parse_config
+from grpo.command_line import parse_config
 from sqlenv import EMBEDDED, UserError, load_dataset
 from sqlenv.embedded import LANGUAGES
 

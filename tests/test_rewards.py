@@ -23,6 +23,8 @@ from grpo.rewards import (
     Rewards,
     check_weights,
     fill_not_applicable,
+    is_label_free,
+    needs_gold,
     overlong_penalty,
     schema_match,
 )
@@ -53,10 +55,10 @@ class FakeEncoder(SemanticReward):
     def __init__(self, scores: dict[str, float] | None = None):
         self.scores, self.seen = scores or {}, []
         self.encoder = SimpleNamespace(with_schema=False, fits=lambda texts: [True] * len(texts))
-        self.score, self.gate = "cosine", True
+        self.target, self.score, self.gate = "question", "cosine", True
 
     def cosines(self, questions, golds, sqls):
-        assert len(questions) == len(golds) == len(sqls)
+        assert len(questions) == len(sqls) and not golds  # of no use for questions
         self.seen += zip(questions, sqls)
         return torch.tensor([self.scores.get(sql, 0.5) for sql in sqls])
 
@@ -126,6 +128,75 @@ def test_four_rewards_by_hand(sandbox, db):
         "": [0, 0, 0, 0],
     }
     assert score(sandbox, [ask(db)], [list(cases)]) == [list(cases.values())]
+
+
+def test_overlap_by_hand(sandbox, db):
+    """Gold returns Bob, Cid and Dee. Of 3 + 4 rows 2 x 3 have a partner, of 3 + 1 rows 2 x 1."""
+    cases = {
+        GOLD: 1.0,
+        "SELECT name FROM singer": 6 / 7,
+        "SELECT name FROM singer WHERE age = 40": 2 / 4,
+        "SELECT name FROM singer WHERE age = 40 UNION ALL SELECT 'Cid'": 2 / 5,  # Cid once in gold
+        "SELECT country FROM singer": 0.0,
+        "SELECT name FROM singer WHERE age > 90": 0.0,
+        "SELECT name, age FROM singer WHERE age > 30": 0.0,  # another number of columns
+        "SELECT nam FROM singer": 0.0,
+        "I do not know.": 0.0,
+    }
+    weights = {"execution": 1.0, "overlap": 0.2}
+    (group,) = score(sandbox, [ask(db)], [list(cases)], weights=weights)
+    assert group == [[float(n == 0), pytest.approx(v)] for n, v in enumerate(cases.values())]
+
+
+def test_consensus_by_hand(sandbox, db):
+    """Two groups of six. In the first, three return Cid and Dee in three ways (one twice: four of
+    six), one returns Bob; one fails, one says nothing. In the second nothing counts: no rows, no
+    table, no SQL.
+    """
+    texts = [
+        [
+            "SELECT name FROM singer WHERE age >= 40",
+            "select NAME from singer where age > 39",
+            "SELECT name FROM singer WHERE age >= 40",
+            "SELECT name FROM singer WHERE age > 35 AND age < 90",
+            "SELECT name FROM singer WHERE age = 35",
+            "SELECT nam FROM singer",
+        ],
+        [
+            "SELECT name FROM singer WHERE age > 90",
+            "SELECT name FROM singer WHERE age > 91",
+            "SELECT 1",
+            "SELECT 1",
+            "I do not know.",
+            "DELETE FROM singer",
+        ],
+    ]
+    examples = [ask(db, ""), ask(db, "", "Who is oldest?")]  # without gold
+    terms = score(sandbox, examples, texts, weights={"consensus": 1.0, "syntax": 0.1})
+    shares = [[consensus for consensus, _ in group] for group in terms]
+    assert shares == [[pytest.approx(v) for v in [4 / 6] * 4 + [1 / 6, 0]], [0] * 6]
+    assert [syntax for _, syntax in terms[0]] == [1, 1, 1, 1, 1, 0]
+
+
+def test_overlap_of_two_columns_in_another_order_and_of_an_ordered_result(sandbox, db):
+    """Rows are compared as multisets of cells: right rows in a wrong order overlap in full, and
+    are wrong.
+    """
+    gold = "SELECT name, age FROM singer WHERE age > 30 ORDER BY age"
+    texts = ["SELECT age, name FROM singer WHERE age > 35", gold + " DESC"]
+    weights = {"execution": 1.0, "overlap": 0.2}
+    (group,) = score(sandbox, [ask(db, gold)], [texts], weights=weights)
+    assert group == [[0, pytest.approx(4 / 5)], [0, 1]]
+
+
+def test_overlap_is_not_computed_unless_asked_for(sandbox, db):
+    """It needs the rows of gold, which are not read for a result of another size."""
+    verifier = ExecutionVerifier(sandbox)
+    sqls = ["SELECT name FROM singer", GOLD]
+    examples = [ask(db), ask(db)]
+    assert [v.overlap for v in verifier.verify(examples, sqls)] == [0, 1]
+    asked = verifier.verify(examples, sqls, with_overlap=True)
+    assert [v.overlap for v in asked] == [pytest.approx(6 / 7), 1]
 
 
 def test_the_result_has_prompts_groups_and_terms_in_that_order(sandbox, db):
@@ -494,7 +565,16 @@ def test_no_wrong_answer_scores_above_a_right_one(weights, schema, semantic, oth
 
 
 @pytest.mark.parametrize(
-    "weights", [{"semantic": 1.0}, {"syntax": 0.1, "schema": 0.2}, {"execution": 0.0, "schema": 1}]
+    "weights",
+    [
+        {"syntax": 0.1, "schema": 0.2},
+        {"execution": 0.0, "schema": 1},
+        {"schema": 0.2, "semantic": 1.0},
+        {"schema": 0.2, "consensus": 1.0},
+        {"overlap": 1.0, "consensus": 1.0},
+        {"syntax": 0.1},
+        {"overlong": 0.1},
+    ],
 )
 def test_weights_without_execution_are_refused(weights):
     """A wrong query that reads the right columns would score 1, a right one through a view 0."""
@@ -508,6 +588,27 @@ def test_weights_that_are_not_finite_are_refused(name, value):
     """Every comparison with NaN is false, and a NaN weight makes every total NaN."""
     with pytest.raises(UserError):
         check_weights({**WEIGHTS, name: value})
+
+
+@pytest.mark.parametrize(
+    "weights", [{"semantic": 1.0}, {"consensus": 1.0, "syntax": 0.1}, {"consensus": 1, "a.py:f": 1}]
+)
+def test_without_any_gold_nothing_has_to_weigh_more(weights):
+    """What is right is not known. Beside execution, consensus is limited as the others are."""
+    check_weights(weights | {"execution": 0.0, "schema": 0.0})
+    assert is_label_free(weights) and not needs_gold(weights)
+    check_weights({"execution": 1.0, "consensus": 0.5})
+    with pytest.raises(UserError, match="consensus.*execution"):
+        check_weights({"execution": 1.0, "consensus": 1.0})
+
+
+def test_which_rewards_need_gold():
+    """The semantic reward does if it compares with gold."""
+    for name in ("execution", "test_suite", "overlap", "schema"):
+        assert needs_gold({name: 0.1}) and not needs_gold({name: 0.0, "syntax": 1.0})
+    assert [needs_gold({"semantic": 1}, target) for target in ("question", "gold", "both")] == [
+        False, True, True,
+    ]  # fmt: skip
 
 
 def test_the_default_weights_are_allowed():

@@ -26,6 +26,7 @@ def groups(*totals: list[float], first: int = 0) -> Rollout:
         completion_ids=[[[n] * (g + 1) for g in range(size)] for n in numbers],
         texts=[[str(n)] * size for n in numbers],
         verdicts=[[Verdict(str(n), None, False)] * size for n in numbers],
+        allowed=[None] * len(numbers),
         sampling_logprobs=[torch.full((size, n % 3 + 1), -float(n)) for n in numbers],
         finished=torch.tensor([[n % 2 == g % 2 for g in range(size)] for n in numbers]),
         reward_terms=total[..., None].clone(),

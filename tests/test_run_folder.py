@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 import evaluate
-from grpo.config import Config, parse_config, resumed_config
+from grpo.command_line import parse_config
+from grpo.config import Config, resumed_config
 from grpo.distributed.parallel import SINGLE_PROCESS
 from grpo.questions import load_questions, without_result
 from grpo.run import RunFolder

@@ -11,7 +11,8 @@ import torch
 import evaluate
 import train
 from grpo import rewards as rewards_module
-from grpo.config import Config, parse_config
+from grpo.command_line import parse_config
+from grpo.config import Config
 from grpo.evaluation.measure import score
 from grpo.rewards import TIMEOUT_BUDGET, Rewards
 from sqlenv import Example, ExecutionVerifier, Sandbox, UserError, load_suite

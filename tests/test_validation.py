@@ -124,7 +124,7 @@ class Script:
 def run_with(trainer, folder, *shares: float, **settings):
     config = Config(eval_every=1, **settings)
     run = RunFolder(config, SINGLE_PROCESS, str(folder), False)
-    run.start(trainer)
+    run.start(trainer, {})
     weights = []
     step = trainer.train_step
     trainer.train_step = lambda: [step(), weights.append(lora_of(trainer))][0]
@@ -161,7 +161,7 @@ def test_a_resumed_run_remembers_its_evaluations(trainer, tmp_path):
     run, _ = run_with(trainer, tmp_path / "run", 0.5, 0.4, 0.5, patience=2)
     run.lock.close()
     again = RunFolder(run.config, SINGLE_PROCESS, str(run.path), True)
-    again.start(trainer)
+    again.start(trainer, {})
     assert trainer.step == 3 and again.train(trainer, Script()) and trainer.step == 3
 
 
@@ -169,7 +169,7 @@ def test_a_run_that_falls_apart_ends_with_its_best_adapter(trainer, tmp_path, ca
     run = RunFolder(
         Config(stop_on_collapse=True, save_every=1), SINGLE_PROCESS, str(tmp_path / "run"), False
     )
-    run.start(trainer)
+    run.start(trainer, {})
     rewards, weights = iter([0.9, 0.5, 0.1, 0.0]), []
 
     def step() -> dict:

@@ -26,7 +26,7 @@ CLOCKS = tuple(
 )
 PROMISED = {
     *("step", "reward", "reward_std", "frac_reward_zero_std", "groups_sampled"),
-    *("groups_trained", "skipped"),
+    *("groups_trained", "skipped", "repeated_answers"),
     *(
         "loss",
         "entropy",
@@ -43,7 +43,7 @@ PROMISED = {
 }
 LOSSES = ("token", "sequence", "constant")
 RATIOS = ("token", "sequence", "cispo")
-ADVANTAGES = ("centered", "group", "rloo", "per_reward")
+ADVANTAGES = ("centered", "group", "rloo", "maxrl", "per_reward")
 
 # Whole queries are single tokens, so that a random policy writes some that run.
 QUERIES = [
@@ -263,7 +263,8 @@ def plain_step(model, batch: Rollout, advantages, config: Config) -> tuple[dict,
             "sequence": 1 / len(everyone) / len(tokens),
             "constant": 1 / len(everyone) / config.max_new_tokens,
         }[config.loss_aggregation]
-        terms = ratio * advantages[p, g] - config.beta * ratio * k3
+        own = advantages[p, g]  # of the completion, or of its tokens
+        terms = ratio * (own[: len(tokens)] if own.dim() else own) - config.beta * ratio * k3
         objective = objective + weight * terms.sum()
         metrics["entropy"] += entropy.sum().item() / total
         metrics["kl"] += k3.sum().item() / total

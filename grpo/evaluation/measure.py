@@ -23,6 +23,7 @@ from tqdm import tqdm
 from grpo.evaluation.vote import vote
 from grpo.models import Policy
 from grpo.prompt import DEFAULTS, PromptBuilder, PromptSettings
+from grpo.rollout import constrained_rows
 from grpo.sampler import sample_groups
 from sqlenv import (
     Example,
@@ -110,6 +111,7 @@ def generate(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seeds=batch,
+            constrained=constrained_rows(policy, prompts, [examples[i] for i in batch], group_size),
         )
         for i, group in zip(batch, samples.completion_ids):
             texts[i] = [policy.decode(completion) for completion in group]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo.rewards import TIMEOUT_BUDGET
-from sqlenv import Execution, Sandbox, is_ordered, results_match
+from sqlenv import Execution, Sandbox
+from sqlenv.consensus import result_groups
 
 SURE = 0.5  # an answer with a smaller share of the samples is unsure
 NO_SQL = Execution("no SQL", error="the model wrote no SQL")
@@ -39,17 +40,8 @@ def vote(sandbox: Sandbox, db_path: Path, sqls: Sequence[str | None]) -> Vote:
         sqls: one of each sample, None where it has none.
     """
     counts = Counter(sql for sql in sqls if sql is not None)  # in the order of the samples
-    queries = [(db_path, sql) for sql in counts]
-    runs = dict(zip(counts, sandbox.run_many(queries, timeout_budget=TIMEOUT_BUDGET)))
-    groups: list[list[str]] = []
-    for sql in (sql for sql, run in runs.items() if run.status == "ok"):
-        for group in groups:
-            ordered = is_ordered(group[0]) and is_ordered(sql)
-            if results_match(runs[group[0]], runs[sql], ordered=ordered):
-                group.append(sql)
-                break
-        else:
-            groups.append([sql])
+    budget = {"timeout_budget": TIMEOUT_BUDGET}
+    runs, groups = result_groups(sandbox, db_path, list(counts), **budget)
     if groups:
         sizes = [sum(counts[sql] for sql in group) for group in groups]
         best = sizes.index(max(sizes))

@@ -59,9 +59,27 @@ def results_match(gold: Execution, predicted: Execution, ordered: bool) -> bool:
     return match_columns(gold_cells, cells, uncolored, uncolored, [MAX_CELLS])
 
 
-def signature(column: tuple) -> frozenset:
-    """The multiset of a column's cells, hashable."""
-    return frozenset(Counter(column).items())
+def result_overlap(gold: Execution, predicted: Execution) -> float:
+    """How much of the result is right, from 0 to 1: the F1 score of its rows, each compared as the
+    multiset of its cells, so that the order of columns does not count (nor that of rows). 0 where
+    one of the queries fails or the numbers of columns differ.
+
+    >>> ok = lambda *rows: Execution("ok", columns=["a", "b"], rows=list(rows))
+    >>> result_overlap(ok((1, "x"), (2, "y")), ok(("x", 1)))  # of 2 + 1 rows 2 have a partner
+    0.6666666666666666
+    """
+    if gold.status != "ok" or predicted.status != "ok":
+        return 0.0
+    total = len(gold.rows) + len(predicted.rows)
+    if len(gold.columns) != len(predicted.columns) or not total:
+        return 0.0
+    expected, found = (Counter(map(signature, e.rows)) for e in (gold, predicted))
+    return 2 * (expected & found).total() / total
+
+
+def signature(cells: tuple) -> frozenset:
+    """The multiset of the cells of a column or row, hashable."""
+    return frozenset(Counter(cells).items())
 
 
 def round_floats(cells: Iterable) -> dict:

@@ -140,7 +140,7 @@ def suite_matches(
             for path in databases[number][part]
         ]
         compared = results.compare([case for _, case in checks], timeout_budget=timeout_budget)
-        for (number, _), (_, equal) in zip(checks, compared):
+        for (number, _), (_, equal, _) in zip(checks, compared):
             matches[number] &= equal
     return matches
 
