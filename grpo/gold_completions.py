@@ -40,14 +40,13 @@ def add_gold(rollout: Rollout, policy: Policy, rewards: Rewards, max_new_tokens:
     prompts = policy.tokenizer.batch_decode([rollout.prompt_ids[p] for p in groups])
     lengths = [[len(golds[p])] for p in groups]
     scored, verdicts = rewards.score(asked, texts, prompts=prompts, lengths=lengths)  # (P', 1, R)
-    with_last = lambda old, new: [*old[:-1], new]  # noqa: E731
     lists = {name: list(getattr(rollout, name)) for name in ("completion_ids", "texts", "verdicts")}
     logprobs, finished = list(rollout.sampling_logprobs), rollout.finished.clone()
     terms, applicable = rollout.reward_terms.clone(), rollout.applicable.clone()  # (P, G, R)
     for n, p in enumerate(groups):
-        for name, new in (("completion_ids", golds[p]), ("texts", texts[n][0])):
-            lists[name][p] = with_last(lists[name][p], new)
-        lists["verdicts"][p] = with_last(lists["verdicts"][p], verdicts[n][0])
+        own = {"completion_ids": golds[p], "texts": texts[n][0], "verdicts": verdicts[n][0]}
+        for name, last in own.items():
+            lists[name][p] = [*lists[name][p][:-1], last]
         logprobs[p] = not_sampled(logprobs[p], len(golds[p]))
         finished[p, -1] = True
         terms[p, -1], applicable[p, -1] = scored[n, 0], ~scored[n, 0].isnan()

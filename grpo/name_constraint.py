@@ -3,8 +3,8 @@ keep every identifier of the SQL a name of the schema (``--constrain-names``).
 
 The distribution is the policy's over these tokens, renormalised. It is what log-probs have to be
 computed under in training, too, so a rollout keeps the tokens that were allowed at every place.
-What this costs: names are right sooner, but the policy learns less about them, since a name that
-cannot be drawn has no gradient; and without the constraint its answers may be worse than before.
+A token that may not follow has no gradient: the policy is not taught to avoid made-up names, and
+has to be used with the constraint that it was trained with.
 """
 
 from collections.abc import Callable, Iterable

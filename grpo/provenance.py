@@ -67,7 +67,7 @@ def git(root: Path, *words: str) -> str:
 def machine(device: str) -> dict[str, str | int | float]:
     """The system, the processor and its cores, the memory in GiB, and the GPU if one is used."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    found = {
+    parts = {
         "system": platform.platform(),
         "processor": processor(),
         "cores": os.cpu_count() or 1,
@@ -75,8 +75,8 @@ def machine(device: str) -> dict[str, str | int | float]:
         "memory_gib": round(memory, 1),
     }
     if device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+        parts["gpu"] = torch.cuda.get_device_name(device)
+    return parts
 
 
 def processor(path: Path = Path("/proc/cpuinfo")) -> str:

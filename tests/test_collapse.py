@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from trainer_kit import WordRewards, make_policy, make_trainer
 
 from grpo.best_adapter import collapse_note, keep_best
 from grpo.guards import CollapseGuard
+from grpo.metrics import repeated_answers
+from sqlenv.verifier import Verdict
 
 HEALTHY = {"frac_reward_zero_std": 0.3, "kl": 0.1, "entropy": 0.5, "grad_norm": 1.0, "reward": 0.5}
 HEALTHY["repeated_answers"] = 0.1
@@ -114,3 +117,15 @@ def test_a_reward_near_0_does_not_fall(tmp_path):
     keep_best(tmp_path, make_policy().model, "base", rows_of(0.015), 1)
     assert collapse_note(tmp_path, rows_of(0.015, -0.004), 1) is None
     assert collapse_note(tmp_path, rows_of(0.015, -0.006), 1) is not None
+
+
+def test_repeated_answers_by_hand(sampled):
+    """Four groups. The commonest SQL of the first two is A, about two questions, that of the third
+    B, of the fourth none: two of four. About one question, A is no repetition.
+    """
+    answers = [["A", "A", "B"], ["A", "C", "A"], ["B", "B", "C"], [None, None, "A"]]
+    verdicts = [[Verdict(sql, None, False) for sql in group] for group in answers]
+    asked = [replace(e, question=q) for e, q in zip(sampled.examples, "abcd")]
+    assert repeated_answers(replace(sampled, verdicts=verdicts, examples=asked)) == 0.5
+    same = [replace(e, question="a") for e in sampled.examples]
+    assert repeated_answers(replace(sampled, verdicts=verdicts, examples=same)) == 0

@@ -327,7 +327,10 @@ def test_a_finished_run_is_extended_and_interrupted_and_goes_on_by_itself(
     rates = [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
     assert [row["lr"] for row in rows] == pytest.approx([6e-4 * rate for rate in rates])
     saved, old = (json.loads((f / "config.json").read_text()) for f in (folder, finished))
+    starts, first = saved.pop("provenance"), old.pop("provenance")
     assert saved == old | {"steps": 6, "save_every": 1}
+    assert starts[:-1] == first and "--resume" in starts[-1]["command"]
+    assert all(start["questions"] == first[0]["questions"] for start in starts)
     summary = (folder / "summary.json").read_text()
     (folder / "checkpoint" / "state.pt").write_bytes(state)
     (folder / "summary.json").unlink()

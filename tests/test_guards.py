@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,6 @@ from trainer_kit import (
 import grpo.rollout
 import grpo.trainer
 from grpo.checkpoint import load_training_state, training_state
-from grpo.sampler import Samples
 from grpo.trainer import Trainer
 from sqlenv import UserError
 
@@ -188,7 +188,7 @@ def falsify(monkeypatch, by: float) -> None:
 
     def wrong(*arguments, **options):
         samples = function(*arguments, **options)
-        return Samples(samples.completion_ids, samples.logprobs + by, samples.finished)
+        return replace(samples, logprobs=samples.logprobs + by)
 
     monkeypatch.setattr(grpo.rollout, "sample_groups", wrong)
 

@@ -192,7 +192,7 @@ def test_each_prompt_is_trained_with_its_own_rewards(examples, verifier, monkeyp
         completion_ids = [answers] * len(prompt_ids)
         logprobs = completion_logprobs(model, prompt_ids, completion_ids).detach()
         finished = torch.ones(len(prompt_ids), 3, dtype=torch.bool)
-        return Samples(completion_ids, logprobs, finished)
+        return Samples(completion_ids, logprobs, finished, [None] * len(prompt_ids))
 
     monkeypatch.setattr(grpo.rollout, "sample_groups", scripted)
     rewards = Rewards(verifier, None, {"execution": 1.0})

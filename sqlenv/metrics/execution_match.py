@@ -73,8 +73,8 @@ def result_overlap(gold: Execution, predicted: Execution) -> float:
     total = len(gold.rows) + len(predicted.rows)
     if len(gold.columns) != len(predicted.columns) or not total:
         return 0.0
-    expected, found = (Counter(map(signature, e.rows)) for e in (gold, predicted))
-    return 2 * (expected & found).total() / total
+    gold_rows, rows = (Counter(map(signature, e.rows)) for e in (gold, predicted))
+    return 2 * (gold_rows & rows).total() / total
 
 
 def signature(cells: tuple) -> frozenset:
