@@ -9,7 +9,13 @@ from grpo.attention import hidden_states
 from grpo.head import head_logprobs
 from grpo.packing import pack_groups
 
-CHUNK = 256  # tokens whose logits exist at a time: 256 x 128k in float32 take 1/8 GB
+CHUNK = 256  # tokens whose logits exist at a time on a CPU: 256 x 128k in float32 take 1/8 GB
+GPU_LOGITS = 2**25  # that exist at a time on a GPU, of as many tokens as fit: 1/8 GB, too
+
+
+def chunk_size(device: str, vocab: int) -> int:
+    """Of how many tokens logits exist at a time."""
+    return CHUNK if device == "cpu" else max(CHUNK, GPU_LOGITS // vocab)
 
 
 def completion_logprobs(
@@ -24,7 +30,7 @@ def completion_logprobs(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """log pi(o_t | q, o_<t) of every completion token, at the temperature that it was sampled with.
 
-    Logits are computed only where a completion token is predicted, ``CHUNK`` tokens at a time.
+    Logits are computed only where a completion token is predicted, a chunk of tokens at a time.
 
     Args:
         model: a Hugging Face causal language model.
@@ -46,10 +52,11 @@ def completion_logprobs(
     states = hidden.index_select(0, predictors)  # (C, D), C = completion tokens
     head = model.get_output_embeddings()
     drawn_from = allowed_rows(allowed, model.device) if allowed and allowed[0] else None  # (C, K)
-    sets = drawn_from.split(CHUNK) if drawn_from is not None else repeat(None)
+    chunk = chunk_size(states.device.type, model.config.get_text_config().vocab_size)
+    sets = drawn_from.split(chunk) if drawn_from is not None else repeat(None)
     chunks = [
         head_logprobs(part, head, tokens, temperature, with_entropy, ids)
-        for part, tokens, ids in zip(states.split(CHUNK), targets.split(CHUNK), sets)
+        for part, tokens, ids in zip(states.split(chunk), targets.split(chunk), sets)
     ]
     unpack = lambda values: values.new_zeros(mask.shape).masked_scatter(mask, values)  # noqa: E731
     logprobs, *entropy = (unpack(torch.cat(parts)) for parts in zip(*chunks))  # (P, G, T)

@@ -15,6 +15,7 @@ frequent, and never begins to look for the words of the question in the schema:
 
 import random
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from sqlenv.embedded.schemas import invented_word
 from sqlenv.embedded.shapes import SHAPES, SIMPLE
 from sqlenv.schema import Schema
 
-MATCH_STEPS = 400  # after copying
+MATCH_STEPS = 1000  # after copying
 INVENTED, WEIGHTS = (0.0, 0.3, 1.0), (4, 3, 3)  # then, shares of invented names of a schema
 QUESTION_WEIGHT = 0.5  # of the questions' tokens in the loss, after matching
 KNOWN_SHARE = 0.15  # of the schemas are of the embedded databases, with the questions of `sft`
@@ -71,17 +72,18 @@ def initialize_embeddings(model, tokenizer, langs: tuple[str, ...], seed: int) -
     matches ``MaxPrice`` in a schema, and to the wordings of a concept in all languages.
     """
     embeddings = model.get_input_embeddings().weight.data  # (V, D)
-    own, shared = embeddings.clone(), embeddings.clone()
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(embeddings.shape, generator=generator) * embeddings.std()
     for group in variants(tokenizer):
-        shared[group] = embeddings[group[0]]
+        shared[group] = shared[group[0]].clone()
     questions, rng = FreshQuestions(langs), random.Random(f"words {seed}")
     concepts = [
         [tokenizer.encode(name, add_special_tokens=False) for name in sorted(names)]
         + [encode_wording(tokenizer, text) for text in sorted(wordings)]
         for names, wordings in questions.concepts(rng, TOKENIZER_SCHEMAS).values()
     ]
-    shared = align(shared, concepts, torch.Generator().manual_seed(seed))
-    embeddings.copy_(SHARED**0.5 * shared + (1 - SHARED) ** 0.5 * own)
+    shared = align(shared, concepts, generator)
+    embeddings.copy_(SHARED**0.5 * shared + (1 - SHARED) ** 0.5 * embeddings)
 
 
 def shuffled(schema: Schema, rng: random.Random) -> Schema:
@@ -101,6 +103,11 @@ def make_tokenizer(langs: tuple[str, ...], vocab_size: int, seed: int) -> PreTra
         schema, pairs = questions.draw(rng, 8)
         texts += [schema_text(schema), *(text for pair in pairs for text in pair)]
     return train_tokenizer(texts, vocab_size)
+
+
+def invent(words: list[str], rng: random.Random) -> str:
+    """A name without meaning: a word that does not exist, or one of these."""
+    return rng.choice(words) if rng.random() < 0.5 else invented_word(rng)
 
 
 class PretrainingBatches:
@@ -125,8 +132,7 @@ class PretrainingBatches:
         self.known: dict[str, list[Example]] = by_database(load("sft"))
         excluded = {e.gold_sql for split in ("train", "dev") for e in load(split)}
         words = vocabulary_words(tokenizer)
-        invent = lambda rng: rng.choice(words) if rng.random() < 0.5 else invented_word(rng)  # noqa: E731
-        self.fresh = FreshQuestions(langs, excluded, invent)
+        self.fresh = FreshQuestions(langs, excluded, partial(invent, words))
 
     def question_weight(self, step: int) -> float:
         """The weight of the questions' tokens in the loss. Predicting a question from the schema
@@ -142,7 +148,6 @@ class PretrainingBatches:
     def _rows(self, step: int, rng: random.Random) -> list[tuple[Schema, list[tuple[str, str]]]]:
         """The schemas of a batch, each with its pairs (question, SQL)."""
         progress = (step - COPY_STEPS - MATCH_STEPS) / max(1, self.steps - COPY_STEPS - MATCH_STEPS)
-        matching = progress < 0
         matching = progress < 0
         keywords = rng.random() < (0.5 if matching else KEYWORDS_SHARE)
         rows = [self._row(progress, matching, keywords, rng) for _ in range(self.rows)]
@@ -184,7 +189,8 @@ class PretrainingBatches:
             if rng.random() < 0.5:
                 cue = [rng.choice(self.variants.get(t, [t])) for t in drawn[start : start + given]]
                 cue.append(pad)
-            groups.append([[pad, *cue, *drawn[start : start + end], eos]])
+            piece = drawn[start : start + end] + [eos] * (start + end >= len(drawn))
+            groups.append([[pad, *cue, *piece]])
             sizes.append([1 + (len(cue) or given)])
         return prompts, groups, torch.tensor(sizes)
 

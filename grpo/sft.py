@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from encoder.checkpoint import load_state, save_state
@@ -73,7 +74,7 @@ from sqlenv.options import (
 )
 
 SAVE_EVERY = 100  # steps
-PASS_TOKENS = 256
+PASS_TOKENS, GPU_PASS_TOKENS = 256, 2**15
 
 
 class SftBatches:
@@ -112,6 +113,21 @@ class SftBatches:
         return starts, groups, torch.tensor(sizes)
 
 
+def batch_loader(batches, steps: range, device: str) -> DataLoader:
+    """The batches of these steps. For a GPU, CPU cores make them ahead, in processes of their own;
+    on a CPU the model needs the cores.
+    """
+    cores = (os.cpu_count() or 1) // max(1, torch.cuda.device_count())
+    workers = 0 if device == "cpu" else max(1, cores - 2)
+    options = {"batch_size": None, "collate_fn": unchanged, "num_workers": workers}
+    return DataLoader(batches, sampler=steps, **options)
+
+
+def unchanged(batch: tuple) -> tuple:
+    """A batch as it is: DataLoader would walk through its lists to look for arrays."""
+    return batch
+
+
 def backward(
     model,
     batch: tuple,
@@ -122,7 +138,7 @@ def backward(
     """Adds the gradients of a batch's loss: the mean negative log-likelihood of its SQL tokens, and
     with ``question_weight`` that of the questions' tokens, which teaches the words of names, too.
     Returns that of the SQL. A pass takes up to ``PASS_TOKENS`` tokens of prompts, or one row:
-    schemas differ in length, and padding costs more than passes.
+    schemas differ in length, and on a CPU padding costs more than passes.
 
     Args:
         batch: from ``PretrainingBatches`` or ``SftBatches``: P prompts, P x G continuations, and
@@ -132,8 +148,9 @@ def backward(
     starts, groups, asked = batch
     questions = int(asked.sum())
     count = sum(len(ids) for group in groups for ids in group) - questions
-    total, bfloat16 = 0.0, dtype == "bfloat16"
-    rows = max(1, PASS_TOKENS // max(map(len, starts)))
+    total, bfloat16 = torch.zeros(()), dtype == "bfloat16"
+    tokens = PASS_TOKENS if model.device.type == "cpu" else GPU_PASS_TOKENS
+    rows = max(1, tokens // max(map(len, starts)))
     for some in distributed.micro_batches(len(starts), rows):
         sizes = asked[some].to(model.device)  # (p, G)
         skipped = sizes
@@ -143,11 +160,11 @@ def backward(
             logprobs = completion_logprobs(model, starts[some], groups[some], skipped=skipped)
         is_sql = torch.arange(logprobs.shape[-1], device=sizes.device) >= sizes[..., None]
         loss = -torch.sum(logprobs * is_sql) / count
-        total += loss.item()
+        total = total.to(loss.device) + loss.detach()
         loss = loss - question_weight * torch.sum(logprobs * ~is_sql) / max(1, questions / 2)
         loss.backward()
     distributed.all_reduce_gradients(p for p in model.parameters() if p.requires_grad)
-    return sum(distributed.all_gather(total))
+    return sum(distributed.all_gather(total.item()))
 
 
 def make_optimizers(
@@ -196,9 +213,10 @@ def train(
     stop = arguments.stop or steps
     is_main = distributed.is_main
     bar = tqdm(range(start, stop), desc="SFT", initial=start, total=stop, disable=not is_main)
-    for step in bar:
+    loader = batch_loader(batches, range(start, stop), str(model.device))
+    for step, batch in zip(bar, loader):
         weight = batches.question_weight(step)
-        loss = backward(model, batches[step], distributed, dtype, weight)
+        loss = backward(model, batch, distributed, dtype, weight)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules):
             optimizer.step()

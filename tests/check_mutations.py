@@ -125,7 +125,7 @@ MUTATIONS = [
         "positions run on from one completion to the next",
         "grpo",
         "starts.repeat_interleave(group_size)[:, None] + time",
-        "layout.completions",
+        "completions.index",
         ["test_packing", "test_attention"],
     ),
     Mutation(

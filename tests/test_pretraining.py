@@ -2,6 +2,7 @@
 batches that repeat exactly.
 """
 
+import pickle
 import random
 import re
 
@@ -60,26 +61,34 @@ def test_a_batch_is_a_function_of_seed_and_step(batches, step):
     assert first[0] != other[0]
 
 
+def test_other_processes_can_make_the_batches(batches):
+    assert pickle.loads(pickle.dumps(batches))[40][:2] == batches[40][:2]
+
+
 def test_first_comes_copying(batches, tokenizer):
-    """The prompt's tokens have distinct places; the continuation repeats them from one place to the
-    end. Its first one or two tokens are given, half of the time before the piece, in any variant.
+    """The continuation is a piece of the prompt, and ends where the prompt ends. Its first one or
+    two tokens are given, half of the time before the piece, in any variant.
     """
     group_of = {index: group for group in variants(tokenizer) for index in group}
     pad, cued = tokenizer.pad_token_id, 0
+    ended = 0
     for step in range(STEPS["COPY_STEPS"]):
         prompts, groups, given = batches[step]
         assert len(prompts) == pretraining.COPY_ROWS
         for prompt, (ids,), (size,) in zip(prompts, groups, given.tolist()):
-            assert ids[0] == pad and ids[-1] == tokenizer.eos_token_id
+            assert ids[0] == pad
             has_cue = ids[size - 1] == pad and size > 1
-            piece = ids[size:-1] if has_cue else ids[1:-1]
-            assert prompt[-len(piece) :] == piece
+            piece = ids[size:] if has_cue else ids[1:]
+            text = [*prompt, tokenizer.eos_token_id]
+            assert piece in [text[i : i + len(piece)] for i in range(len(text))]
+            ended += piece[-1] == tokenizer.eos_token_id
             if has_cue:
                 cued += 1
                 cue = ids[1 : size - 1]
                 assert all(c in group_of.get(t, [t]) for c, t in zip(cue, piece))
             assert size in ((3, 4) if has_cue else (2, 3))
-    assert 0.4 < cued / (STEPS["COPY_STEPS"] * pretraining.COPY_ROWS) < 0.6
+    rows = STEPS["COPY_STEPS"] * pretraining.COPY_ROWS
+    assert 0.4 < cued / rows < 0.6 and 0.2 < ended / rows < 0.8
 
 
 @pytest.mark.parametrize("steps", [MATCHING, SIMPLE, ALL])

@@ -151,6 +151,17 @@ def test_gradients_do_not_depend_on_the_rows_per_pass(root, rows, monkeypatch):
         assert (other_gradients[name] - gradient).norm() <= 0.01 * gradient.norm(), name
 
 
+def test_processes_make_the_batches_ahead_in_order(root):
+    """For a GPU; here there is none, and one process makes them."""
+    batches = SftBatches(load_dataset(str(root), "en", "sft"), make_policy(), 3, 4, 0)
+    loader = sft.batch_loader(batches, range(3, 6), "cuda")
+    assert loader.num_workers >= 1
+    for step, (prompts, groups, asked) in enumerate(loader, 3):
+        expected = batches[step]
+        assert (prompts, groups) == expected[:2] and asked.equal(expected[2])
+    assert sft.batch_loader(batches, range(3, 6), "cpu").num_workers == 0
+
+
 def test_sft_with_another_prompt(root, tmp_path):
     """A row's prompts are those of the settings, in whole, and the new model keeps them."""
     settings = PromptSettings(prompt="{question} {schema}", sample_values=2)
