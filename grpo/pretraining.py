@@ -30,7 +30,7 @@ from sqlenv.embedded.schemas import invented_word
 from sqlenv.embedded.shapes import SHAPES, SIMPLE
 from sqlenv.schema import Schema
 
-MATCH_STEPS = 1000  # after copying
+MATCH_STEPS = 2000  # after copying
 INVENTED, WEIGHTS = (0.0, 0.3, 1.0), (4, 3, 3)  # then, shares of invented names of a schema
 QUESTION_WEIGHT = 0.5  # of the questions' tokens in the loss, after matching
 KNOWN_SHARE = 0.15  # of the schemas are of the embedded databases, with the questions of `sft`
@@ -38,8 +38,8 @@ SIMPLE_SHARE = 0.15  # of the steps after matching: the first have simple questi
 KEYWORDS, KEYWORDS_SHARE = 32, 0.2  # questions that are nouns behind a schema; share of the steps
 LARGE_SHARE, USUAL = 0.2, 6  # of the schemas may have 12 tables, the others this many
 SPELLED_ROWS, SPELLED_WORDS = 0.3, 0.15  # shares of rows, and of the words spelled in them
-COPY_STEPS, COPY_ROWS, COPY_TOKENS = 700, 48, 20
-REHEARSED = 0.4, 0.2  # shares of the later steps that are copying again, or it is forgotten
+COPY_STEPS, COPY_ROWS, COPY_TOKENS = 900, 48, 20
+REHEARSED = 0.3, 0.15  # shares of the later steps that are copying again, or it is forgotten
 REHEARSED_ROWS, REHEARSED_TOKENS = 24, 120
 TOKENIZER_SCHEMAS = 3000  # whose texts the tokenizer is made for; the words of as many are aligned
 SHARED = 0.5  # of the variance of an embedding: what it has in common with a word's variants and

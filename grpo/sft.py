@@ -272,8 +272,6 @@ def sft(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace, distributed: Distributed) -> None:
     output = Path(arguments.output)
-    if arguments.lr is None:
-        arguments.lr = 0.02 if not arguments.model else 2e-4 if arguments.lora_rank else 2e-5
     if output.exists():
         raise UserError(f"--output {output} exists; name another or remove it")
     check_writable("--output", output)
@@ -322,14 +320,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--layers", type=COUNT, default=6)
     add("--heads", type=COUNT, default=8)
     add("--vocab", type=COUNT, default=12000)
-    add("--steps", type=COUNT, default=4000, help="of the learning rate's schedule")
+    add("--steps", type=COUNT, help="of the learning rate's schedule (10000; with --model 1000)")
     add("--stop", type=COUNT_OR_ZERO, default=0, help="end after this many of the steps")
-    add("--rows", type=COUNT, default=4, help="schemas in a batch")
+    add("--rows", type=COUNT, help="schemas in a batch (16; with --model 4)")
     add("--per-row", type=COUNT, default=16, help="questions behind each schema")
     add("--lr", type=POSITIVE, help="0.02; with --model 2e-4 for LoRA, 2e-5 without")
     add("--seed", type=SEED, default=0)
     add("--device", type=resolve_device, default="auto", help="auto takes a GPU if there is one")
     arguments = parser.parse_args(argv)
+    steps, rows, lr = (1000, 4, 2e-4) if arguments.model else (10000, 16, 0.02)
+    if arguments.model and not arguments.lora_rank:
+        lr = 2e-5
+    for name, value in (("steps", steps), ("rows", rows), ("lr", lr)):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     if not arguments.model:
         if PromptSettings.of(vars(arguments)) != DEFAULTS:
             parser.error("the prompt's options go with --model")
