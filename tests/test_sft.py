@@ -151,6 +151,19 @@ def test_gradients_do_not_depend_on_the_rows_per_pass(root, rows, monkeypatch):
         assert (other_gradients[name] - gradient).norm() <= 0.01 * gradient.norm(), name
 
 
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ("", (10000, 16, 0.02)),
+        ("--model M", (1000, 4, 2e-4)),
+        ("--model M --lora-rank 0 --rows 2", (1000, 2, 2e-5)),
+    ],
+)
+def test_a_new_model_has_other_defaults(options, expected):
+    arguments = sft.parse_arguments(["--output", "x", *options.split()])
+    assert (arguments.steps, arguments.rows, arguments.lr) == expected
+
+
 def test_processes_make_the_batches_ahead_in_order(root):
     """For a GPU; here there is none, and one process makes them."""
     batches = SftBatches(load_dataset(str(root), "en", "sft"), make_policy(), 3, 4, 0)
