@@ -1,6 +1,8 @@
 """The measure of copying (benchmarks/copying.py), by hand."""
 
-from benchmarks.copying import Answer, names, shares
+from benchmarks.copying import Answer, answers, names, shares
+from grpo.config import ASSETS
+from grpo.models import load_policy
 
 
 def test_shares_by_hand():
@@ -20,3 +22,11 @@ def test_shares_by_hand():
 def test_names_are_those_of_tables_and_columns():
     sql = "SELECT T1.ab, COUNT(*) FROM cd AS T1 JOIN ef AS T2 ON T1.id = T2.id WHERE T2.g = 'h'"
     assert names(sql) == ["ab", "cd", "ef", "id", "id", "g"]
+
+
+def test_the_shipped_policy_copies_names_that_no_text_has():
+    """With all languages and 50 schemas, 95 % (benchmarks/copying.py)."""
+    policy = load_policy(str(ASSETS / "policy"), "cpu", "float32")
+    measured = shares(answers(policy, 10, ("en", "vi")))
+    assert measured["names copied right"] > 0.85
+    assert measured["names of gold in the answer"] > 0.75
