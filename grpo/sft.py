@@ -158,6 +158,7 @@ def backward(
             skipped = sizes * (torch.arange(sizes.shape[1], device=sizes.device) % 2)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
             logprobs = completion_logprobs(model, starts[some], groups[some], skipped=skipped)
+        assert isinstance(logprobs, Tensor)
         is_sql = torch.arange(logprobs.shape[-1], device=sizes.device) >= sizes[..., None]
         loss = -torch.sum(logprobs * is_sql) / count
         total = total.to(loss.device) + loss.detach()

@@ -82,8 +82,8 @@ MUTATIONS = [
     Mutation(
         "every row of SFT divides by its own tokens",
         "grpo",
-        "-logprobs.sum() / count",
-        "-logprobs.sum() / (logprobs != 0).sum()",
+        "-torch.sum(logprobs * is_sql) / count",
+        "-torch.sum(logprobs * is_sql) / is_sql.sum()",
         ["test_sft"],
     ),
     Mutation(
