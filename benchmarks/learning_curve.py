@@ -83,7 +83,7 @@ class SftTrainer:
         self.schedule = trainer.schedule
 
     def train_step(self) -> None:
-        backward(self.model, self.batches[self.step], 0.0, self.batches.rows_per_pass)
+        backward(self.model, self.batches[self.step])
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

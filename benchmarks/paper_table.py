@@ -31,7 +31,9 @@ from benchmarks import paper_cells, paper_report
 from grpo.config import ASSETS
 from sqlenv import EMBEDDED
 from sqlenv.embedded import LANGUAGES
+from sqlenv.embedded.generate import build
 from sqlenv.errors import UserError, exit_code
+from sqlenv.files import write_file
 
 RUNS, RESULTS = Path("runs/paper"), Path("docs/results")
 LARGER = str(RUNS / "larger")
@@ -169,8 +171,26 @@ def wanted_cells(arguments: argparse.Namespace) -> list[Cell]:
     return cells(rows=rows, langs=langs, seeds=arguments.seeds, experiment=arguments.name)
 
 
+def check_dataset(folder: Path) -> None:
+    """Cells know questions by their number, so they are of one version of the embedded dataset,
+    which the folder names.
+
+    Raises:
+        UserError: the cells are of another version than the dataset that is here.
+    """
+    path, version = folder / "dataset.txt", build().name
+    if not path.exists():
+        write_file(path, lambda temporary: temporary.write_text(version + "\n", encoding="utf-8"))
+    if path.read_text(encoding="utf-8").strip() != version:
+        raise UserError(
+            f"{folder}: its cells were measured on another version of the embedded dataset; move "
+            "them away to measure anew, or check out the commit that wrote them"
+        )
+
+
 def run(arguments: argparse.Namespace) -> None:
     wanted = wanted_cells(arguments)
+    check_dataset(RESULTS)
     if not arguments.report:
         (RUNS / arguments.name).mkdir(parents=True, exist_ok=True)
         saved = set(map(paper_cells.cell_key, paper_cells.read_cells(RESULTS / arguments.name)))

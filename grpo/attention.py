@@ -65,6 +65,8 @@ def shared_prefix(
     return layout.attend(module.layer_idx, *rows, scale, sliding_window)[None], None
 
 
+# cuDNN's kernel plans each new shape anew, and no two batches have the same.
+torch.backends.cuda.enable_cudnn_sdp(False)
 AttentionInterface.register(NAME, shared_prefix)
 AttentionMaskInterface.register(NAME, sdpa_mask)  # for the ordinary use
 
@@ -93,16 +95,16 @@ def hidden_states(model, ids: Tensor, positions: Tensor, layout) -> Tensor:
     return hidden
 
 
-def padded_rows(lengths: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Sequences that follow each other in the row from index ``first`` on, as rows of equal width.
+def padded_rows(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Sequences that follow each other, as rows of equal width.
 
     Returns:
-        index (B, width) int64 of each token in the row, 0 where there is none; exists (B, width)
+        index (B, width) int64 of each token among all, 0 where there is none; exists (B, width)
         bool; width is the longest length, at least 1.
     """
     place = torch.arange(max(1, int(lengths.max())), device=lengths.device)
     exists = place < lengths[:, None]
-    starts = first + lengths.cumsum(0) - lengths
+    starts = lengths.cumsum(0) - lengths
     return (starts[:, None] + place).where(exists, 0), exists
 
 
@@ -136,6 +138,49 @@ def weighted_values(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
+class Gathered(torch.autograd.Function):
+    """``x.index_select(0, index)``, for an index that has each row of x once, but for copies that
+    pad the result and get no gradient. The gradient of row i is row ``inverse[i]`` of the result's,
+    0 where ``exists`` is False. PyTorch's own backward adds rows up, which is slow on a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, index: Tensor, inverse: Tensor, exists: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inverse, exists)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        inverse, exists = ctx.saved_tensors
+        gradient = gradient.index_select(0, inverse)
+        if exists is not None:
+            gradient = gradient * exists.view(-1, *[1] * (gradient.dim() - 1))
+        return gradient, None, None, None
+
+
+class Rows:
+    """Sequences of a part of the row as rows of equal width, and back.
+
+    Args:
+        index: (B, W) int64, the index in the part of each token, 0 where there is none.
+        exists: (B, W) bool.
+    """
+
+    def __init__(self, index: Tensor, exists: Tensor):
+        self.index, self.exists = index, exists
+        self.places = exists.flatten().nonzero()[:, 0]  # (n,) of each token in the padded rows
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(n, heads, D) -> (B, W, heads, D)."""
+        padded = Gathered.apply(x, self.index.flatten(), self.places, None)
+        return padded.unflatten(0, self.index.shape)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """(B, W, heads, D) -> (n, heads, D)."""
+        inverse, exists = self.index.flatten(), self.exists.flatten()
+        return Gathered.apply(x.flatten(0, 1), self.places, inverse, exists)
+
+
 class Groups:
     """All tokens of P prompts, then all tokens of their completions, G to each.
 
@@ -145,21 +190,17 @@ class Groups:
             the prefill, which stores keys and values.
 
     Attributes:
-        prompts: (P, L) index in the row of each prompt token; ``completions`` (C, T) likewise.
+        count: tokens of all prompts.
+        prompts, completions: (P, L) and (C, T) places among the tokens of their own kind.
         kv_cache: for each layer the prompts' keys and values, (P, K, L, D).
     """
 
     def __init__(self, prompt_lengths: list[int], completion_lengths: list[int]):
         self.prompt_lengths = torch.tensor(prompt_lengths)
-        self.prompts, exists = padded_rows(self.prompt_lengths, 0)
-        self.exists, self.masks, self.kv_cache, self.completions = None, {}, {}, None
-        places = exists.flatten().nonzero()[:, 0]
-        if completion_lengths:
-            lengths = torch.tensor(completion_lengths)
-            self.completions, self.exists = padded_rows(lengths, len(places))
-            more = self.exists.flatten().nonzero()[:, 0] + exists.numel()
-            places = torch.cat([places, more])
-        self.places = places  # (N,) of each token in the padded rows, prompts' and completions'
+        self.prompts, self.count = Rows(*padded_rows(self.prompt_lengths)), sum(prompt_lengths)
+        self.masks, self.kv_cache = {}, {}
+        lengths = torch.tensor(completion_lengths)
+        self.completions = Rows(*padded_rows(lengths)) if completion_lengths else None
 
     def attend(
         self,
@@ -171,19 +212,18 @@ class Groups:
         window: int | None,
     ) -> Tensor:
         """(N, H, D), (N, K, D) twice -> (N, H, D)."""
-        # index_select, whose backward adds rows up; that of query[index] sorts them first
-        take = lambda x, index: x.index_select(0, index.flatten()).unflatten(0, index.shape)  # noqa: E731
-        q = take(query, self.prompts)  # (P, L, H, D)
-        k, v = (take(x, self.prompts).transpose(1, 2).contiguous() for x in (key, value))
-        out = self._prompts(q, k, v, scale, window).flatten(0, 1)  # (P L, H, D)
-        if self.completions is None:
-            self.kv_cache[layer] = k, v  # (P, K, L, D)
-        else:
-            q = take(query, self.completions)  # (C, T, H, D)
-            new_k, new_v = (take(x, self.completions).transpose(1, 2) for x in (key, value))
-            completed = self._completions(q, new_k, new_v, k, v, scale, window)  # (C, T, H, D)
-            out = torch.cat([out, completed.flatten(0, 1)])
-        return out.index_select(0, self.places)
+        sizes = self.count, len(query) - self.count
+        prompts, completions = zip(*(x.split(sizes) for x in (query, key, value)))
+        q, k, v = map(self.prompts.pad, prompts)  # (P, L, heads, D)
+        k, v = (x.transpose(1, 2).contiguous() for x in (k, v))  # (P, K, L, D)
+        out = self.prompts.unpad(self._prompts(q, k, v, scale, window))
+        if len(query) == self.count:  # no token of a completion
+            self.kv_cache[layer] = k, v
+            return out
+        q, new_k, new_v = map(self.completions.pad, completions)  # (C, T, heads, D)
+        new_k, new_v = new_k.transpose(1, 2), new_v.transpose(1, 2)
+        completed = self._completions(q, new_k, new_v, k, v, scale, window)  # (C, T, H, D)
+        return torch.cat([out, self.completions.unpad(completed)])
 
     def _prompts(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """Each prompt sees itself: (P, L, H, D), (P, K, L, D) twice -> (P, L, H, D). Padding is at
@@ -207,7 +247,7 @@ class Groups:
     def _causal_mask(self, first: int, length: int, window, repeats: int, dtype) -> Tensor:
         """Of the queries of a block to the keys up to its end, (r S, L'); for all layers alike."""
         if (first, window) not in self.masks:
-            place = torch.arange(min(first + BLOCK, length), device=self.places.device)
+            place = torch.arange(min(first + BLOCK, length), device=self.prompt_lengths.device)
             back = place[first:, None] - place
             seen = (back >= 0) & (back < (window or length))
             self.masks[first, window] = additive(seen.repeat(repeats, 1), dtype)
@@ -244,7 +284,7 @@ class Groups:
         """Which keys, the prompt's and the completion's, a completion token sees: (C, T, L + T)."""
         start = self.prompt_lengths.repeat_interleave(size)[:, None, None]  # (C, 1, 1)
         t = torch.arange(length, device=start.device)
-        place = torch.arange(self.prompts.shape[1], device=start.device)
+        place = torch.arange(self.prompts.index.shape[1], device=start.device)
         prompt = (place < start).expand(-1, length, -1)  # (C, T, L)
         completion = t <= t[:, None]  # (T, T)
         if window is not None:
@@ -300,7 +340,7 @@ class Decoding:
         (P A,) holds their indices, 0 for padding, and ``cells`` (C,) each one's place in the grid.
         """
         counts = self.prompt_index.bincount(minlength=len(self.lengths))
-        grid, exists = padded_rows(counts, 0)
+        grid, exists = padded_rows(counts)
         self.width, self.grid = grid.shape[1], grid.flatten()
         self.cells = exists.flatten().nonzero()[:, 0]
         self.padded = bool((self.lengths < self.lengths.max()).any())

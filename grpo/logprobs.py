@@ -9,7 +9,13 @@ from grpo.attention import hidden_states
 from grpo.head import head_logprobs
 from grpo.packing import pack_groups
 
-CHUNK = 256  # tokens whose logits exist at a time: 256 x 128k in float32 take 1/8 GB
+CHUNK = 256  # tokens whose logits exist at a time on a CPU: 256 x 128k in float32 take 1/8 GB
+GPU_LOGITS = 2**25  # that exist at a time on a GPU, of as many tokens as fit: 1/8 GB, too
+
+
+def chunk_size(device: str, vocab: int) -> int:
+    """Of how many tokens logits exist at a time."""
+    return CHUNK if device == "cpu" else max(CHUNK, GPU_LOGITS // vocab)
 
 
 def completion_logprobs(
@@ -19,33 +25,41 @@ def completion_logprobs(
     *,
     temperature: float = 1.0,
     with_entropy: bool = False,
+    skipped: Tensor | None = None,
     allowed: list | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """log pi(o_t | q, o_<t) of every completion token, at the temperature that it was sampled with.
 
-    Logits are computed only where a completion token is predicted, ``CHUNK`` tokens at a time.
+    Logits are computed only where a completion token is predicted, a chunk of tokens at a time.
 
     Args:
         model: a Hugging Face causal language model.
         prompt_ids: P lists of token ids.
         completion_ids: P groups of G lists of token ids, EOS included where it was sampled.
+        skipped: (P, G) int64, how many tokens at the start of each completion need no log-prob.
         allowed: as in ``Samples``: what each token was drawn from.
 
     Returns:
-        (P, G, T) float32, 0 where a completion has no token; with ``with_entropy`` also the
-        entropy of each next-token distribution, (P, G, T) float32 without gradient.
+        (P, G, T) float32, 0 for skipped tokens and where there is none; with ``with_entropy`` also
+        the entropy of each next-token distribution, (P, G, T) float32 without gradient.
     """
     packed = pack_groups(prompt_ids, completion_ids, model.device)
     hidden = hidden_states(model, packed.ids, packed.positions, packed.layout)  # (N, D)
-    predictors = hidden.index_select(0, packed.predictors)  # (C, D), C = completion tokens
+    predictors, targets, mask = packed.predictors, packed.targets, packed.mask
+    if skipped is not None:
+        mask = mask & (torch.arange(mask.shape[-1], device=mask.device) >= skipped[..., None])
+        predictors, targets = (x[mask[packed.mask]] for x in (predictors, targets))
+    states = hidden.index_select(0, predictors)  # (C, D), C = completion tokens
     head = model.get_output_embeddings()
     drawn_from = allowed_rows(allowed, model.device) if allowed and allowed[0] else None  # (C, K)
-    sets = drawn_from.split(CHUNK) if drawn_from is not None else repeat(None)
+    chunk = chunk_size(states.device.type, model.config.get_text_config().vocab_size)
+    sets = drawn_from.split(chunk) if drawn_from is not None else repeat(None)
     chunks = [
-        head_logprobs(states, head, targets, temperature, with_entropy, ids)
-        for states, targets, ids in zip(predictors.split(CHUNK), packed.targets.split(CHUNK), sets)
+        head_logprobs(part, head, tokens, temperature, with_entropy, ids)
+        for part, tokens, ids in zip(states.split(chunk), targets.split(chunk), sets)
     ]
-    logprobs, *entropy = (_unpack(torch.cat(parts), packed.mask) for parts in zip(*chunks))
+    unpack = lambda values: values.new_zeros(mask.shape).masked_scatter(mask, values)  # noqa: E731
+    logprobs, *entropy = (unpack(torch.cat(parts)) for parts in zip(*chunks))  # (P, G, T)
     return (logprobs, entropy[0]) if with_entropy else logprobs
 
 
@@ -54,8 +68,3 @@ def allowed_rows(allowed: list, device) -> Tensor:
     rows = [ids for group in allowed for completion in group for ids in completion]
     longest = max(map(len, rows))
     return torch.tensor([ids + ids[:1] * (longest - len(ids)) for ids in rows], device=device)
-
-
-def _unpack(values: Tensor, mask: Tensor) -> Tensor:
-    """(C,) values of the tokens where ``mask`` (P, G, T) is true -> (P, G, T), 0 elsewhere."""
-    return torch.zeros(mask.shape, device=values.device).masked_scatter(mask, values)

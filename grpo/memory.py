@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from grpo.config import Config
-from grpo.logprobs import CHUNK
+from grpo.logprobs import chunk_size
 from grpo.model_checks import decoder_blocks
 from grpo.models import choose_dtype, locate, named
 from grpo.prompt import SCHEMA_BUDGET
@@ -62,6 +62,7 @@ class Workload:
     lora_rank: int = 32
     checkpoint_activations: bool = False
     devices: int = 1  # that the blocks are spread over (--shard)
+    device: str = "cpu"
 
 
 def workload_of(config: Config, shape: Shape, processes: int) -> Workload:
@@ -78,6 +79,7 @@ def workload_of(config: Config, shape: Shape, processes: int) -> Workload:
         lora_rank=config.lora_rank,
         checkpoint_activations=config.checkpoint_activations,
         devices=processes if config.shard else 1,
+        device=config.device,
     )
 
 
@@ -158,7 +160,8 @@ def training_bytes(shape: Shape, work: Workload) -> float:
     activations = tokens * block + copies + weights  # of one block
     inputs = tokens * shape.hidden * b
     kept = SPREAD * shape.layers * (inputs if work.checkpoint_activations else activations)
-    logits = min(CHUNK, completions * work.max_new_tokens) * shape.vocab * (b + 4 + 4 + 4)
+    chunk = min(chunk_size(work.device, shape.vocab), completions * work.max_new_tokens)
+    logits = chunk * shape.vocab * (b + 4 + 4 + 4)
     gathered = 2 * shape.blocks / shape.layers * b if work.devices > 1 else 0
     return kept + 3 * activations + logits + gathered  # the block at work, and its gradients
 

@@ -58,6 +58,10 @@ class NameConstraint:
         self.words = words
         self.prefixes = frozenset(word[:n] for word in words for n in range(1, len(word) + 1))
         self.quoted = frozenset(name[:n] for name in self.names for n in range(len(name) + 1))
+        # What stands before a character that a tokenizer may cut into bytes.
+        self.before_cuts = frozenset(
+            name[:n] for name in self.names for n in range(len(name)) if not name[n].isascii()
+        )
         self.known: dict[tuple[Place, str], Place | None] = {}
 
     def after(self, place: Place, text: str) -> Place | None:
@@ -79,7 +83,8 @@ class NameConstraint:
         if place.quote:
             return self._in_quotes(place, character)
         if character == UNREADABLE:
-            return replace(place, free=True, word=place.word + character)
+            free = self._may_be_cut(place) or place.before in ("as", "with")
+            return replace(place, free=True, word=place.word + character) if free else None
         if character.isalnum() or character in "_$":
             word = place.word + character.lower()
             return replace(place, word=word) if self._may_become(place, word) else None
@@ -96,8 +101,12 @@ class NameConstraint:
             known = place.word in self.names or place.free
             return replace(place, quote="", word="", free=False) if known else None
         word = place.word + character.lower()
-        free = place.free or character == UNREADABLE
+        free = place.free or character == UNREADABLE and self._may_be_cut(place)
         return replace(place, word=word, free=free) if free or word in self.quoted else None
+
+    def _may_be_cut(self, place: Place) -> bool:
+        """Whether a part of a character may follow."""
+        return place.free or place.word in self.before_cuts
 
     def _may_become(self, place: Place, word: str) -> bool:
         """Whether a word may begin like this: a name or keyword, a number, an alias."""

@@ -52,11 +52,13 @@ def pack_groups(
         prompts = torch.tensor([token for ids in prompt_ids for token in ids])
         starts, group_size = layout.prompt_lengths, len(completion_ids[0])
         last = (starts.cumsum(0) - 1).repeat_interleave(group_size)[:, None]  # (P G, 1)
-        time = torch.arange(layout.completions.shape[1])
+        completions = layout.completions
+        time = torch.arange(completions.index.shape[1])
         # A completion's first token is predicted by the prompt's last, any other by the one before.
-        predictors = torch.where(time == 0, last, layout.completions - 1)[layout.exists]
+        before = layout.count + completions.index - 1
+        predictors = torch.where(time == 0, last, before)[completions.exists]
         positions = [torch.arange(len(ids)) for ids in prompt_ids]
-        positions.append((starts.repeat_interleave(group_size)[:, None] + time)[layout.exists])
-    mask = layout.exists.unflatten(0, (-1, group_size))
+        positions.append((starts.repeat_interleave(group_size)[:, None] + time)[completions.exists])
+    mask = completions.exists.unflatten(0, (-1, group_size))
     ids = torch.cat([prompts, targets])
     return Packed(ids, torch.cat(positions), layout, predictors, targets, mask)

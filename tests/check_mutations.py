@@ -82,8 +82,8 @@ MUTATIONS = [
     Mutation(
         "every row of SFT divides by its own tokens",
         "grpo",
-        "-of_sql / counts[0]",
-        "-of_sql / sql.sum()",
+        "-torch.sum(logprobs * is_sql) / count",
+        "-torch.sum(logprobs * is_sql) / is_sql.sum()",
         ["test_sft"],
     ),
     Mutation(
@@ -125,7 +125,7 @@ MUTATIONS = [
         "positions run on from one completion to the next",
         "grpo",
         "starts.repeat_interleave(group_size)[:, None] + time",
-        "layout.completions",
+        "completions.index",
         ["test_packing", "test_attention"],
     ),
     Mutation(

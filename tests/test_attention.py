@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from grpo import attention
-from grpo.attention import Decoding, Groups
+from grpo.attention import Decoding, Groups, Rows, padded_rows
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, lora_parameters
 from grpo.models import checkpoint_activations
@@ -195,6 +195,20 @@ def test_decoding_gives_the_log_probs_of_training(kind, dtype):
     assert len({len(ids) for group in samples.completion_ids for ids in group}) > 4
     again = completion_logprobs(model, prompts, samples.completion_ids)
     assert error(samples.logprobs, again) <= (1e-5 if dtype == torch.float32 else 2e-2)
+
+
+def test_gradients_of_padded_rows_by_hand():
+    """Sequences a b and c as rows a b and c -. The gradients 1 2 and 3 4 of the rows are 1 2 3 of
+    the sequences: nothing comes from padding. The other way round 5 6 7 become 5 6 and 7 0.
+    """
+    rows = Rows(*padded_rows(torch.tensor([2, 1])))
+    column = lambda *values: torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)  # noqa: E731
+    sequences = column(1, 1, 1).requires_grad_()
+    rows.pad(sequences).backward(column(1, 2, 3, 4).view(2, 2, 1, 1))
+    assert sequences.grad.flatten().tolist() == [1, 2, 3]
+    padded = torch.ones(2, 2, 1, 1, requires_grad=True)
+    rows.unpad(padded).backward(column(5, 6, 7))
+    assert padded.grad.flatten().tolist() == [5, 6, 7, 0]
 
 
 def seen(attend, count: int, window: int | None) -> torch.Tensor:

@@ -25,7 +25,7 @@ from sqlenv.embedded.generate import build
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
     "--lang vi --steps 4 --prompts-per-step 2 --group-size 3 --max-new-tokens 24 --dev-limit 6 "
-    "--examples 40 --save-every 2 --eval-every 2 --eval-questions 4 --device cpu"
+    "--examples 40 --temperature 1.5 --save-every 2 --eval-every 2 --eval-questions 4 --device cpu"
 ).split()
 CLOCKS = ("_seconds", "_tokens_per_second")
 

@@ -239,3 +239,14 @@ def logprobs_of(model, batch, p: int, g: int) -> torch.Tensor:
 def test_gold_completions_are_refused_beside_it():
     with pytest.raises(UserError, match="--gold-completions"):
         Config(constrain_names=True, gold_completions=True).check()
+
+
+def test_a_part_of_a_character_may_only_stand_where_a_name_has_one():
+    """Tokens of bytes decode to U+FFFD. ``größe`` may begin with gr and such a part, and is not
+    followed any further; ``keeper`` has no place for one.
+    """
+    constraint = NameConstraint(["größe", "keeper"])
+    assert constraint.after(Place(), "gr\ufffd").free
+    assert constraint.after(Place(), "SELECT keepe\ufffd") is None
+    assert constraint.after(Place(), 'SELECT "keepe\ufffd') is None
+    assert constraint.after(Place(before="as"), "k\ufffd").free

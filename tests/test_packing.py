@@ -13,7 +13,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from grpo.logprobs import completion_logprobs
+from grpo.logprobs import chunk_size, completion_logprobs
 from grpo.lora import add_lora, lora_merged, lora_parameters
 from grpo.packing import pack_groups
 from grpo.sampler import sample_groups
@@ -197,3 +197,11 @@ def test_logits_that_are_not_finite_are_a_clear_error(temperature):
             max_new_tokens=4,
             temperature=temperature,
         )
+
+
+def test_logits_that_exist_at_a_time():
+    """2^25 = 33,554,432 on a GPU: of 1,048 tokens with a vocabulary of 32,000, and 261 with one of
+    128,256; but of 256 tokens at least, as on a CPU.
+    """
+    assert [chunk_size("cuda", vocab) for vocab in (32000, 128256, 262144)] == [1048, 261, 256]
+    assert chunk_size("cpu", 32000) == 256

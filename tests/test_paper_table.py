@@ -116,7 +116,7 @@ def test_questions_of_one_gold_query_are_drawn_together():
 
 def test_known_and_unseen_databases_make_up_all_questions():
     known = paper_report.known_questions()
-    assert 0.6 < known.mean() < 0.7
+    assert known.mean() == pytest.approx(1 / 3)  # one of the three parts of dev
     cell = make_cell("a", 0.5)
     sides = [means([cell], mask).average("valid") for mask in (known, ~known)]
     sizes = [side["n"] for side in sides]
@@ -304,6 +304,14 @@ def test_what_an_experiment_trains_and_measures(tmp_path, monkeypatch):
     assert "--output runs/paper/small/GRPO-en-0 --model M --data D --encoder E" in trained
     assert "--examples 50" in trained and trained.endswith("--lr 1e-4 --reward semantic=0")
     assert measured.startswith("evaluate.py --run runs/paper/small/GRPO-en-0 --lang en,vi")
+
+
+def test_cells_of_another_dataset_are_not_mixed_with_new_ones(tmp_path):
+    paper_table.check_dataset(tmp_path)
+    paper_table.check_dataset(tmp_path)  # the same version
+    (tmp_path / "dataset.txt").write_text("0123456789abcdef\n")
+    with pytest.raises(UserError, match="measured on another version"):
+        paper_table.check_dataset(tmp_path)
 
 
 def test_a_cell_is_a_line_and_measured_again_replaces_it(tmp_path):

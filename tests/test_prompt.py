@@ -149,13 +149,13 @@ def test_the_schema_fits_its_budget_of_tokens(example):
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
-        (None, "a809db390eac18f62ed2dda287c64f0b096e85c417e6228f0099e591d1feee70"),
-        (CHAT, "b408ed0eb1315c26e3dfa333a637759acfb0976fecd016c3191632aa610a5c59"),
+        (None, "fb20c1ee2203f42f8bee055aaa29cc8ea750b900d962e30694c3f044590007d0"),
+        (CHAT, "9ca979eb512af6a9ada2577c6cf6eac619e86c730d00303d4ddca485d05bcf7a"),
     ],
 )
 def test_the_default_prompts_are_those_that_the_shipped_policy_was_trained_on(template, expected):
-    """A hash of the token ids of every twentieth dev question, as the code wrote them before there
-    were templates.
+    """A hash of the token ids of every twentieth dev question, as the code wrote them when
+    the shipped policy was trained.
     """
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "policy")
     tokenizer.chat_template = template

@@ -12,7 +12,7 @@ from sqlenv.embedded.databases import write_database
 from sqlenv.embedded.draw import Draw
 from sqlenv.embedded.generate import draw_questions, main
 from sqlenv.embedded.lexicon import Lexicon
-from sqlenv.embedded.schemas import GeneratedSchema, SchemaGenerator, invented_word
+from sqlenv.embedded.schemas import GeneratedSchema, SchemaGenerator, invented_word, make_column
 from sqlenv.text import RESERVED
 
 GENERATOR = SchemaGenerator(LANGUAGES)
@@ -94,6 +94,44 @@ def test_invented_names_stand_in_the_question(tmp_path):
         assert word.lower() in table.lower().replace("_", "")
         for lang in LANGUAGES:
             assert word in entry[lang].lower(), (lang, entry)
+
+
+def with_codes(seed: int) -> tuple[GeneratedSchema, set[str]]:
+    """A schema, and the names of its codes that no other columns have."""
+    schema = draw(seed)
+    columns = [column for table in schema.tables.values() for column in table.columns]
+    others = {column.name for column in columns if column.kind != "code"}
+    return schema, {column.name for column in columns if column.kind == "code"} - others
+
+
+def test_codes_are_asked_for_and_compared_but_not_counted_with(tmp_path):
+    """Codes: phone numbers, for example. They are shown, and compared with = and IN only."""
+    schemas = [(schema, codes) for schema, codes in map(with_codes, range(60)) if codes][:6]
+    shown = compared = 0
+    for number, (schema, codes) in enumerate(schemas):
+        code = f"(?:T\\d\\.)?(?:{'|'.join(codes)})"
+        for entry in ask(schema, tmp_path / str(number), 60):
+            sql = entry["query"]
+            assert not re.search(rf"(AVG|SUM|MIN|MAX)\({code}\)|(ORDER|GROUP) BY {code}\b", sql)
+            assert not re.search(rf"\b{code} ([<>]|BETWEEN)", sql), sql
+            shown += bool(re.search(rf"SELECT (.*, )?{code}\b.* FROM", sql))
+            compared += bool(re.search(rf"\b{code} (= '|IN \('|IS NULL)", sql))
+    assert shown > 3 and compared > 3
+
+
+def test_a_condition_is_not_true_of_all_values(tmp_path):
+    """An answer that is yes or no is no condition."""
+    for seed in range(6):
+        for entry in ask(draw(seed), tmp_path, 40):
+            assert not re.search(r"IN \('(no', 'yes|yes', 'no)'\)", entry["query"])
+
+
+def test_answers_stay_yes_or_no_in_invented_schemas():
+    tables = [table for seed in range(80) for table in draw(seed, 0.9).tables.values()]
+    values = [column.args for table in tables for column in table.columns]
+    assert values.count("yes|no") > 5
+    column = make_column("has_pool", "choice yes|no", random.Random(0), invented=True)
+    assert column.args == "yes|no"
 
 
 def test_invented_words_are_new_each_time():

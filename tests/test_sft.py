@@ -2,7 +2,6 @@
 
 import copy
 import json
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,20 +10,14 @@ import torch
 from safetensors.torch import load_file
 from trainer_kit import TOKENIZER, make_policy
 
-from grpo import sft
+from grpo import pretraining, sft
 from grpo.logprobs import completion_logprobs
 from grpo.lora import merge_lora
 from grpo.models import load_policy
 from grpo.prompt import PromptBuilder, PromptSettings, saved_prompt
 from grpo.schedules import trapezoid_schedule
-from grpo.sft import (
-    PretrainingBatches,
-    SftBatches,
-    shuffled_schema,
-    supervised_loss,
-    swap_values,
-)
-from sqlenv import EMBEDDED, load_dataset, load_schema
+from grpo.sft import SftBatches
+from sqlenv import load_dataset
 from sqlenv.embedded import LANGUAGES
 from sqlenv.embedded.generate import build
 
@@ -42,55 +35,19 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
-def run(root: Path, output: Path, *options: str) -> dict[str, torch.Tensor]:
-    """The weights of a tiny model after SFT."""
-    sizes = {"hidden": 128, "layers": 1, "vocab": 400, "rows": 2, "per-row": 3, "steps": 6}
-    words = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
-    assert sft.main(["--data", str(root), "--output", str(output), *words, *options]) == 0
+@pytest.fixture
+def small_tokenizer(monkeypatch):
+    monkeypatch.setattr(pretraining, "TOKENIZER_SCHEMAS", 20)
+
+
+SIZES = {"hidden": 64, "layers": 1, "heads": 2, "vocab": 1500, "rows": 2, "per-row": 3, "steps": 6}
+WORDS = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
+
+
+def run(output: Path, *options: str) -> dict[str, torch.Tensor]:
+    """The weights of a tiny model from scratch after SFT."""
+    assert sft.main(["--output", str(output), "--lang", "en,vi", *WORDS, *options]) == 0
     return load_file(output / "model.safetensors")
-
-
-def test_swap_values_changes_question_and_sql_alike():
-    """Only text values that stand once in the question, LIKE's without its wildcards; a quote in a
-    value is doubled in SQL alone.
-    """
-    question, sql = swap_values(
-        "Books by Ann Lee after 1990 whose title has sea and whose place is sea or Rio?",
-        "SELECT t FROM b WHERE a = 'Ann Lee' AND y > 1990 AND t LIKE '%sea%' AND p = 'Rio'",
-        ["Bo O'Hara"],
-        random.Random(0),
-    )
-    assert question == (
-        "Books by Bo O'Hara after 1990 whose title has sea and whose place is sea or Bo O'Hara?"
-    )
-    assert sql == (
-        "SELECT t FROM b WHERE a = 'Bo O''Hara' AND y > 1990 AND t LIKE '%sea%' "
-        "AND p = 'Bo O''Hara'"
-    )
-    like = swap_values(
-        "Has it Ann?", "SELECT t FROM b WHERE a LIKE '%Ann%'", ["1%"], random.Random(0)
-    )
-    assert like == ("Has it 1%?", "SELECT t FROM b WHERE a LIKE '%1%%'")
-
-
-def test_no_value_runs_from_one_query_into_the_next():
-    """Values to swap in are those of the questions; none contains SQL. (A regression: after a
-    literal such as '%a%', the text between the literals was taken for the literals.)
-    """
-    examples = load_dataset(EMBEDDED, "en", "sft")
-    values = PretrainingBatches(examples, None, 2, 3, seed=0).values
-    golds = [example.gold_sql for example in examples]
-    assert len(values) > 1000 and any("LIKE" in gold for gold in golds)
-    assert max(map(len, values)) < 40 and not any(" FROM " in value for value in values)
-
-
-def test_a_shuffled_schema_names_the_same_tables_and_columns():
-    example = load_dataset(EMBEDDED, "en", "sft")[0]
-    texts = {shuffled_schema(example, random.Random(seed)) for seed in range(4)}
-    assert len(texts) > 1
-    for table in load_schema(example.db_path).tables:
-        for text in texts:
-            assert table.name in text and all(column.name in text for column in table.columns)
 
 
 def test_schedule_by_hand():
@@ -100,18 +57,9 @@ def test_schedule_by_hand():
     assert [factor(step) for step in (0, 1, 2, 20, 30, 39)] == [0.5, 1, 1, 1, 0.5, 0.05]
 
 
-def test_supervised_loss_by_hand():
-    """Two question tokens (-1, -3) and two SQL tokens (-2, -4): 3 + 0.5 * 2 = 4. The fifth place
-    of the tensor is beyond the completion.
-    """
-    logprobs = torch.tensor([[[-1.0, -3.0, -2.0, -4.0, -9.0]]])
-    loss = supervised_loss(logprobs, [[[5, 6, 7, 8]]], torch.tensor([[2]]), 0.5, (2, 2))
-    assert loss.item() == pytest.approx(4)
-
-
-def test_a_resumed_run_ends_with_the_same_weights(root, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_with_the_same_weights(small_tokenizer, tmp_path, monkeypatch):
     """Six steps at once, and six steps stopped in the fifth, after a checkpoint at the fourth."""
-    whole = run(root, tmp_path / "whole")
+    whole = run(tmp_path / "whole")
     monkeypatch.setattr(sft, "SAVE_EVERY", 4)
     real, calls = sft.backward, []
 
@@ -123,18 +71,18 @@ def test_a_resumed_run_ends_with_the_same_weights(root, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sft, "backward", fails_in_the_fifth)
     with pytest.raises(AssertionError, match="130 == 0"):  # Ctrl-C's exit code
-        run(root, tmp_path / "broken")
+        run(tmp_path / "broken")
     assert (tmp_path / "broken.checkpoint.pt").is_file() and not (tmp_path / "broken").exists()
-    resumed = run(root, tmp_path / "broken")
+    resumed = run(tmp_path / "broken")
     assert len(calls) == 7  # four, the one that failed, and two more
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "broken"}
 
 
-def test_stop_ends_early_on_the_same_path(root, tmp_path, monkeypatch):
+def test_stop_ends_early_on_the_same_path(small_tokenizer, tmp_path, monkeypatch):
     """--stop 4 of 6 is the state that six steps pass through after the fourth."""
-    stopped = run(root, tmp_path / "stopped", "--stop", "4")
+    stopped = run(tmp_path / "stopped", "--stop", "4")
     monkeypatch.setattr(sft, "SAVE_EVERY", 4)
     seen = {}
 
@@ -142,17 +90,15 @@ def test_stop_ends_early_on_the_same_path(root, tmp_path, monkeypatch):
         seen.update({name: tensor.clone() for name, tensor in state["parts"][0].items()})
 
     monkeypatch.setattr(sft, "save_state", keep)
-    run(root, tmp_path / "whole")
+    run(tmp_path / "whole")
     assert seen
     for name, tensor in stopped.items():
         assert torch.equal(tensor, seen[name].to(torch.bfloat16)), name
 
 
-def test_a_checkpoint_of_other_settings_is_refused(root, tmp_path, capsys):
+def test_a_checkpoint_of_other_settings_is_refused(small_tokenizer, tmp_path, capsys):
     torch.save({"settings": {"steps": 1}}, tmp_path / "new.checkpoint.pt")
-    output = str(tmp_path / "new")
-    arguments = ["--data", str(root), "--output", output, "--rows", "2", "--hidden", "128"]
-    assert sft.main([*arguments, "--layers", "1", "--vocab", "400"]) == 2
+    assert sft.main(["--output", str(tmp_path / "new"), *WORDS]) == 2
     assert "new.checkpoint.pt is from a run with other settings" in capsys.readouterr().err
 
 
@@ -169,34 +115,31 @@ def test_prompts_of_a_row_share_their_beginning_and_nothing_changes(root, templa
     policy.tokenizer = copy.deepcopy(TOKENIZER)
     policy.tokenizer.chat_template = template or None
     examples = load_dataset(str(root), "en", "sft")
-    starts, groups, asked = SftBatches(examples, policy, 3, 4, 0)[5]
+    starts, groups, asked = batch = SftBatches(examples, policy, 3, 4, 0)[5]
     texts = [[start + ids for ids in group] for start, group in zip(starts, groups)]
     sizes = [[len(start) + n for n in row] for start, row in zip(starts, asked.tolist())]
     pairs = [(t, n) for group, row in zip(texts, sizes) for t, n in zip(group, row)]
     known = {tuple(PromptBuilder(policy.tokenizer)(example)) for example in examples}
     assert all(tuple(text[:n]) in known for text, n in pairs)
     assert all(len(start) > 0.5 * n for start, row in zip(starts, sizes) for n in row)
-    shared = completion_logprobs(policy.model, starts, groups)
-    whole = completion_logprobs(
-        policy.model, [t[:n] for t, n in pairs], [[t[n:]] for t, n in pairs]
-    )
     golds = [[t[n:]] for t, n in pairs]
-    counts = sum(len(gold[0]) for gold in golds), 1
-    loss = supervised_loss(whole, golds, torch.zeros(12, 1), 0.0, counts)
-    torch.testing.assert_close(supervised_loss(shared, groups, asked, 0.0, counts), loss)
+    whole = completion_logprobs(policy.model, [t[:n] for t, n in pairs], golds)
+    loss = -whole.sum() / sum(len(gold[0]) for gold in golds)
+    assert sft.backward(policy.model, batch) == pytest.approx(loss.item(), rel=1e-2)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_gradients_do_not_depend_on_the_rows_per_pass(root, rows):
-    """Three rows at once, one by one, and two and one: the same loss and the same gradients, of
-    SQL and of the question, up to bfloat16's rounding.
+def test_gradients_do_not_depend_on_the_rows_per_pass(root, rows, monkeypatch):
+    """Three rows at once, one by one, and two and one: the same loss and the same gradients, up to
+    bfloat16's rounding.
     """
     policy = make_policy()
     batch = SftBatches(load_dataset(str(root), "en", "sft"), policy, 3, 4, 0)[5]
 
     def gradients(at_once: int) -> tuple[float, dict]:
         policy.model.zero_grad()
-        loss = sft.backward(policy.model, batch, 0.5, at_once)
+        monkeypatch.setattr(sft, "PASS_TOKENS", at_once * max(map(len, batch[0])))
+        loss = sft.backward(policy.model, batch)
         parameters = policy.model.named_parameters()
         return loss, {name: p.grad.clone() for name, p in parameters if p.requires_grad}
 
@@ -206,6 +149,30 @@ def test_gradients_do_not_depend_on_the_rows_per_pass(root, rows):
     assert sum(gradient.norm() > 0 for gradient in expected.values()) > 3
     for name, gradient in expected.items():
         assert (other_gradients[name] - gradient).norm() <= 0.01 * gradient.norm(), name
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ("", (10000, 16, 0.02)),
+        ("--model M", (1000, 4, 2e-4)),
+        ("--model M --lora-rank 0 --rows 2", (1000, 2, 2e-5)),
+    ],
+)
+def test_a_new_model_has_other_defaults(options, expected):
+    arguments = sft.parse_arguments(["--output", "x", *options.split()])
+    assert (arguments.steps, arguments.rows, arguments.lr) == expected
+
+
+def test_processes_make_the_batches_ahead_in_order(root):
+    """For a GPU; here there is none, and one process makes them."""
+    batches = SftBatches(load_dataset(str(root), "en", "sft"), make_policy(), 3, 4, 0)
+    loader = sft.batch_loader(batches, range(3, 6), "cuda")
+    assert loader.num_workers >= 1
+    for step, (prompts, groups, asked) in enumerate(loader, 3):
+        expected = batches[step]
+        assert (prompts, groups) == expected[:2] and asked.equal(expected[2])
+    assert sft.batch_loader(batches, range(3, 6), "cpu").num_workers == 0
 
 
 def test_sft_with_another_prompt(root, tmp_path):
@@ -259,5 +226,10 @@ def test_an_existing_model_learns_to_answer(root, tmp_path, rank, template):
         assert all(ids[-1] == 1 for group in groups for ids in group)
         for parameter in policy.model.parameters():
             parameter.requires_grad_()
-        losses.append(sft.backward(policy.model, (prompts, groups, asked), 0.2, 2))
+        losses.append(sft.backward(policy.model, (prompts, groups, asked)))
     assert losses[1] < 0.8 * losses[0]
+
+
+def test_a_new_model_takes_no_data(tmp_path, capsys):
+    assert sft.main(["--output", str(tmp_path / "new"), "--data", str(tmp_path)]) == 2
+    assert "--data goes with --model" in capsys.readouterr().err

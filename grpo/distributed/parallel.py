@@ -78,6 +78,11 @@ class Distributed:
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters])):
             parameter.grad = part.view_as(parameter)
 
+    def all_reduce(self, tensor: Tensor) -> None:
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
     def backward(self, loss: Tensor) -> None:
         """``loss.backward()``; gradients stay this process's own."""
         if self.lockstep:

@@ -7,7 +7,9 @@ columns are explained at the top of databases.toml.
 
 import math
 import random
+import re
 import sqlite3
+import string
 import tomllib
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -40,20 +42,21 @@ class Column:
     """A column as described in databases.toml."""
 
     name: str
-    kind: str  # id, ref, person, combine, choice, int, real or date
+    kind: str  # id, ref, person, combine, choice, code, int, real or date
     args: str
     nullable: bool
     additive: bool  # whether the sum of its values is meaningful
 
     @property
     def role(self) -> str:
-        """What questions use it for: key, ref, name, category, number or date."""
+        """What questions use it for: key, ref, name, category, code, number or date."""
         roles = {
             "id": "key",
             "ref": "ref",
             "person": "name",
             "combine": "name",
             "choice": "category",
+            "code": "code",
             "date": "date",
         }
         return roles.get(self.kind, "number")
@@ -114,6 +117,14 @@ def create_table(table: Table, tables: dict[str, Table]) -> str:
     return f"CREATE TABLE {table.name} (\n" + ",\n".join(lines) + "\n)"
 
 
+def _code(pattern: str, rng: random.Random) -> str:
+    """A code such as "A-204". In the pattern an A is any letter, and 9s are a number."""
+    text = re.sub("A", lambda _: rng.choice(string.ascii_uppercase), pattern)
+    return re.sub(
+        "9+", lambda nines: str(rng.randint(10 ** (len(nines[0]) - 1), int(nines[0]))), text
+    )
+
+
 def _draw(column: Column, size: int, parents: dict[str, int], rng: random.Random) -> list:
     """Draws ``size`` values of a column; ``parents`` has the size of each table."""
     kind, args = column.kind, column.args
@@ -131,6 +142,8 @@ def _draw(column: Column, size: int, parents: dict[str, int], rng: random.Random
     if kind == "choice":
         values = args.split("|")
         return rng.choices(values, [1 / (rank + 2) for rank in range(len(values))], k=size)
+    if kind == "code":
+        return [_code(rng.choice(args.split("|")), rng) for _ in range(size)]
     low, high = map(int, args.split())
     if kind == "date":
         days = (date(high, 12, 31) - date(low, 1, 1)).days

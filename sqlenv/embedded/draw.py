@@ -115,7 +115,7 @@ class Draw:
         """A column to ask for, usually the one that names the row."""
         if table.label and self.rng.random() < 0.6:
             return table.label
-        return self.column(table, "name", "category", "number", "date")
+        return self.column(table, "name", "category", "code", "number", "date")
 
     def reference(self) -> tuple[Table, Column, Table]:
         """A (child, foreign key, parent)."""
@@ -169,15 +169,15 @@ class Draw:
             return Condition(
                 table.name, reference.name, "link", (), self.condition(parent, depth - 1)
             )
-        column = self.column(table, "category", "number", "date", exclude=exclude)
+        column = self.column(table, "category", "code", "number", "date", exclude=exclude)
         if column.nullable and self.rng.random() < 0.1:
             return Condition(table.name, column.name, "null")
-        if column.role == "category":
+        if column.role in ("category", "code"):
             options = sorted(set(self.literals(table, column)))
-            count = 2 if self.rng.random() < 0.2 else 1
+            count = 2 if self.rng.random() < 0.2 and len(options) > 2 else 1
             return Condition(table.name, column.name, "eq", tuple(self.rng.sample(options, count)))
         key = self.rng.choice(
-            ("gt", "ge", "lt", "between") if column.role == "number" else ("gt", "lt", "between")
+            (("gt", "ge", "lt") if column.role == "number" else ("gt", "lt")) * 6 + ("between",)
         )
         if key == "between":
             low, high = self.number(table, column, 0.1, 0.45), self.number(table, column, 0.55, 0.9)

@@ -7,8 +7,12 @@
 Four splits: ``sft`` for supervised fine-tuning (grpo.sft), ``train`` for RL training (train.py),
 ``encoder`` for additional data of the encoder (encoder.train), ``dev`` for evaluation. Every
 question exists in all seven languages with the same SQL. A SQL text belongs to one split only, and
-so does a question's text. Four databases occur in dev only, twelve in encoder only. The same
-sources give the same files.
+so does a question's text. The same sources give the same files.
+
+Thirty databases are handwritten: fourteen in sft, train and dev, twelve in encoder, four in dev
+only. The others are generated (schemas.py), and each is in one split. The questions of dev are in
+three parts: *known schema*, about the fourteen; *new schema*, about generated databases; and *new
+words*, about the four, parts of whose vocabulary no other database has.
 """
 
 import argparse
@@ -18,23 +22,27 @@ import random
 import sqlite3
 import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from sqlenv.embedded import LANGUAGES, SPLITS
-from sqlenv.embedded.databases import ENCODER, UNSEEN, load_databases, write_database
+from sqlenv.embedded.databases import ENCODER, UNSEEN, Table, load_databases, write_database
 from sqlenv.embedded.draw import Draw, Question
 from sqlenv.embedded.lexicon import Lexicon
-from sqlenv.embedded.schemas import SchemaGenerator
+from sqlenv.embedded.schemas import GeneratedSchema, SchemaGenerator
 from sqlenv.embedded.shapes import SHAPES, draw_question
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import cache_folder, locked, write_directory
 from sqlenv.text import format_sql
 
 HERE = Path(__file__).resolve().parent
-# Questions for each database: 14 x 430 = 6,020 SFT, 14 x 215 = 3,010 RL, 12 x 250 = 3,000 encoder
-# and 14 x 48 + 4 x 84 = 1,008 evaluation questions; a third of the last are on unseen databases.
-SEEN_PARTS = {"sft": 430, "train": 215, "dev": 48}
-PARTS = dict.fromkeys(UNSEEN, {"dev": 84}) | dict.fromkeys(ENCODER, {"encoder": 250})
+# Questions of each handwritten database.
+SEEN_COUNTS = {"sft": 430, "train": 108, "dev": 24}
+COUNTS = dict.fromkeys(UNSEEN, {"dev": 84}) | dict.fromkeys(ENCODER, {"encoder": 250})
+# Generated databases by split, and questions of each.
+GENERATED = {"train": (100, 15), "encoder": (100, 15), "dev": (28, 12)}
+# In all: 6,020 SFT, 3,012 RL, 4,500 encoder and 3 x 336 = 1,008 evaluation questions.
 MAX_ROWS = 400  # of the result of a question, so that a person can read it
 
 
@@ -52,61 +60,85 @@ def is_answerable(question: Question, connection: sqlite3.Connection) -> bool:
 
 
 def draw_questions(
-    draw: Draw, count: int, lexicons: dict[str, Lexicon], seen: set | None = None
+    draw: Draw,
+    count: int,
+    lexicons: dict[str, Lexicon],
+    seen: set | None = None,
+    shapes: Sequence[str] = tuple(SHAPES),
 ) -> list[dict]:
     """Draws ``count`` entries {"db_id", "query", "shape", lang: question}.
 
     They differ from each other, and from those in ``seen``, in SQL and in every language. Their
     texts are added to ``seen``.
     """
-    weights = [weight for _, weight in SHAPES.values()]
+    weights = [SHAPES[shape][1] for shape in shapes]
     entries, seen = [], set() if seen is None else seen
     for _ in range(count * 200):
         if len(entries) == count:
             return entries
         try:
-            question = draw_question(draw, draw.rng.choices(list(SHAPES), weights)[0])
+            question = draw_question(draw, draw.rng.choices(shapes, weights)[0])
         except LookupError:  # a table without a suitable column, for example
             continue
-        if question.sql in seen or not is_answerable(question, draw.connection):
+        key = question.sql.lower()  # databases may differ in the case of names alone
+        if key in seen or not is_answerable(question, draw.connection):
             continue
         texts = {
             lang: lexicon.phrase(question, random.Random(f"{question.sql} {lang}"))
             for lang, lexicon in lexicons.items()
         }
         if seen.isdisjoint(texts.items()):
-            seen.update((question.sql, *texts.items()))
+            seen.update((key, *texts.items()))
             entries.append(
                 {"db_id": question.db, "query": question.sql, "shape": question.shape, **texts}
             )
     raise RuntimeError(f"{draw.db}: only {len(entries)} of {count} different questions")
 
 
+def generated_databases() -> dict[str, GeneratedSchema]:
+    """The generated databases, called by their split and a number."""
+    generator = SchemaGenerator(LANGUAGES)
+    names = [f"{split}_{n:03}" for split, (count, _) in GENERATED.items() for n in range(count)]
+    return {db: generator.draw(db, random.Random(f"generated {db}")) for db in names}
+
+
+def part_of(db: str) -> str:
+    """The part of dev that the questions about a database belong to."""
+    if db in UNSEEN:
+        return "new words"
+    return "known schema" if db in load_databases() else "new schema"
+
+
 def split_questions(
-    folder: Path, lexicons: dict[str, Lexicon], seed: int = 0
+    folder: Path,
+    databases: dict[str, dict[str, Table]],
+    lexicons: dict[str, Lexicon],
+    seed: int = 0,
 ) -> dict[str, list[dict]]:
     """Draws the entries of each split; ``folder`` has the databases."""
     splits = {split: [] for split in SPLITS}
     seen = set()  # shared by all databases, since two of them have a table "animals"
-    for db, tables in load_databases().items():
-        connection = sqlite3.connect(folder / db / f"{db}.sqlite")
-        draw = Draw(db, tables, connection, random.Random(f"{seed} {db}"))
-        parts = PARTS.get(db, SEEN_PARTS)
-        entries = draw_questions(draw, sum(parts.values()), lexicons, seen)
-        connection.close()
+    for db, tables in databases.items():
+        split, _, number = db.partition("_")
+        counts = {split: GENERATED[split][1]} if number else COUNTS.get(db, SEEN_COUNTS)
+        with closing(sqlite3.connect(folder / db / f"{db}.sqlite")) as connection:
+            draw = Draw(db, tables, connection, random.Random(f"{seed} {db}"))
+            entries = draw_questions(draw, sum(counts.values()), lexicons, seen)
         draw.rng.shuffle(entries)
-        for split, count in parts.items():
+        for split, count in counts.items():
             splits[split] += entries[:count]
             entries = entries[count:]
     for entries in splits.values():
         random.Random(seed).shuffle(entries)
+    for entry in splits["dev"]:
+        entry["part"] = part_of(entry["db_id"])
     return splits
 
 
 def source_hash() -> str:
     """A hash of all files that determine the dataset."""
     digest = hashlib.sha256()
-    for path in sorted([*HERE.glob("*.py"), *HERE.glob("*.toml"), *HERE.glob("lexicon/*.toml")]):
+    for path in sorted(HERE.rglob("*.py")) + sorted(HERE.rglob("*.toml")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -129,16 +161,20 @@ def build() -> Path:
 
 def write_dataset(folder: Path) -> None:
     """Writes the databases and the questions of all languages."""
-    databases = folder / "dataset" / "spider" / "database"
-    for db, tables in load_databases().items():
-        write_database(tables, databases / db / f"{db}.sqlite")
-    lexicons = {lang: Lexicon(lang) for lang in LANGUAGES}
+    root = folder / "dataset" / "spider" / "database"
+    lexicons, generated = {lang: Lexicon(lang) for lang in LANGUAGES}, generated_databases()
+    for lang, lexicon in lexicons.items():
+        lexicon.entries |= {db: schema.words[lang] for db, schema in generated.items()}
+    databases = load_databases() | {db: schema.tables for db, schema in generated.items()}
+    for db, tables in databases.items():
+        write_database(tables, root / db / f"{db}.sqlite")
     questions = folder / "dataset" / "multispider" / "with_English_value"
     questions.mkdir(parents=True)
-    for split, entries in split_questions(databases, lexicons).items():
+    for split, entries in split_questions(root, databases, lexicons).items():
         for lang in LANGUAGES:
             rows = [
                 {"db_id": e["db_id"], "query": e["query"], "question": e[lang], "shape": e["shape"]}
+                | {key: e[key] for key in ("part",) if key in e}
                 for e in entries
             ]
             text = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)

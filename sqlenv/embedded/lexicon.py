@@ -42,6 +42,8 @@ class Lexicon:
         # In some languages a relative clause ends with a comma, which is dropped before other
         # punctuation.
         text = re.sub(r"(?:\s*,)+\s*([?.,:;!])", r"\1", text)
+        for wrong, right in self.words.get("contractions", {}).items():
+            text = text.replace(wrong, right)
         return re.sub(r"[^\W\d_]", lambda letter: letter[0].upper(), text, count=1)
 
     def _slot(self, db: str, value) -> Forms | str:

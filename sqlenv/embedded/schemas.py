@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlenv.embedded.databases import Column, Table
-from sqlenv.embedded.sources import SourceColumn, SourceTable, load_sources
+from sqlenv.embedded.sources import FLAG, SourceColumn, SourceTable, load_sources
 from sqlenv.embedded.wording import WORDING
 from sqlenv.text import RESERVED
 
@@ -45,11 +45,11 @@ class Style:
 
     def __init__(self, rng: random.Random):
         self.rng = rng
-        self.case = rng.choices(("snake", "camel", "pascal", "upper", "flat"), (6, 2, 2, 1, 1))[0]
+        self.case = rng.choices(("snake", "camel", "pascal", "upper", "flat"), (12, 4, 4, 2, 1))[0]
         self.plural = rng.random() < 0.5
         self.prefix = rng.choices(("", "tbl_", "t_", "dim_"), (12, 1, 1, 1))[0]
         self.key = rng.choice(("id", "{table}_id", "{table}_id", "{table}_no", "{table}_code"))
-        self.abbreviate = rng.random() < 0.15
+        self.abbreviate = rng.random() < 0.05
         self.usual = rng.random() < 0.5  # the usual name of a concept, not a synonym
         self.qualify = rng.random() < 0.1  # the table's name in its columns' names
 
@@ -249,7 +249,8 @@ class SchemaDraw:
             kind = kind.removesuffix(" ?") + " ?"
         column = make_column(name, kind, self.rng, invented=self.rng.random() < self.invented)
         table.columns.append(column)
-        words = self._words("column", word, column.role) if word else drawn.words
+        role = "flag" if f"{column.kind} {column.args}" == FLAG else column.role
+        words = self._words("column", word, role) if word else drawn.words
         for lang in self.langs:
             self.schema.words[lang][table.name][name] = words[lang]
 
@@ -258,7 +259,7 @@ def make_column(name: str, kind: str, rng: random.Random, *, invented: bool) -> 
     """A column with values of a kind, sometimes with NULL.
 
     Args:
-        invented: text values are invented words.
+        invented: text values are invented words, but for codes and answers of yes or no.
     """
     kind, nullable = kind.removesuffix(" ?"), kind.endswith(" ?")
     additive = kind.endswith(" +")
@@ -270,7 +271,7 @@ def make_column(name: str, kind: str, rng: random.Random, *, invented: bool) -> 
         elif kind == "name":
             args, kind = f"{'|'.join(NAMES)} + {'|'.join(TAILS)}", "combine"
         return Column(name, kind, args, False, False)
-    if kind == "choice" and invented:
+    if kind == "choice" and invented and f"{kind} {args}" != FLAG:
         args = "|".join(invented_values(rng, rng.randint(3, 8)))
     elif kind in ("int", "real"):
         low, high = (float(text) for text in args.split())

@@ -13,6 +13,7 @@ from sqlenv.embedded.lexicon import Lexicon
 from sqlenv.embedded.wording import WORDING, Forms
 
 Words = dict[str, Forms]  # by language
+FLAG = "choice yes|no"  # the kind of an answer to a question
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def _concepts(langs: tuple[str, ...]) -> dict[str, dict[str, SourceTable]]:
             kind = "person" if person and key == "name" else columns[key].kind
             role = "number" if kind.startswith(("int", "real")) else kind.partition(" ")[0]
             role = {"choice": "category", "person": "name"}.get(role, role)
+            role = "flag" if kind == FLAG else role
             words = {
                 lang: WORDING[lang][0]("column", nouns[lang]["columns"][key], role)
                 for lang in langs
