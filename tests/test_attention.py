@@ -22,10 +22,11 @@ from transformers import (
 )
 
 from grpo import attention
-from grpo.attention import Decoding, Groups, Rows, padded_rows
+from grpo.attention import Decoding, Groups
 from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, lora_parameters
 from grpo.models import checkpoint_activations
+from grpo.padded_rows import Rows, padded_rows
 from grpo.sampler import sample_groups
 from sqlenv import UserError
 

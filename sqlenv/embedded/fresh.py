@@ -84,10 +84,10 @@ class FreshQuestions:
         """The tables and columns of ``count`` schemas by their noun in the first language: their
         names, and what questions say for them in all languages.
         """
-        found: dict[str, tuple[set[str], set[str]]] = {}
+        by_noun: dict[str, tuple[set[str], set[str]]] = {}
 
         def add(name: str, forms: list) -> None:
-            names, wordings = found.setdefault(noun_of(forms[0]), (set(), set()))
+            names, wordings = by_noun.setdefault(noun_of(forms[0]), (set(), set()))
             names.add(name)
             wordings.update(text for each in forms for text in wordings_of(each))
 
@@ -98,7 +98,7 @@ class FreshQuestions:
                 for column in forms:
                     if noun_of(forms[column]):
                         add(column, [words[lang][table][column] for lang in self.langs])
-        return found
+        return by_noun
 
     def _nouns(self, words: dict[str, dict], rng: random.Random) -> tuple[str, str]:
         lang = rng.choice(self.langs)
