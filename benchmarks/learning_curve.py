@@ -53,7 +53,7 @@ TECHNIQUES = {
     "skip zero-variance groups": "",
     "ask again 0.5": "--ask-again 0.5",
     "dynamic sampling 2": "--dynamic-sampling 2",
-    "sample 32, train 8": "--group-size 32 --train-completions 8",
+    "train 8 of 32": "--group-size 32 --train-completions 8",
     "gold in wrong groups": "--gold-completions",
     "blame differing tokens": "--credit difference",
     "overlap reward": "--reward overlap=0.2",

@@ -2,23 +2,27 @@
 
     python -m benchmarks.paper_table        # measures the missing cells and adds their lines
 
-docs/results/cells.jsonl holds the cells of the main experiment, docs/results/NAME/cells.jsonl those
-of the experiment NAME, sorted by row, language and seed. The keys of a line:
+docs/results/EXPERIMENT/cells.jsonl holds the cells of an experiment, sorted by row, language and
+seed. The keys of a line:
 
     row, lang, seed   identify the cell; lang is a language, or "all" for joint training
     minutes           that training and measuring took
     curve             metric -> means over equal parts of training; empty without training
     golds             for each question the number of its gold query; absent if it is 0, 1, 2, ...
     outcomes          language -> metric -> a string of 0 and 1, one digit for each question
+    rewarded          of completions that execution on a cut database found right, the shares that
+                      are right by EX and TS on the whole one; only where databases were cut
     answers           language -> index of a dev question -> the SQL that the policy gave
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from grpo.evaluation.report import read_metrics
+from grpo.evaluation.rollouts import read_rollouts
 from sqlenv import UserError, canonical_sql
 from sqlenv.embedded import LANGUAGES
 from sqlenv.files import locked, write_file
@@ -74,10 +78,10 @@ def save_cell(folder: Path, cell: dict, *, lock: Path) -> None:
 
 def cell_line(cell: dict) -> str:
     """A cell as a line of JSON, identity first and answers last."""
-    names = ["row", "lang", "seed", "minutes", "curve", "golds", "outcomes", "answers"]
+    names = ["row", "lang", "seed", "minutes", "curve", "golds", "outcomes", "rewarded", "answers"]
     if cell["golds"] == list(range(len(cell["golds"]))):
         names.remove("golds")
-    line = {name: cell[name] for name in names}
+    line = {name: cell[name] for name in names if name in cell}
     return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -114,6 +118,19 @@ def outcomes(predictions: Path) -> dict:
             for number, (lang, rows) in enumerate(by_lang.items())
         },
     }
+
+
+def rewarded(rollouts: Path) -> Iterator[dict]:
+    """As predictions: the first completion of each group that execution, or a test suite, found
+    right.
+    """
+    for group in read_rollouts(rollouts):
+        for completion in group["completions"]:
+            terms = completion["terms"]
+            if terms.get("execution", terms.get("test_suite")) == 1:
+                names = ("db_id", "question", "lang", "gold")
+                yield {name: group[name] for name in names} | {"predicted": completion["sql"]}
+                break
 
 
 def curve(metrics: Path, points: int = 24) -> dict[str, list[float]]:

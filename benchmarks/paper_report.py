@@ -39,6 +39,7 @@ VARIANTS = (  # of the contrastive reward
     "weaker encoder",
 )
 AMOUNTS = ("300 examples", "1000 examples", "GRPO + contrastive", "three passes")
+POOR = ("poor-3", "poor-10", "poor-30", "poor-all")
 PAPER = {  # averages over seven languages, arXiv 2510.13827: "execution" / "semantic" accuracy
     "SFT policy": "61.4 / 19.4",
     "larger SFT policy": "81.4 / 68.6",
@@ -162,10 +163,19 @@ class Results:
 
 def main_table(results: Results) -> Rows:
     """All metrics of the main rows, the mean over languages, beside the paper's."""
-    rows = [("row", "seeds", *METRICS.values(), "the paper's execution / semantic")]
-    for name, row in results.main():
+    names = [name for name in MAIN if name in results.joint]
+    head, *rows = shares_table(results, names)
+    paper = [(*row, PAPER.get(row[0], "")) for row in rows]
+    return [(*head, "the paper's execution / semantic"), *paper]
+
+
+def shares_table(results: Results, names: list[str]) -> Rows:
+    """All metrics of rows, the mean over languages."""
+    rows = [("row", "seeds", *METRICS.values())]
+    for name in names:
+        row = means(results.joint[name])
         shares = (share_text(row.average(metric)) for metric in METRICS)
-        rows.append((name, str(row.seeds), *shares, PAPER.get(name, "")))
+        rows.append((name, str(row.seeds), *shares))
     return rows
 
 
@@ -325,17 +335,48 @@ def plot_languages(cells: list[dict], axis) -> None:
 
 
 def experiment_tables(results: Results) -> str:
-    """The tables of an experiment on other models and data."""
+    """The tables of an experiment of its own: its rows, and what each gains over the one before, or
+    over the SFT policy where there are other rows than those of the main table.
+    """
     names = [name for name in MAIN if name in results.joint]
-    pairs = [(after, before) for before, after in itertools.pairwise(names)]
-    if "SFT policy" in names[:-2]:
-        pairs.append((names[-1], "SFT policy"))
-    tables = [[row[:-1] for row in main_table(results)], difference_table(results, pairs)]
+    others = [name for name in results.joint if name not in MAIN]
+    if others:
+        names += others
+        pairs = [(name, "SFT policy") for name in names if name != "SFT policy"]
+    else:
+        pairs = [(after, before) for before, after in itertools.pairwise(names)]
+        if "SFT policy" in names[:-2]:
+            pairs.append((names[-1], "SFT policy"))
+    tables = [shares_table(results, names), difference_table(results, pairs)]
     langs = {lang for name in names for cell in results.joint[name] for lang in cell["outcomes"]}
     if len(langs) > 1:
         for metric in ("execution", "test_suite"):
             tables += [language_table(results, metric), gain_table(results, pairs, metric)]
     return "\n\n".join(map(markdown_table, filter(None, tables)))
+
+
+def poor_table(folders: dict[str, Results]) -> Rows:
+    """Training on databases with fewer rows: what TS the rewards give, what the contrastive and the
+    test-suite reward add, and how much of what execution rewards is right on the whole database.
+    """
+    rows = [
+        ("rows of a table", "GRPO", "+ contrastive", "+ test suite", "rewarded: EX", "rewarded: TS")
+    ]
+    for name, results in folders.items():
+        cells = results.joint
+        if "GRPO" not in cells:
+            continue
+        added = (
+            difference_text(gain(results, after=after, before="GRPO").average("test_suite"))
+            if after in cells
+            else ""
+            for after in ("GRPO + contrastive", "GRPO + test suite")
+        )
+        right = np.mean([list(cell["rewarded"].values()) for cell in cells["GRPO"]], axis=0)
+        start = share_text(means(cells["GRPO"]).average("test_suite"))
+        right = (f"{100 * share:.1f}" for share in right)
+        rows.append((name.removeprefix("poor-"), start, *added, *right))
+    return rows
 
 
 def main_sections(results: Results) -> dict[str, str]:
@@ -369,10 +410,11 @@ def write(folder: Path, path: Path) -> None:
     Raises:
         UserError: a place has no table.
     """
-    results = Results(folder)
+    experiments = {path.name: Results(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    results = experiments.pop("main")
     sections = main_sections(results)
-    experiments = [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
-    sections |= {entry.name: experiment_tables(Results(entry)) for entry in experiments}
+    sections |= {name: experiment_tables(cells) for name, cells in experiments.items()}
+    sections["poor"] = markdown_table(poor_table({name: Results(folder / name) for name in POOR}))
 
     def filled(match: re.Match) -> str:
         name = match[1]

@@ -1,22 +1,24 @@
-"""Measures the paper's experiment: does the contrastive reward help, in seven languages?
+"""Measures the paper's experiment and three more: where does the contrastive reward help?
 
     python -m benchmarks.paper_table                            # all cells; repeat it to go on
+    python -m benchmarks.paper_table --experiment no-gold       # one of the experiments
     python -m benchmarks.paper_table --rows "GRPO,GRPO + contrastive" --languages vi,en --seeds 1
     python -m benchmarks.paper_table --report                   # only fills docs/results.md
 
-and on other models and data, as an experiment with a name of its own:
+and the main experiment on other models and data, with a name of its own:
 
-    python -m benchmarks.paper_table --name NAME --zero-shot MODEL --model SFT --data ROOT \\
+    python -m benchmarks.paper_table --experiment NAME --zero-shot MODEL --model SFT --data ROOT \\
         --encoder ENCODER --languages en --measure en,zh,vi --options "--lr 5e-5"
 
-A cell is one row of the table for one language (or all of them trained jointly) and one seed: it
-runs train.py, then evaluate.py on the dev questions with the same encoder as the metric, and adds
-a line to docs/results/cells.jsonl (benchmarks/paper_cells.py). Cells that have a line are not
+A cell is one row of the table for one language (or several, trained jointly) and one seed: it runs
+train.py, then evaluate.py on the dev questions with the same encoder as the metric, and adds a line
+to docs/results/EXPERIMENT/cells.jsonl (benchmarks/paper_cells.py). Cells that have a line are not
 measured again, and a run that was interrupted goes on from its last checkpoint. Runs are in
 runs/paper/.
 """
 
 import argparse
+import json
 import re
 import shlex
 import subprocess
@@ -27,17 +29,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks import paper_cells, paper_report
+from benchmarks import paper_cells, paper_data, paper_report
 from grpo.config import ASSETS
 from sqlenv import EMBEDDED
 from sqlenv.embedded import LANGUAGES
 from sqlenv.embedded.generate import build
 from sqlenv.errors import UserError, exit_code
-from sqlenv.files import write_file
+from sqlenv.files import write_text
 
 RUNS, RESULTS = Path("runs/paper"), Path("docs/results")
-LARGER = str(RUNS / "larger")
 NO_SEMANTIC = ["--reward", "semantic=0"]
+TEST_SUITE = ["--reward", "test_suite=1", "--reward", "execution=0"]
+LABEL_FREE = ["--recipe", "label_free"]
 # Options of train.py; None for a policy that is only measured.
 ROWS: dict[str, list[str] | None] = {
     "zero-shot": None,
@@ -45,11 +48,12 @@ ROWS: dict[str, list[str] | None] = {
     "larger SFT policy": None,
     "GRPO": NO_SEMANTIC,
     "GRPO + contrastive": [],
+    "GRPO + test suite": NO_SEMANTIC + TEST_SUITE,
     "weaker encoder": ["--encoder", str(RUNS / "weak-encoder")],
     "no schema reward": ["--reward", "schema=0"],
     "advantage group": ["--advantage", "group"],
     "advantage per_reward": ["--advantage", "per_reward"],
-    "test suite for execution": ["--reward", "test_suite=1", "--reward", "execution=0"],
+    "test suite for execution": TEST_SUITE,
     "300 examples": ["--examples", "300"],
     "1000 examples": ["--examples", "1000"],
     "three passes": ["--steps", "564"],
@@ -57,17 +61,64 @@ ROWS: dict[str, list[str] | None] = {
     "semantic no gate": ["--no-semantic-gate"],
     "semantic cosine": ["--semantic-score", "cosine"],
     "semantic weight 0.7": ["--reward", "semantic=0.7"],
+    "consensus": [*LABEL_FREE, *NO_SEMANTIC],
+    "semantic": [*LABEL_FREE, "--reward", "consensus=0"],
+    "consensus + semantic": LABEL_FREE,
+    "gold of 10 %": ["--examples", "34"],
+    "gold of 1 %": ["--examples", "3"],
 }
+NO_GOLD = ("consensus", "semantic", "consensus + semantic")
 # What a row needs and nobody ships; the command runs once and the last word is its output.
 PREREQUISITES = {
     "weaker encoder": (
         f"-m encoder.train --split sft,train,encoder --steps 100 --negatives 0 "
         f"--output {RUNS / 'weak-encoder'}"
     ),
-    "larger SFT policy": f"-m grpo.sft --hidden 640 --layers 6 --steps 900 --output {LARGER}",
 }
-DTYPE = ["--dtype", "bfloat16"]  # as on a GPU; "auto" would depend on the machine
-WHEN_MEASURED = ["--zero-variance", "train"]  # was the default
+DTYPE = ["--dtype", "float32"]  # "auto" depends on the machine
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment measures, unless options say otherwise.
+
+    Attributes:
+        rows, languages, seeds: its cells; ``languages`` and ``rows`` are comma lists.
+        data: a changed copy of the embedded dataset (benchmarks/paper_data.py), or "".
+        options: of train.py, for all rows.
+        measure: languages to measure in; "" for those trained on.
+    """
+
+    rows: str
+    languages: str = "all"
+    seeds: int = 3
+    data: str = ""
+    options: str = ""
+    measure: str = ""
+
+
+ON_POOR = "GRPO,GRPO + contrastive,GRPO + test suite"
+EXPERIMENTS = {
+    "main": Experiment(
+        "SFT policy,larger SFT policy,GRPO,GRPO + contrastive,weaker encoder,no schema reward"
+    ),
+    **{
+        name: Experiment(ON_POOR, languages="vi", seeds=1, data=name)
+        for name in ("poor-3", "poor-10", "poor-30", "poor-all")
+    },
+    "no-gold": Experiment(
+        ",".join(("SFT policy", "GRPO + contrastive", *NO_GOLD, "gold of 10 %", "gold of 1 %")),
+        languages="vi",
+        data="unseen",
+        options="--steps 63",
+    ),
+    "unseen-language": Experiment(
+        "SFT policy,GRPO,GRPO + contrastive",
+        seeds=2,
+        options="--lang de,en,es,fr,ja,zh",
+        measure="vi",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +128,7 @@ class Cell:
     row: str
     lang: str
     seed: int
-    experiment: str = ""
+    experiment: str = "main"
 
     @property
     def name(self) -> str:
@@ -88,7 +139,7 @@ class Cell:
         return RUNS / self.experiment / self.name
 
 
-def cells(*, rows: list[str], langs: list[str], seeds: int, experiment: str = "") -> list[Cell]:
+def cells(*, rows: list[str], langs: list[str], seeds: int, experiment: str) -> list[Cell]:
     """All cells, seed by seed, so that an unfinished table is a table with fewer seeds."""
     return [
         Cell(row, lang, seed, experiment)
@@ -115,7 +166,7 @@ def train(cell: Cell, arguments: argparse.Namespace) -> None:
     words = ["--lang", cell.lang, "--seed", str(cell.seed), "--output", str(cell.run)]
     words += ["--model", arguments.model, "--data", arguments.data, "--encoder", arguments.encoder]
     # evaluate.py measures afterwards, with the same encoder whatever the reward was.
-    words += ["--dev-limit", "1", "--examples", str(arguments.examples), *DTYPE, *WHEN_MEASURED]
+    words += ["--dev-limit", "1", "--examples", str(arguments.examples), *DTYPE]
     words += shlex.split(arguments.options) + ROWS[cell.row]  # a later option replaces an earlier
     if cell.run.exists():
         words.append("--resume")
@@ -138,6 +189,9 @@ def measure(cell: Cell, arguments: argparse.Namespace) -> None:
     source += ["--lang", arguments.measure or cell.lang, "--limit", str(arguments.limit)]
     source += ["--encoder", arguments.encoder, "--save-predictions", str(predictions), *DTYPE]
     run_python("evaluate.py", *source, "--test-suite")
+    kept = paper_cells.outcomes(predictions)
+    if cell.experiment.startswith("poor-"):
+        kept["rewarded"] = check_rewarded(cell)
     metrics = cell.run / "metrics.jsonl"
     paper_cells.save_cell(
         RESULTS / cell.experiment,
@@ -147,28 +201,55 @@ def measure(cell: Cell, arguments: argparse.Namespace) -> None:
             "seed": cell.seed,
             "minutes": round((time.time() - started) / 60, 1),
             "curve": paper_cells.curve(metrics) if metrics.exists() else {},
-            **paper_cells.outcomes(predictions),
+            **kept,
         },
         lock=RUNS / cell.experiment / "cells.lock",
     )
 
 
+def check_rewarded(cell: Cell) -> dict[str, float]:
+    """Of the completions that execution on a poor database found right while training, one of each
+    group: the shares that are right by EX and by TS on the whole database.
+    """
+    chosen = cell.run / "rewarded.jsonl"
+    lines = "".join(
+        json.dumps(row, ensure_ascii=False) + "\n"
+        for row in paper_cells.rewarded(cell.run / "rollouts.jsonl")
+    )
+    write_text(chosen, lines)
+    words = ["--predictions", str(chosen), "--data", str(EMBEDDED), "--test-suite"]
+    run_python("evaluate.py", *words, "--json", str(cell.run / "rewarded.json"))
+    found = json.loads((cell.run / "rewarded.json").read_text(encoding="utf-8"))[cell.lang]
+    return {name: found[name]["value"] for name in ("execution", "test_suite")}
+
+
+def fill_in(arguments: argparse.Namespace) -> None:
+    """Gives options that were not given the values of the experiment."""
+    experiment = EXPERIMENTS.get(arguments.experiment, Experiment("GRPO,GRPO + contrastive"))
+    for name, value in vars(experiment).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    derived = arguments.data and arguments.data == experiment.data
+    if derived and not arguments.report:
+        arguments.data = str(paper_data.derived(arguments.data))
+    arguments.data = arguments.data or str(EMBEDDED)
+
+
 def wanted_cells(arguments: argparse.Namespace) -> list[Cell]:
-    """The cells asked for. Raises UserError for an unknown row or language, and where the row
-    `zero-shot` has no model.
+    """The cells asked for. Raises UserError for an unknown row or language, and where a row has no
+    model.
     """
     rows, langs = arguments.rows.split(","), arguments.languages.split(",")
-    if arguments.rows == "all":
-        rows = [row for row in ROWS if row != "zero-shot" or arguments.zero_shot]
     unknown = [row for row in rows if row not in ROWS]
     if unknown:
         raise UserError(f"--rows {unknown[0]!r}: choose from {', '.join(ROWS)}")
-    if "zero-shot" in rows and not arguments.zero_shot:
-        raise UserError("--rows 'zero-shot': name the model before SFT by --zero-shot")
+    for row, option in (("zero-shot", "zero_shot"), ("larger SFT policy", "larger")):
+        if row in rows and not getattr(arguments, option) and not arguments.report:
+            raise UserError(f"--rows {row!r}: name its model by --{option.replace('_', '-')}")
     unknown = [lang for lang in langs if lang not in (*LANGUAGES, "all")]
     if unknown:
         raise UserError(f"--languages {unknown[0]!r}: choose from all, {', '.join(LANGUAGES)}")
-    return cells(rows=rows, langs=langs, seeds=arguments.seeds, experiment=arguments.name)
+    return cells(rows=rows, langs=langs, seeds=arguments.seeds, experiment=arguments.experiment)
 
 
 def check_dataset(folder: Path) -> None:
@@ -180,7 +261,8 @@ def check_dataset(folder: Path) -> None:
     """
     path, version = folder / "dataset.txt", build().name
     if not path.exists():
-        write_file(path, lambda temporary: temporary.write_text(version + "\n", encoding="utf-8"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, version + "\n")
     if path.read_text(encoding="utf-8").strip() != version:
         raise UserError(
             f"{folder}: its cells were measured on another version of the embedded dataset; move "
@@ -189,11 +271,13 @@ def check_dataset(folder: Path) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    wanted = wanted_cells(arguments)
-    check_dataset(RESULTS)
+    fill_in(arguments)
+    wanted, folder = wanted_cells(arguments), RESULTS / arguments.experiment
     if not arguments.report:
-        (RUNS / arguments.name).mkdir(parents=True, exist_ok=True)
-        saved = set(map(paper_cells.cell_key, paper_cells.read_cells(RESULTS / arguments.name)))
+        if arguments.experiment in EXPERIMENTS:
+            check_dataset(folder)
+        (RUNS / arguments.experiment).mkdir(parents=True, exist_ok=True)
+        saved = set(map(paper_cells.cell_key, paper_cells.read_cells(folder)))
         missing = [cell for cell in wanted if (cell.row, cell.lang, cell.seed) not in saved]
         print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are measured; missing:")
         print("".join(f"  {cell.name}\n" for cell in missing), end="", flush=True)
@@ -207,19 +291,19 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--rows", default="all", help=f"a comma list of {', '.join(ROWS)} (all)")
-    add("--languages", default="all", help="a comma list; all is one joint training (%(default)s)")
-    add("--seeds", type=int, default=3)
+    add("--experiment", default="main", help=f"{', '.join(EXPERIMENTS)}, or a name of yours (main)")
+    add("--rows", help=f"a comma list of {', '.join(ROWS)} (the experiment's)")
+    add("--languages", help="a comma list; all is one joint training (the experiment's)")
+    add("--seeds", type=int, help="(the experiment's)")
     add("--report", action="store_true", help="only fill docs/results.md from docs/results")
-    add("--name", default="", help="of another experiment: docs/results/NAME, runs/paper/NAME")
     add("--zero-shot", help="model before SFT, only measured")
     add("--model", default=str(ASSETS / "policy"), help="SFT policy (%(default)s)")
-    add("--larger", default=LARGER, help="larger SFT policy, only measured (%(default)s)")
-    add("--data", default=str(EMBEDDED), help="(%(default)s)")
+    add("--larger", help="larger SFT policy, only measured")
+    add("--data", help="(the experiment's)")
     add("--encoder", default=str(ASSETS / "encoder"), help="reward and metric (%(default)s)")
     add("--examples", type=int, default=3000, help="(%(default)s)")
-    add("--options", default="", help="more of train.py's, in quotes")
-    add("--measure", default="", help="languages to measure in (those trained on)")
+    add("--options", help="more of train.py's, in quotes (the experiment's)")
+    add("--measure", help="languages to measure in (those trained on)")
     add("--limit", type=int, default=0, help="dev questions a language to measure on (all)")
     return exit_code(lambda: run(parser.parse_args(argv)))
 

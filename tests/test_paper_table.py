@@ -2,18 +2,20 @@
 
 import json
 import re
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import paper_cells, paper_report, paper_table
+from benchmarks import paper_cells, paper_data, paper_report, paper_table
 from benchmarks.paper_cells import METRICS, cell_line, read_cells, save_cell
 from benchmarks.paper_report import means
 from benchmarks.paper_table import Cell, cells
 from grpo.command_line import parse_config
-from sqlenv import EMBEDDED, UserError, load_dataset
+from sqlenv import EMBEDDED, Sandbox, UserError, load_dataset
 from sqlenv.embedded import LANGUAGES
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
@@ -126,13 +128,13 @@ def test_known_and_unseen_databases_make_up_all_questions():
 
 
 def test_cells_are_made_seed_by_seed_and_a_fixed_policy_once():
-    assert cells(rows=["SFT policy", "GRPO"], langs=["all"], seeds=2) == [
+    assert cells(rows=["SFT policy", "GRPO"], langs=["all"], seeds=2, experiment="main") == [
         Cell("SFT policy", "all", 0),
         Cell("GRPO", "all", 0),
         Cell("GRPO", "all", 1),
     ]
     assert Cell("GRPO + contrastive", "all", 1).name == "GRPO-contrastive-all-1"
-    every = cells(rows=list(paper_table.ROWS), langs=list(LANGUAGES), seeds=3)
+    every = cells(rows=list(paper_table.ROWS), langs=list(LANGUAGES), seeds=3, experiment="main")
     assert len({cell.name for cell in every}) == len(every)
 
 
@@ -140,7 +142,7 @@ def test_the_page_is_filled_from_the_cells(tmp_path):
     """Only what stands between the marks changes; filling twice gives the same page."""
     folder, page = tmp_path / "results", tmp_path / "results.md"
     write_cells(
-        folder,
+        folder / "main",
         make_cell("SFT policy", 0.3),
         make_cell("GRPO", 0.4),
         make_cell("GRPO + contrastive", 0.5),
@@ -187,7 +189,7 @@ def test_amounts_of_examples_are_compared_with_the_sft_policy(tmp_path):
     """And what differs in nothing but the amount is no ablation."""
     folder, page = tmp_path / "results", tmp_path / "results.md"
     rows = {"SFT policy": 0.3, "GRPO + contrastive": 0.5, "300 examples": 0.35, "target gold": 0.4}
-    write_cells(folder, *(make_cell(name, share) for name, share in rows.items()))
+    write_cells(folder / "main", *(make_cell(name, share) for name, share in rows.items()))
     page.write_text("<!-- amounts -->\n<!-- end -->\n<!-- ablations -->\n<!-- end -->\n")
     paper_report.write(folder, page)
     first = [line.split(" | ")[0] for line in page.read_text().splitlines() if " - " in line]
@@ -201,7 +203,7 @@ def test_amounts_of_examples_are_compared_with_the_sft_policy(tmp_path):
 def test_unknown_rows_and_languages_are_refused(capsys):
     assert paper_table.main(["--rows", "GRPO,nothing", "--report"]) == 2
     assert "--rows 'nothing': choose from zero-shot, SFT policy" in capsys.readouterr().err
-    assert paper_table.main(["--rows", "zero-shot", "--report"]) == 2
+    assert paper_table.main(["--rows", "zero-shot"]) == 2
     assert "--zero-shot" in capsys.readouterr().err
     assert paper_table.main(["--languages", "xx", "--report"]) == 2
     assert "--languages 'xx'" in capsys.readouterr().err
@@ -259,7 +261,7 @@ def test_an_experiment_on_other_models_has_tables_of_its_own(tmp_path):
     cells[-1]["outcomes"]["en"]["test_suite"] = "110"
     cells[-1]["outcomes"]["vi"]["test_suite"] = "000"
     write_cells(folder / "small", *cells)
-    write_cells(folder, make_cell("GRPO", 0.5))
+    write_cells(folder / "main", make_cell("GRPO", 0.5))
     page.write_text("<!-- small -->\n<!-- end -->")
     paper_report.write(folder, page)
     lines = [re.sub(r" \([^)]*\)", "", line) for line in page.read_text().splitlines()]
@@ -292,7 +294,18 @@ def test_what_an_experiment_trains_and_measures(tmp_path, monkeypatch):
 
     monkeypatch.setattr(paper_table, "run_python", run_python)
     monkeypatch.setattr(paper_report, "write", lambda *_: None)
-    words = ["--name", "small", "--model", "M", "--zero-shot", "Z", "--data", "D", "--encoder", "E"]
+    words = [
+        "--experiment",
+        "small",
+        "--model",
+        "M",
+        "--zero-shot",
+        "Z",
+        "--data",
+        "D",
+        "--encoder",
+        "E",
+    ]
     words += ["--rows", "zero-shot,GRPO", "--languages", "en", "--measure", "en,vi", "--seeds", "1"]
     words += ["--examples", "50", "--options", "--lr 1e-4"]
     assert paper_table.main(words) == 0
@@ -349,8 +362,8 @@ def test_a_line_that_is_no_cell_is_named(tmp_path):
 
 def test_the_measured_cells_are_of_rows_that_exist():
     """Each has every question in every metric, and a curve if it was trained."""
-    for folder in (RESULTS, RESULTS / "SmolLM2-135M", RESULTS / "Gemma-3-270M"):
-        cells = read_cells(folder)
+    for file in RESULTS.glob("*/cells.jsonl"):
+        cells = read_cells(file.parent)
         assert [paper_cells.cell_key(cell) for cell in cells] == sorted(
             {paper_cells.cell_key(cell) for cell in cells}
         )
@@ -368,6 +381,117 @@ def test_a_rows_options_are_options_of_train_py(row):
 
 def test_rows_can_be_named_in_a_comma_list():
     assert not any("," in row for row in paper_table.ROWS)
+
+
+def test_the_experiments_are_of_rows_that_exist():
+    for experiment in paper_table.EXPERIMENTS.values():
+        assert set(experiment.rows.split(",")) <= set(paper_table.ROWS)
+
+
+def test_options_replace_what_an_experiment_says(tmp_path, monkeypatch):
+    """One seed instead of three; its language, its dataset and its options stay."""
+    monkeypatch.chdir(tmp_path)
+    measured, made = [], []
+    monkeypatch.setattr(paper_table, "measure", lambda *cell: measured.append(cell))
+    monkeypatch.setattr(paper_report, "write", lambda *_: None)
+    monkeypatch.setattr(paper_data, "derived", lambda name: made.append(name) or "D")
+    words = ["--experiment", "no-gold", "--rows", "consensus,semantic", "--seeds", "1"]
+    assert paper_table.main(words) == 0
+    assert [cell for cell, _ in measured] == [
+        Cell("consensus", "vi", 0, "no-gold"),
+        Cell("semantic", "vi", 0, "no-gold"),
+    ]
+    options = measured[0][1]
+    assert made == ["unseen"] and options.data == "D" and options.options == "--steps 63"
+
+
+def test_a_poor_database_has_its_first_rows_and_those_they_refer_to(tmp_path):
+    """Of four shelves and five books, two rows each: books 1 and 2 stand on shelf 3 and on none, so
+    shelves 1, 2 and 3 stay. That book 5 is the sequel of book 2 does not keep it.
+    """
+    path = tmp_path / "library.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            """CREATE TABLE shelves (id INTEGER PRIMARY KEY, room TEXT);
+            CREATE TABLE books (id INTEGER PRIMARY KEY, shelf INTEGER REFERENCES shelves(id),
+                                sequel INTEGER REFERENCES books(id));
+            INSERT INTO shelves VALUES (1, 'a'), (2, 'b'), (3, 'c'), (4, 'd');
+            INSERT INTO books VALUES (1, 3, NULL), (2, NULL, 5), (3, 4, 1), (4, 1, 1), (5, 2, 1);
+            """
+        )
+    paper_data.cut_rows(path, 2)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT id FROM shelves").fetchall() == [(1,), (2,), (3,)]
+        assert connection.execute("SELECT id FROM books").fetchall() == [(1,), (2,)]
+
+
+def test_poor_datasets_have_the_same_questions():
+    """Those whose gold query returns rows in the poorest; dev is about databases that are whole."""
+    few, whole = (
+        {split: load_dataset(paper_data.derived(name), "vi", split) for split in ("train", "dev")}
+        for name in ("poor-3", "poor-all")
+    )
+    every = {e.gold_sql for e in load_dataset(EMBEDDED, "vi", "train")}
+    questions = [
+        [(e.db_id, e.question, e.gold_sql) for e in data["train"]] for data in (few, whole)
+    ]
+    assert questions[0] == questions[1] and {gold for *_, gold in questions[0]} < every
+    with Sandbox() as sandbox:
+        for data in (few, whole):
+            golds = [(e.db_path, e.gold_sql) for e in data["train"][:200]]
+            assert all(run.status == "ok" and run.num_rows for run in sandbox.run_many(golds))
+    assert {e.part for e in few["dev"]} == {"new schema", "new words"}
+    assert not {e.db_id for e in few["dev"]} & {e.db_id for e in few["train"]}
+    assert [e.db_path.read_bytes() for e in few["dev"]] == [
+        e.db_path.read_bytes() for e in whole["dev"]
+    ]
+
+
+def test_adaptation_trains_on_one_half_of_the_unseen_databases_questions():
+    data = paper_data.derived("unseen")
+    halves = [load_dataset(data, "vi", split) for split in ("train", "dev")]
+    dev = [e for e in load_dataset(EMBEDDED, "vi", "dev") if e.part != "known schema"]
+    assert [len(half) for half in halves] == [336, 336]
+    assert [e.question for pair in zip(*halves) for e in pair] == [e.question for e in dev]
+    assert {e.db_id for e in halves[0]} == {e.db_id for e in halves[1]}
+
+
+def test_what_execution_rewarded_is_checked_once_a_group(tmp_path):
+    """The first right completion of the first group; none of the second is right. With the test
+    suite as reward, its term decides.
+    """
+    path = tmp_path / "rollouts.jsonl"
+    group = {"db_id": "zoo", "question": "?", "lang": "vi", "gold": "SELECT 1", "step": 1}
+    right = [
+        {"sql": sql, "terms": {"execution": sql != "SELECT 0"}}
+        for sql in ("SELECT 0", "SELECT 2", "SELECT 3")
+    ]
+    wrong = [{"sql": None, "terms": {"execution": 0.0}}]
+    suite = [{"sql": "SELECT 4", "terms": {"test_suite": 1.0, "syntax": 1.0}}]
+    groups = [group | {"completions": c} for c in (right, wrong, suite)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in groups))
+    found = list(paper_cells.rewarded(path))
+    assert [row["predicted"] for row in found] == ["SELECT 2", "SELECT 4"]
+    assert found[0] == {
+        "db_id": "zoo",
+        "question": "?",
+        "lang": "vi",
+        "gold": "SELECT 1",
+        "predicted": "SELECT 2",
+    }
+
+
+def test_poor_databases_have_a_table(tmp_path):
+    """TS 0.4 of GRPO, 0.1 more with the test suite, the contrastive row not measured; of what was
+    rewarded 3 in 4 are right by EX on the whole database and half by TS.
+    """
+    rewarded = {"rewarded": {"execution": 0.75, "test_suite": 0.5}}
+    cells = [make_cell("GRPO", 0.4, lang="vi") | rewarded]
+    write_cells(tmp_path / "poor-3", *cells, make_cell("GRPO + test suite", 0.5, lang="vi"))
+    by_name = {name: paper_report.Results(tmp_path / name) for name in ("poor-3", "poor-10")}
+    _, row = paper_report.poor_table(by_name)
+    assert row[0] == "3" and row[1].startswith("40.0 (") and row[2] == ""
+    assert row[3].startswith("+10.0 (") and row[4:] == ("75.0", "50.0")
 
 
 def test_curves_are_means_of_parts_over_the_steps_that_have_them(tmp_path):
