@@ -26,16 +26,45 @@ from sqlenv.text import KEYWORDS
 
 PAGE = Path(__file__).parent / "evaluation" / "page"
 GROUPS = 2000  # shown of a run
+# Title, what to expect, and the metrics that are drawn.
 CURVES = [
-    ("Reward", r"reward"),
-    ("Reward terms", r"reward/(?!.*_std$).*"),
-    ("Validation questions", r"eval/(execution|test_suite|pass@\d+)"),
-    ("KL to the reference (nats per token)", r"kl"),
-    ("Entropy (nats per token)", r"entropy"),
-    ("Share of zero-variance groups", r"frac_reward_zero_std"),
-    ("Gradient norm", r"grad_norm"),
-    ("Tokens per completion", r"completion_length"),
-    ("Seconds of a step", r"(sample|reward|train)_seconds"),
+    ("Reward", "Mean of all completions; should rise.", r"reward"),
+    (
+        "Reward terms",
+        "Before weighting. If only others than execution rise, the policy pleases the reward.",
+        r"reward/(?!.*_std$).*",
+    ),
+    (
+        "Validation questions",
+        "Not trained on. A fall while the reward rises is overfitting.",
+        r"eval/(execution|test_suite|pass@\d+)",
+    ),
+    (
+        "KL to the reference (nats per token)",
+        "How far the policy is from where it started; rises slowly from 0.",
+        r"kl",
+    ),
+    (
+        "Entropy (nats per token)",
+        "How varied completions are. Near 0, all of a group are equal.",
+        r"entropy",
+    ),
+    (
+        "Share of groups that teach nothing",
+        "All their rewards are equal (zero variance). Lower is better.",
+        r"frac_reward_zero_std",
+    ),
+    ("Gradient norm", "Before clipping. Peaks are a sign of too high a rate.", r"grad_norm"),
+    (
+        "Tokens per completion",
+        "Steady; growth up to the limit without more reward is a sign of collapse.",
+        r"completion_length",
+    ),
+    (
+        "Seconds of a step",
+        "Sampling, computing rewards, training.",
+        r"(sample|reward|train)_seconds",
+    ),
 ]
 
 
@@ -51,8 +80,8 @@ def write_report(runs: list[Path], output: Path, groups: int = GROUPS) -> None:
     shown = [run_data(run, groups) for run in runs]
     keys = list(dict.fromkeys(key for run in shown for row in run["metrics"] for key in row))
     charts = [
-        {"title": title, "keys": [key for key in keys if re.fullmatch(pattern, key)]}
-        for title, pattern in CURVES
+        {"title": title, "note": note, "keys": [k for k in keys if re.fullmatch(pattern, k)]}
+        for title, note, pattern in CURVES
     ]
     data = {"runs": shown, "charts": charts, "keywords": sorted(map(str.upper, KEYWORDS))}
     # "<" would end the script element, and JSON has another way to write it.
@@ -70,6 +99,7 @@ def write_report(runs: list[Path], output: Path, groups: int = GROUPS) -> None:
 def run_data(run: Path, limit: int) -> dict:
     """What the page shows of a run."""
     settings = read_settings("RUN", run)
+    rewards = settings.get("reward", {})
     starts = read_provenance(run / "config.json")
     made_by = {
         f"start {n}: {key}": start[key] for n, start in enumerate(starts, 1) for key in start
@@ -81,6 +111,7 @@ def run_data(run: Path, limit: int) -> dict:
     return {
         "name": run.name,
         "settings": [[name, setting_text(value)] for name, value in (settings | made_by).items()],
+        "weights": {spec.rpartition(":")[2]: w for spec, w in rewards.items() if w},
         "metrics": read_metrics(run / "metrics.jsonl"),
         "tables": tables(run, before, after),
         "groups": groups,
@@ -106,7 +137,7 @@ def tables(run: Path, before: list[Prediction], after: list[Prediction]) -> list
     if not (path.is_file() and before and after):
         return []
     summary = json.loads(path.read_text(encoding="utf-8"))
-    minutes = f"shares in percent with 95 % intervals; {summary['seconds'] / 60:.1f} minutes"
+    title = f"in percent, with 95 % intervals; the run took {summary['seconds'] / 60:.1f} minutes"
     hardness_rows = [("hardness", "n", *(LABELS[metric] for metric in measured(before)))]
     for level in LEVELS:
         pairs = [
@@ -118,7 +149,7 @@ def tables(run: Path, before: list[Prediction], after: list[Prediction]) -> list
             cells = (shares(pairs, metric) for metric in measured(before))
             hardness_rows.append((level, str(len(pairs)), *cells))
     return [
-        {"title": minutes, "rows": before_after_rows(summary)},
+        {"title": title, "rows": before_after_rows(summary)},
         {"title": "by hardness of the gold query, before → after", "rows": hardness_rows},
     ]
 

@@ -152,15 +152,43 @@ def test_predictions_are_read_as_they_were_written(tmp_path):
 def test_a_group_shows_who_was_rewarded_and_why(page, browser):
     """Ranked by advantage; 30 in gold is 3 in the wrong query, and marked."""
     browser.open(page)
+    assert "1 × execution + 0.1 × syntax" in texts(browser, "#groups p")[0]
     first = texts(browser, "#group-list article:first-child .completion")
     assert [text.split("\n")[0].split(" 12 tokens")[0] for text in first] == [
         *("1. right", "2. wrong result", "3. wrong result")
     ]
     assert "+0.70" in first[0] and "1.20" in first[0] and "-0.40" in first[2]
+    assert "0.3 × 0.90" in first[0] and "0.3 × 0.20" in first[1]
     marked = texts(browser, "#group-list article:first-child .completion ins")
     assert marked == ["3", "3"]
     assert "1 of 3 right" in texts(browser, "#group-list article:first-child .tag")
-    assert any("teaches nothing" in tag for tag in texts(browser, ".tag"))
+    choose(browser, "group-filter", "outcome", "")
+    tags = texts(browser, ".tag")
+    assert tags.count("teaches nothing: all rewards equal") == 1
+    assert tags.count("semantic disagrees") == 1
+
+
+@in_browser
+def test_groups_with_some_right_are_shown_first_and_filters_count(page, browser):
+    browser.open(page)
+    assert texts(browser, "#group-count") == ["2 of 4 groups"]
+    outcomes = texts(browser, "#group-filter select[name=outcome] option")
+    assert outcomes[:3] == ["all", "some right (2)", "none right (2)"]
+    choose(browser, "group-filter", "outcome", "all right")
+    assert texts(browser, "#group-count") == ["0 of 4 groups: none matches all filters"]
+
+
+@in_browser
+def test_bars_have_one_scale_on_the_whole_page(page, browser):
+    """The largest reward of the page is 1.2, so one of 0.1 has a twelfth of its bar's length; the
+    largest advantage is 0.7, and one of -0.5 has five sevenths of half an axis.
+    """
+    browser.open(page)
+    widths = browser.run(
+        "[...document.querySelectorAll('#group-list article:last-child .total i')]"
+        ".map((e) => parseFloat(e.style.width))"
+    )
+    assert widths == pytest.approx([100, 50 * 5 / 7, 100 / 12, 50 * 5 / 7], abs=0.01)
 
 
 @in_browser
@@ -180,6 +208,7 @@ def test_equal_completions_are_shown_once(tmp_path, browser):
 def test_text_from_models_and_data_is_only_text(page, browser):
     browser.open(page)
     assert browser.run("document.title") == "vi-1"
+    choose(browser, "group-filter", "outcome", "")
     assert browser.run("document.querySelectorAll('img').length") == 0
     assert EVIL in texts(browser, "#group-list h3")
 
@@ -191,7 +220,8 @@ def test_text_from_models_and_data_is_only_text(page, browser):
         ("outcome", "some right", 2),
         ("outcome", "none right", 2),
         ("outcome", "all right", 0),
-        ("outcome", "teaches nothing (all rewards equal)", 1),
+        ("teaches", "nothing", 1),
+        ("teaches", "something", 3),
         ("outcome", "semantic disagrees with execution", 1),
         ("outcome", "truncated", 1),
         ("outcome", "some do not run", 1),
@@ -202,9 +232,10 @@ def test_text_from_models_and_data_is_only_text(page, browser):
 )
 def test_groups_are_filtered(page, browser, name, value, count):
     browser.open(page)
-    assert texts(browser, "#group-count") == ["4 of 4"]
+    choose(browser, "group-filter", "outcome", "")
+    assert texts(browser, "#group-count") == ["4 of 4 groups"]
     choose(browser, "group-filter", name, value)
-    assert texts(browser, "#group-count") == [f"{count} of 4"]
+    assert texts(browser, "#group-count")[0].startswith(f"{count} of 4 groups")
     assert len(texts(browser, "#group-list article")) == count
 
 
@@ -213,7 +244,7 @@ def test_groups_are_filtered(page, browser, name, value, count):
 def test_what_changed_is_shown_question_by_question(page, browser, change):
     browser.open(page)
     choose(browser, "question-filter", "change", change)
-    assert texts(browser, "#question-count") == ["1 of 4"]
+    assert texts(browser, "#question-count") == ["1 of 4 questions"]
     (card,) = texts(browser, "#question-list article")
     before, after = change in ("became wrong", "stayed right"), change[-5:] == "right"
     assert ("before: right" in card, "after: right" in card) == (before, after)
@@ -254,9 +285,10 @@ def test_two_runs_side_by_side(tmp_path, browser):
     runs = [str(make_run(tmp_path / name, groups())) for name in ("vi-1", "vi-2")]
     assert report.main([*runs, "--output", str(tmp_path / "both.html")]) == 0
     browser.open(tmp_path / "both.html")
-    assert texts(browser, "#group-count") == ["8 of 8"]
+    choose(browser, "group-filter", "outcome", "")
+    assert texts(browser, "#group-count") == ["8 of 8 groups"]
     choose(browser, "group-filter", "run", "B")
-    assert texts(browser, "#group-count") == ["4 of 8"]
+    assert texts(browser, "#group-count") == ["4 of 8 groups"]
     assert any(
         "reward/execution" not in legend and "A" in legend for legend in texts(browser, ".legend")
     )
@@ -271,7 +303,7 @@ def test_many_groups_open_quickly(tmp_path, browser):
     start = time.monotonic()
     browser.open(run / "report.html")
     print(f"{time.monotonic() - start:.2f} s")
-    assert texts(browser, "#group-count") == ["2000 of 2000"]
+    assert texts(browser, "#group-count") == ["2000 of 2000 groups"]
     assert len(texts(browser, "#group-list article")) == 20
     browser.run("document.getElementById('group-more').click()")
     assert len(texts(browser, "#group-list article")) == 40

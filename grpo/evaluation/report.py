@@ -132,7 +132,7 @@ def share_row(name: str, values: dict) -> tuple[str, ...]:
 
 def difference_table(first: dict, second: dict, difference: dict, names: tuple[str, str]) -> Rows:
     """The paired difference of each language and metric, beside what it is the difference of."""
-    rows = [("lang", "metric", "n", *names, "difference")]
+    rows = [("questions", "metric", "n", *names, "difference")]
     for lang, metrics in difference.items():
         for metric, value in metrics.items():
             shares = share_cell(first[lang][metric]), share_cell(second[lang][metric])

@@ -32,6 +32,7 @@ const plain = (value) => (value === null ? "–" : Number(value.toPrecision(3)).
 const TOKEN = /'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|[\p{L}_][\p{L}\p{M}\p{N}_]*|\d+(?:\.\d+)?|\s+|<=|>=|<>|!=|\|\||./gsu;
 const KEYWORDS = new Set(data.keywords);
 const NEW_LINE = new Set(["FROM", "WHERE", "GROUP", "HAVING", "ORDER", "LIMIT", "UNION", "INTERSECT", "EXCEPT", "JOIN", "LEFT"]);
+const SET_OPERATION = new Set(["UNION", "INTERSECT", "EXCEPT", "ALL"]);
 
 const tokens = (sql) => (sql || "").match(TOKEN)?.filter((token) => token.trim()) || [];
 const folded = (token) => (/^['"`]/.test(token) ? token : token.toUpperCase());
@@ -56,11 +57,14 @@ function sqlBlock(sql, gold) {
   const block = el("pre");
   const ours = tokens(sql);
   const common = gold && ours.length * gold.length < 250000 ? inGold(ours, tokens(gold)) : null;
+  let depth = 0;
   ours.forEach((token, i) => {
     const upper = token.toUpperCase(), previous = i ? ours[i - 1] : "";
     const glued = /^[.,;)]$/.test(token) || /[.(]$/.test(previous) || (token === "(" && /^[\p{L}_]/u.test(previous) && !KEYWORDS.has(previous.toUpperCase())) || (token === "(" && /^(COUNT|SUM|AVG|MIN|MAX)$/i.test(previous));
-    if (i && NEW_LINE.has(upper) && previous.toUpperCase() !== "LEFT") block.append("\n");
+    const breaks = NEW_LINE.has(upper) && previous.toUpperCase() !== "LEFT" || SET_OPERATION.has(previous.toUpperCase());
+    if (i && breaks) block.append("\n" + "  ".repeat(depth));
     else if (i && !glued) block.append(" ");
+    depth = Math.max(0, depth + (token === "(") - (token === ")"));
     const kind = /^'/.test(token) ? "s" : /^\d/.test(token) ? "n" : KEYWORDS.has(upper) ? "k" : null;
     const shown = el(common && !common[i] ? "ins" : "span", { class: kind }, token);
     block.append(shown);
@@ -72,15 +76,21 @@ function resultTable(rows, count) {
   if (!count) return el("p", { class: "soft" }, "no rows");
   const table = el("table", { class: "result" });
   for (const row of rows) table.append(el("tr", {}, ...row.map((value) => el("td", {}, value))));
-  const more = count > rows.length ? `… ${count} rows in all` : "";
-  return el("div", { class: "scroll" }, table, more);
+  const more = count > rows.length ? el("p", { class: "soft" }, `… ${count} rows in all`) : null;
+  return el("div", { class: "scroll" }, ...[table, more].filter(Boolean));
 }
 
 // ------------------------------------------------------------------------------- tables, curves
 
+/** The interval of a difference in `+9.2 (+7.1 to +11.4)` includes 0. */
+const includesZero = (text) => {
+  const [, low, high] = /\(([-+\d.]+) to ([-+\d.]+)\)/.exec(text) || [];
+  return low !== undefined && Number(low) <= 0 && Number(high) >= 0;
+};
+
 function table({ title, rows }) {
   const [head, ...body] = rows;
-  const cell = (value, i) => el("td", { class: i > 1 ? "number" : null }, value);
+  const cell = (value, i) => el("td", { class: (i > 1 ? "number" : "") + (includesZero(value) ? " soft" : "") }, value);
   return el("div", { class: "scroll" }, title ? el("h3", {}, title) : null,
     el("table", {},
       el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)))),
@@ -104,7 +114,13 @@ function path(steps, values, x, y) {
   return drawn;
 }
 
-function chart({ title, keys }) {
+/** A round number, about a third of a range: 1, 2 or 5 times a power of 10. */
+function roundStep(range) {
+  const power = 10 ** Math.floor(Math.log10(range / 3));
+  return [1, 2, 5, 10].map((n) => n * power).find((step) => step >= range / 3);
+}
+
+function chart({ title, note, keys }) {
   const series = [];
   runs.forEach((run, r) => keys.forEach((key, k) => {
     const points = run.metrics.filter((row) => row[key] !== undefined);
@@ -122,17 +138,20 @@ function chart({ title, keys }) {
   let low = all.reduce((a, b) => Math.min(a, b)), high = all.reduce((a, b) => Math.max(a, b));
   if (low > 0 && low < high / 2) low = 0;
   if (low === high) { low -= 0.5; high += 0.5; }
+  const unit = roundStep(high - low);
+  [low, high] = [Math.floor(low / unit) * unit, Math.ceil(high / unit) * unit];
+  const ticks = Array.from({ length: Math.round((high - low) / unit) + 1 }, (_, i) => low + i * unit);
   const x = (step) => left + ((step - 1) / Math.max(1, last - 1)) * (W - left - 6);
   const y = (value) => 8 + (1 - (value - low) / (high - low)) * (H - bottom - 14);
   const drawing = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${title}, from ${plain(all[0])} at first to ${plain(all[all.length - 1])} in the end` });
-  for (const value of [low, (low + high) / 2, high])
+  for (const value of ticks)
     drawing.append(svg("line", { x1: left, x2: W - 6, y1: y(value), y2: y(value), stroke: "var(--line)" }),
       svg("text", { x: left - 4, y: y(value) + 4, "text-anchor": "end" }, plain(value)));
   drawing.append(svg("text", { x: left, y: H - 4 }, "step 1"), svg("text", { x: W - 6, y: H - 4, "text-anchor": "end" }, String(last)));
   for (const one of series) {
     const line = { fill: "none", stroke: `var(${one.color})`, "stroke-dasharray": one.dash };
-    drawing.append(svg("path", { ...line, d: path(one.steps, one.values, x, y), opacity: 0.3 }),
-      svg("path", { ...line, d: path(one.steps, runningMean(one.values), x, y), "stroke-width": 2 }));
+    if (series.length === 1) drawing.append(svg("path", { ...line, d: path(one.steps, one.values, x, y), opacity: 0.3 }));
+    drawing.append(svg("path", { ...line, d: path(one.steps, runningMean(one.values), x, y), "stroke-width": 2 }));
   }
   const cursor = svg("line", { y1: 4, y2: H - bottom, stroke: "var(--soft)", visibility: "hidden" });
   drawing.append(cursor);
@@ -150,7 +169,7 @@ function chart({ title, keys }) {
     say(step);
   });
   drawing.addEventListener("pointerleave", () => { cursor.setAttribute("visibility", "hidden"); say(0); });
-  return el("figure", {}, el("figcaption", {}, title), drawing, legend);
+  return el("figure", {}, el("figcaption", {}, title), el("p", { class: "soft" }, note), drawing, legend);
 }
 
 // --------------------------------------------------------------------------------------- groups
@@ -162,24 +181,38 @@ const isRight = (completion) => {
   return name === undefined ? null : completion.terms[name] === 1;
 };
 
+const disagrees = (c) => {
+  const score = c.terms.semantic ?? null;
+  return score !== null && c.status === "ok" && isRight(c) !== null && (score > 0.5) !== isRight(c);
+};
+
 const OUTCOMES = {
   "some right": (group) => group.right > 0 && group.right < group.completions.length,
   "none right": (group) => group.judged && group.right === 0,
   "all right": (group) => group.right === group.completions.length,
-  "teaches nothing (all rewards equal)": (group) => group.completions.every((c) => c.advantage === 0),
-  "semantic disagrees with execution": (group) => group.completions.some(
-    (c) => c.terms.semantic !== undefined && c.terms.semantic !== null && c.status === "ok" && isRight(c) !== null && (c.terms.semantic > 0.5) !== isRight(c)),
+  "semantic disagrees with execution": (group) => group.completions.some(disagrees),
   "truncated": (group) => group.completions.some((c) => !c.finished),
   "some do not run": (group) => group.completions.some((c) => c.status !== "ok"),
 };
 
-function bar(name, value, most, color) {
-  const width = value === null ? 0 : Math.min(1, Math.abs(value) / most) * 100;
-  return el("div", { class: "bar" }, el("span", {}, name), el("span", {}, el("i", { style: `width:${width}%`, color })), el("b", {}, value === null ? "–" : value.toFixed(2)));
+const TEACHES = {
+  something: (group) => group.completions.some((c) => c.advantage !== 0),
+  nothing: (group) => group.completions.every((c) => c.advantage === 0),
+};
+
+/** A bar as long as the value's share of the largest reward on the page. */
+function bar(name, value, color, said) {
+  const width = Math.min(1, Math.abs(value ?? 0) / most.reward) * 100;
+  return el("div", { class: "bar" }, el("span", {}, name), el("span", {}, el("i", { style: `width:${width}%`, color })), el("b", {}, value === null ? "–" : said));
 }
 
-function advantageBar(value, most) {
-  const width = most ? (Math.abs(value) / most) * 50 : 0;
+/** What a reward term adds to the reward. */
+function termBar(name, value, weight, color) {
+  return bar(name, value === null ? null : weight * value, color, value === null ? "–" : `${plain(weight)} × ${value.toFixed(2)}`);
+}
+
+function advantageBar(value) {
+  const width = most.advantage ? (Math.abs(value) / most.advantage) * 50 : 0;
   const fill = el("i", { style: `width:${width}%;left:${value < 0 ? 50 - width : 50}%`, color: value < 0 ? "--bad" : "--good" });
   return el("div", { class: "bar" }, el("span", {}, "advantage"), el("span", { class: "axis" }, fill), el("b", { class: value > 0 ? "good" : value < 0 ? "bad" : "" }, number(value)));
 }
@@ -195,33 +228,32 @@ function merged(ranked) {
   return [...byKey.values()];
 }
 
-function completionRow(completion, group, rank, most) {
+function completionRow(completion, group, rank) {
   const right = isRight(completion);
   const said = right === null ? completion.status : right ? "right" : completion.status === "ok" ? "wrong result" : completion.status.replace("_", " ");
   const times = completion.times > 1 ? `${completion.times} times, ` : "";
-  const facts = `${times}${completion.tokens} tokens, log-prob ${completion.logprob.toFixed(1)}${completion.finished ? "" : ", cut off"}`;
+  const facts = `${times}${completion.tokens} tokens, log-probability ${completion.logprob.toFixed(1)}${completion.finished ? "" : ", truncated"}`;
   const text = completion.text !== completion.sql ? el("details", {}, el("summary", {}, "whole completion"), el("pre", {}, completion.text)) : null;
   const result = completion.status === "ok"
     ? el("details", {}, el("summary", {}, "result"), resultTable(completion.rows, completion.num_rows))
     : completion.error ? el("p", { class: "bad" }, completion.error) : null;
-  const bars = Object.entries(completion.terms).map(([name, value], i) => bar(name, value, 1, COLORS[i % COLORS.length]));
+  const bars = Object.entries(completion.terms).map(([name, value], i) => termBar(name, value, runs[group.run].weights[name] ?? 1, COLORS[i % COLORS.length]));
   return el("div", { class: "completion" },
-    el("div", {}, el("span", { class: right ? "good" : "bad" }, `${rank}. ${said}`), " ", el("span", { class: "soft" }, facts),
+    el("div", {}, el("span", { class: right ? "good" : "bad" }, `${rank}. ${said}`), " ", el("span", { class: "soft" }, facts), " ", disagrees(completion) ? el("span", { class: "tag" }, "semantic disagrees") : null,
       completion.sql ? sqlBlock(completion.sql, group.gold) : null, text, result),
-    el("div", { class: "bars" }, ...bars, el("div", { class: "total" }, bar("reward", completion.reward, most.reward, "--c5"), advantageBar(completion.advantage, most.advantage))));
+    el("div", { class: "bars" }, ...bars, el("div", { class: "total" }, bar("reward", completion.reward, "--c5", completion.reward.toFixed(2)), advantageBar(completion.advantage))));
 }
 
 function groupCard(group) {
   const ranked = [...group.completions].sort((a, b) => b.advantage - a.advantage || b.reward - a.reward);
-  const most = { reward: Math.max(...ranked.map((c) => Math.abs(c.reward)), 1e-9), advantage: Math.max(...ranked.map((c) => Math.abs(c.advantage))) };
   const right = group.judged ? `${group.right} of ${ranked.length} right` : "";
-  const nothing = most.advantage === 0 ? el("span", { class: "tag" }, "teaches nothing: all rewards equal") : null;
+  const nothing = TEACHES.nothing(group) ? el("span", { class: "tag" }, "teaches nothing: all rewards equal") : null;
   return el("article", { tabindex: 0 },
     el("div", {}, runs.length > 1 ? el("span", { class: "tag" }, "AB"[group.run]) : null, el("span", { class: "tag" }, `step ${group.step}`), el("span", { class: "tag" }, group.lang),
       el("span", { class: "tag" }, group.db_id), right ? el("span", { class: "tag" }, right) : null, nothing),
     el("h3", { lang: group.lang, dir: "auto" }, group.question),
     group.gold ? el("details", {}, el("summary", {}, "gold and its result"), sqlBlock(group.gold), resultTable(group.gold_rows, group.gold_num_rows)) : null,
-    ...merged(ranked).map((completion, i) => completionRow(completion, group, i + 1, most)));
+    ...merged(ranked).map((completion, i) => completionRow(completion, group, i + 1)));
 }
 
 // ------------------------------------------------------------------------ before/after, question
@@ -262,10 +294,13 @@ function browse(name, items, filters, card) {
     const chosen = filters.map((filter, i) => [filter, selects[i].value]).filter(([, value]) => value);
     matching = items.filter((item) => chosen.every(([filter, value]) => filter.test(item, value)));
     shown = 0; list.replaceChildren(); show();
-    count.textContent = `${matching.length} of ${items.length}`;
+    count.textContent = `${matching.length} of ${items.length} ${name}s` + (matching.length ? "" : ": none matches all filters");
   };
+  filters = filters.filter(({ values }) => values.length > 1);
   const selects = filters.map((filter) => {
-    const select = el("select", { name: filter.name }, el("option", { value: "" }, "all"), ...filter.values.map((value) => el("option", { value }, String(value))));
+    const matches = (value) => items.filter((item) => filter.test(item, String(value))).length;
+    const options = filter.values.map((value) => el("option", { value, selected: value === filter.chosen && matches(value) > 0 }, filter.counted ? `${value} (${matches(value)})` : String(value)));
+    const select = el("select", { name: filter.name }, el("option", { value: "" }, "all"), ...options);
     form.append(el("label", {}, filter.name, select));
     select.addEventListener("change", apply);
     return select;
@@ -277,7 +312,7 @@ function browse(name, items, filters, card) {
 
 const distinct = (items, key) => [...new Set(items.map((item) => item[key]))].sort((a, b) => (a > b ? 1 : a < b ? -1 : 0));
 const by = (items, key, name = key) => ({ name, values: distinct(items, key), test: (item, value) => String(item[key]) === value });
-const among = (name, kinds) => ({ name, values: Object.keys(kinds), test: (item, value) => kinds[value](item) });
+const among = (name, kinds, chosen) => ({ name, chosen, counted: true, values: Object.keys(kinds), test: (item, value) => kinds[value](item) });
 
 // ------------------------------------------------------------------------------------- the page
 
@@ -299,9 +334,17 @@ const groups = runs.flatMap((run, r) => run.groups.map((group) => {
   const verdicts = group.completions.map(isRight);
   return { ...group, run: r, judged: verdicts.every((verdict) => verdict !== null), right: verdicts.filter(Boolean).length };
 }));
+// The largest on the page, so that all bars have the same scale.
+const most = { reward: 1e-9, advantage: 0 };
+for (const completion of groups.flatMap((group) => group.completions)) {
+  most.reward = Math.max(most.reward, Math.abs(completion.reward));
+  most.advantage = Math.max(most.advantage, Math.abs(completion.advantage));
+}
+document.getElementById("formula").textContent = runs
+  .map((run) => Object.entries(run.weights).map(([name, weight]) => `${plain(weight)} × ${name}`).join(" + ")).join("; of B ");
 const runFilter = (items) => (runs.length > 1 ? [{ name: "run", values: ["A", "B"], test: (item, value) => "AB"[item.run] === value }] : []);
 if (groups.length)
-  browse("group", groups, [...runFilter(groups), among("outcome", OUTCOMES), by(groups, "lang", "language"), by(groups, "db_id", "database"), by(groups, "step")], groupCard);
+  browse("group", groups, [...runFilter(groups), among("outcome", OUTCOMES, "some right"), among("teaches", TEACHES), by(groups, "lang", "language"), by(groups, "db_id", "database"), by(groups, "step")], groupCard);
 else document.getElementById("groups").append(el("p", { class: "soft" }, "This run keeps no groups (--keep-rollouts 0)."));
 const left = runs.map((run) => run.groups_left_out).reduce((a, b) => a + b, 0);
 if (left) document.getElementById("groups").insertBefore(el("p", { class: "soft" }, `${left} further groups, evenly spaced, are left out of this page; rollouts.jsonl has them.`), document.getElementById("group-filter"));
