@@ -2,7 +2,7 @@
 training, on validation questions.
 
     python -m benchmarks.learning_curve                                # all that is missing
-    python -m benchmarks.learning_curve --only plain,maxrl --seeds 1
+    python -m benchmarks.learning_curve --only plain,MaxRL --seeds 1
     python -m benchmarks.learning_curve --report                       # only prints the table
 
 A cell is a technique and a seed. It trains with the options of the technique, the clock stops while

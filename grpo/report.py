@@ -51,10 +51,10 @@ CURVES = [
     ),
     (
         "Share of groups that teach nothing",
-        "All their rewards are equal (zero variance). Lower is better.",
+        "All their rewards are equal (zero variance): all right, or all wrong alike.",
         r"frac_reward_zero_std",
     ),
-    ("Gradient norm", "Before clipping. Peaks are a sign of too high a rate.", r"grad_norm"),
+    ("Gradient norm", "Before clipping; steady in a run that learns.", r"grad_norm"),
     (
         "Tokens per completion",
         "Steady; growth up to the limit without more reward is a sign of collapse.",
