@@ -1,9 +1,14 @@
 """What all tests share, and fixtures of the tests of the training loop."""
 
+import os
 import signal
 import sqlite3
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is loaded: processes, not threads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from trainer_kit import DATABASES, QUESTIONS, make_trainer
 
 from grpo.rollout import Rollout
