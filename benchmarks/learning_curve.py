@@ -3,11 +3,11 @@ training, on validation questions.
 
     python -m benchmarks.learning_curve                                # all that is missing
     python -m benchmarks.learning_curve --only plain,MaxRL --seeds 1
-    python -m benchmarks.learning_curve --report                       # only prints the table
+    python -m benchmarks.learning_curve --report                       # only fills docs/learning.md
 
 A cell is a technique and a seed. It trains with the options of the technique, the clock stops while
 it is measured, and the learning rate falls linearly to 0 over the 8 minutes. Measured cells lie in
-docs/results/learning/ and are not measured again. Let nothing else run beside it.
+docs/learning/ and are not measured again. Let nothing else run beside it.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from benchmarks.fill import fill
 from encoder import ContrastiveEncoder, SemanticReward
 from grpo.command_line import parse_config
 from grpo.config import Config
@@ -42,7 +43,7 @@ from sqlenv.metrics.bootstrap import resampled_means, summary
 from sqlenv.metrics.tables import markdown_table
 from sqlenv.options import COUNT, OptionParser
 
-FOLDER = Path("docs/results/learning")
+FOLDER, PAGE = Path("docs/learning"), Path("docs/learning.md")
 MARKS = (1, 2, 4, 8)  # minutes
 QUESTIONS = 400  # validation questions
 METRICS = {"execution": "EX", "test_suite": "TS"}
@@ -164,9 +165,13 @@ def outcomes_of(cells: list[dict], metric: str, mark: int) -> np.ndarray:
     return np.mean(rows, axis=0)
 
 
-def report(folder: Path) -> None:
-    """Prints a table for each metric: gains in points, and their difference from plain's."""
-    cells = read_cells(folder)
+def report(folder: Path) -> dict[str, str]:
+    """A table for each metric, by its label: gains in points, and their difference from plain's.
+
+    Raises:
+        UserError: plain has no cell.
+    """
+    cells, tables = read_cells(folder), {}
     if PLAIN not in cells:
         raise UserError(f"{folder}: there is no cell of {PLAIN!r} yet")
     for metric, label in METRICS.items():
@@ -180,7 +185,8 @@ def report(folder: Path) -> None:
             ]
             steps = np.mean([cell["marks"][-1]["steps"] for cell in cells[technique]])
             rows.append((technique, str(len(own)), *columns, f"{steps:.0f}"))
-        print(f"\n{markdown_table(rows)}")
+        tables[label] = markdown_table(rows)
+    return tables
 
 
 def gained(cells: list[dict], plain: list[dict], metric: str, mark: int, is_plain: bool) -> str:
@@ -214,7 +220,10 @@ def run(arguments: argparse.Namespace) -> None:
                 path = path_of(name, seed, folder)
                 if not path.exists():
                     write_json(path, measure_cell(name, seed, arguments.lang))
-    report(folder)
+    tables = report(folder)
+    print("\n\n".join(tables.values()))
+    if folder == FOLDER:
+        fill(PAGE, tables)
 
 
 def main(argv: list[str] | None = None) -> int:

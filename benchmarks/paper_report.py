@@ -9,7 +9,6 @@ resample by resample, on the same questions.
 """
 
 import itertools
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.fill import fill
 from benchmarks.paper_cells import LANGUAGE_CURVES, METRICS, read_cells
 from encoder import ContrastiveEncoder, SemanticReward
 from grpo.config import ASSETS
 from grpo.rewards import WEIGHTS, ExecutionVerifier, Rewards
-from sqlenv import EMBEDDED, Sandbox, UserError, load_dataset
+from sqlenv import EMBEDDED, Sandbox, load_dataset
 from sqlenv.embedded import LANGUAGES
 from sqlenv.files import write_file
 from sqlenv.metrics.bootstrap import summary
@@ -415,14 +415,5 @@ def write(folder: Path, path: Path) -> None:
     sections = main_sections(results)
     sections |= {name: experiment_tables(cells) for name, cells in experiments.items()}
     sections["poor"] = markdown_table(poor_table({name: Results(folder / name) for name in POOR}))
-
-    def filled(match: re.Match) -> str:
-        name = match[1]
-        if name not in sections:
-            raise UserError(f"{path}: there is no table {name!r}; of {', '.join(sections)}")
-        return f"<!-- {name} -->\n\n{sections[name]}\n\n<!-- end -->"
-
-    text = path.read_text(encoding="utf-8")
-    text = re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", filled, text, flags=re.DOTALL)
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    fill(path, sections)
     plot(results, path.with_name("results-curves.png"))

@@ -17,6 +17,14 @@ from sqlenv.errors import UserError
 from sqlenv.files import read_only_uri
 from sqlenv.text import ASCII_LOWER, RESERVED
 
+# What a declared type contains -> what a prompt shows; the first that occurs counts.
+SHOWN_TYPES = {
+    **dict.fromkeys(("INT", "BOOL"), "INTEGER"),
+    **dict.fromkeys(("CHAR", "CLOB", "TEXT"), "TEXT"),
+    **dict.fromkeys(("DATETIME", "TIMESTAMP"), "DATETIME"),
+    "DATE": "DATE",
+    **dict.fromkeys(("REAL", "FLOA", "DOUB", "NUM", "DEC"), "REAL"),
+}
 SAMPLE_LENGTH = 40  # characters shown of a sample value
 DESCRIPTION_LENGTH = 120  # characters shown of a column's description
 
@@ -199,6 +207,19 @@ def _texts(
     yield "\n".join(f"{_create(t)};" for t in tables)
 
 
+def shown_type(declared: str) -> str:
+    """A column's type as a prompt shows it: by SQLite's rules of affinity
+    (https://sqlite.org/datatype3.html, section 3.1), but for dates and times.
+
+    Dialects of SQL have many words for a few types, and a model reads the few more easily.
+
+    >>> [shown_type(t) for t in ("smallint unsigned", "VARCHAR(20)", "decimal(10,2)", "timestamp")]
+    ['INTEGER', 'TEXT', 'REAL', 'DATETIME']
+    """
+    upper = declared.upper()
+    return next((shown for word, shown in SHOWN_TYPES.items() if word in upper), declared)
+
+
 def table_line(table: Table, *, types: bool = True, keys_only: bool = False) -> str:
     """Returns ``CREATE TABLE t (a INTEGER PRIMARY KEY, b_id INTEGER REFERENCES b(b_id));``."""
     primary = [column.name for column in table.columns if column.primary_key]
@@ -209,7 +230,7 @@ def table_line(table: Table, *, types: bool = True, keys_only: bool = False) -> 
             continue
         words = [quote_name(column.name)]
         if types and column.type:
-            words.append(column.type)
+            words.append(shown_type(column.type))
         if primary == [column.name]:
             words.append("PRIMARY KEY")
         for key in keys:

@@ -297,7 +297,7 @@ def test_sample_values_of_a_question(example):
     def schema(**settings) -> str:
         return PromptBuilder(tokenizer, PromptSettings(**settings)).schema(asked).split("\n")[0]
 
-    line = "CREATE TABLE singer (singer_id INTEGER PRIMARY KEY, name TEXT, age INT);"
+    line = "CREATE TABLE singer (singer_id INTEGER PRIMARY KEY, name TEXT, age INTEGER);"
     assert schema() == f"{line} -- age (in years)"
     whole = f"{line} -- singer_id: 1; name: Rosé; age (in years): 52"
     assert schema(sample_values=1) == whole
