@@ -16,9 +16,8 @@ page. Where the defaults differ from GRPO as published (DeepSeekMath, arXiv 2402
     --zero-variance       skip            train       groups without a policy gradient only cost
                                                       time and shrink the others' share
     --lora-rank           32              all weights the reference needs no second model
-    dropout               none            -           it makes samples off-policy
 
---recipe grpo sets the published choices.
+--recipe grpo sets the published choices, but trains LoRA, too.
 """
 
 import argparse
