@@ -267,8 +267,12 @@ def existing(arguments: argparse.Namespace, settings: PromptSettings) -> tuple:
 
 
 def sft(arguments: argparse.Namespace) -> None:
-    with open_distributed(arguments.device) as (distributed, arguments.device):
-        run(arguments, distributed)
+    torch.set_flush_denormal(True)  # numbers near 0 are slow on a CPU
+    try:
+        with open_distributed(arguments.device) as (distributed, arguments.device):
+            run(arguments, distributed)
+    finally:
+        torch.set_flush_denormal(False)  # it is a setting of the process
 
 
 def run(arguments: argparse.Namespace, distributed: Distributed) -> None:
@@ -278,7 +282,6 @@ def run(arguments: argparse.Namespace, distributed: Distributed) -> None:
     check_writable("--output", output)
     check_device(arguments.device)
     torch.manual_seed(arguments.seed)
-    torch.set_flush_denormal(True)
     if arguments.model:
         settings = prompt_settings(arguments, saved_prompt(arguments.model))
         model, tokenizer, batches = existing(arguments, settings)

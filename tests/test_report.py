@@ -83,7 +83,7 @@ def test_parts_stand_below_the_languages():
     assert summary["parts"]["difference"]["a"]["execution"]["value"] == 0.5
     lines = before_after_table(summary).splitlines()
     starts = [line.split("  ")[0] for line in lines]
-    assert starts == ["lang", "----", "en", "en", "", "a", "a", "b", "b"]
+    assert starts == ["questions", "---------", "en", "en", "", "a", "a", "b", "b"]
     without = summary_of([asked("", True)], [asked("", True)], 1.0)
     assert without["parts"] == {} and len(before_after_table(without).splitlines()) == 4
     del without["parts"]  # of a run of an earlier version

@@ -80,6 +80,12 @@ def test_a_resumed_run_ends_with_the_same_weights(small_tokenizer, tmp_path, mon
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "broken"}
 
 
+def test_the_process_keeps_its_denormal_numbers(tmp_path):
+    """1e-40 is such a number; SFT treats them as 0 while it runs."""
+    assert sft.main(["--output", str(tmp_path)]) == 2  # the folder exists
+    assert (torch.full((64,), 1e-40) * 1).min() > 0
+
+
 def test_stop_ends_early_on_the_same_path(small_tokenizer, tmp_path, monkeypatch):
     """--stop 4 of 6 is the state that six steps pass through after the fourth."""
     stopped = run(tmp_path / "stopped", "--stop", "4")
