@@ -25,6 +25,7 @@ from grpo.evaluation.report import read_metrics
 from grpo.evaluation.rollouts import read_rollouts
 from sqlenv import UserError, canonical_sql
 from sqlenv.embedded import LANGUAGES
+from sqlenv.embedded.generate import build
 from sqlenv.files import locked, write_file
 
 FILE = "cells.jsonl"
@@ -57,6 +58,14 @@ def read_cells(folder: Path) -> list[dict]:
         questions = len(next(iter(cell["outcomes"].values()))["valid"])
         cells.append({"golds": list(range(questions))} | cell)
     return cells
+
+
+def is_current(folder: Path) -> bool:
+    """Whether the cells of an experiment are of this version of the embedded dataset, which the
+    folder names; an experiment on other data names none.
+    """
+    path = folder / "dataset.txt"
+    return not path.exists() or path.read_text(encoding="utf-8").strip() == build().name
 
 
 def save_cell(folder: Path, cell: dict, *, lock: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fill import fill
-from benchmarks.paper_cells import LANGUAGE_CURVES, METRICS, read_cells
+from benchmarks.paper_cells import LANGUAGE_CURVES, METRICS, is_current, read_cells
 from encoder import ContrastiveEncoder, SemanticReward
 from grpo.config import ASSETS
 from grpo.rewards import WEIGHTS, ExecutionVerifier, Rewards
@@ -401,19 +401,18 @@ def main_sections(results: Results) -> dict[str, str]:
 
 
 def write(folder: Path, path: Path) -> None:
-    """Puts the tables into their places in ``path`` and draws results-curves.png beside it.
+    """Puts the tables into their places in ``path`` and draws results-curves.png beside it. What
+    shows the main experiment stays as it is if its cells are of another version of the dataset.
 
     Args:
-        folder: the cells of the main experiment, with a folder for each other experiment.
+        folder: of the experiments' folders of cells.
         path: the Markdown file.
-
-    Raises:
-        UserError: a place has no table.
     """
     experiments = {path.name: Results(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    results = experiments.pop("main")
-    sections = main_sections(results)
+    results, sections = experiments.pop("main"), {}
+    if is_current(folder / "main"):
+        sections = main_sections(results)
+        plot(results, path.with_name("results-curves.png"))
     sections |= {name: experiment_tables(cells) for name, cells in experiments.items()}
     sections["poor"] = markdown_table(poor_table({name: Results(folder / name) for name in POOR}))
     fill(path, sections)
-    plot(results, path.with_name("results-curves.png"))

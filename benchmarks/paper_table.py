@@ -259,11 +259,11 @@ def check_dataset(folder: Path) -> None:
     Raises:
         UserError: the cells are of another version than the dataset that is here.
     """
-    path, version = folder / "dataset.txt", build().name
+    path = folder / "dataset.txt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, version + "\n")
-    if path.read_text(encoding="utf-8").strip() != version:
+        write_text(path, build().name + "\n")
+    if not paper_cells.is_current(folder):
         raise UserError(
             f"{folder}: its cells were measured on another version of the embedded dataset; move "
             "them away to measure anew, or check out the commit that wrote them"
