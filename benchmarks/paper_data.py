@@ -20,7 +20,7 @@ from sqlenv.embedded import LANGUAGES
 from sqlenv.embedded.generate import build
 from sqlenv.files import cache_folder, locked, write_directory
 
-SIZES = (3, 10, 30)  # rows of a table; the fewest first
+FEWEST = 3  # rows of a table
 KNOWN = "known schema"
 
 
@@ -53,7 +53,7 @@ def write(name: str, source: Path, folder: Path) -> None:
             shutil.copytree(db, target)
             if db.name in trained_on:
                 shutil.copytree(db, fewest / db.name)
-                cut_rows(fewest / db.name / f"{db.name}.sqlite", SIZES[0])
+                cut_rows(fewest / db.name / f"{db.name}.sqlite", FEWEST)
                 if rows:
                     cut_rows(target / f"{db.name}.sqlite", rows)
         kept = [i for i, row in enumerate(train) if returns_rows(fewest, row)]
@@ -61,10 +61,10 @@ def write(name: str, source: Path, folder: Path) -> None:
         chosen = {"train": ("train", kept), "dev": ("dev", unseen)}
     for split, (origin, indices) in chosen.items():
         for lang in LANGUAGES:
-            rows = entries(source, origin, lang)
+            questions = entries(source, origin, lang)
             path = questions_path(folder, split, lang)
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps([rows[i] for i in indices], ensure_ascii=False)
+            text = json.dumps([questions[i] for i in indices], ensure_ascii=False)
             path.write_text(text, encoding="utf-8")
 
 

@@ -102,10 +102,7 @@ EXPERIMENTS = {
     "main": Experiment(
         "SFT policy,larger SFT policy,GRPO,GRPO + contrastive,weaker encoder,no schema reward"
     ),
-    **{
-        name: Experiment(ON_POOR, languages="vi", seeds=1, data=name)
-        for name in ("poor-3", "poor-10", "poor-30", "poor-all")
-    },
+    **{name: Experiment(ON_POOR, languages="vi", seeds=1, data=name) for name in paper_report.POOR},
     "no-gold": Experiment(
         ",".join(("SFT policy", "GRPO + contrastive", *NO_GOLD, "gold of 10 %", "gold of 1 %")),
         languages="vi",
@@ -219,8 +216,8 @@ def check_rewarded(cell: Cell) -> dict[str, float]:
     write_text(chosen, lines)
     words = ["--predictions", str(chosen), "--data", str(EMBEDDED), "--test-suite"]
     run_python("evaluate.py", *words, "--json", str(cell.run / "rewarded.json"))
-    found = json.loads((cell.run / "rewarded.json").read_text(encoding="utf-8"))[cell.lang]
-    return {name: found[name]["value"] for name in ("execution", "test_suite")}
+    summary = json.loads((cell.run / "rewarded.json").read_text(encoding="utf-8"))[cell.lang]
+    return {name: summary[name]["value"] for name in ("execution", "test_suite")}
 
 
 def fill_in(arguments: argparse.Namespace) -> None:

@@ -471,9 +471,9 @@ def test_what_execution_rewarded_is_checked_once_a_group(tmp_path):
     suite = [{"sql": "SELECT 4", "terms": {"test_suite": 1.0, "syntax": 1.0}}]
     groups = [group | {"completions": c} for c in (right, wrong, suite)]
     path.write_text("".join(json.dumps(row) + "\n" for row in groups))
-    found = list(paper_cells.rewarded(path))
-    assert [row["predicted"] for row in found] == ["SELECT 2", "SELECT 4"]
-    assert found[0] == {
+    predictions = list(paper_cells.rewarded(path))
+    assert [row["predicted"] for row in predictions] == ["SELECT 2", "SELECT 4"]
+    assert predictions[0] == {
         "db_id": "zoo",
         "question": "?",
         "lang": "vi",
