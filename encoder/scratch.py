@@ -47,7 +47,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
 
 
 def small_encoder(
-    texts: Iterable[str], *, dim: int, vocab_size: int = 6000, layers: int = 4, hidden: int = 128
+    texts: Iterable[str], *, dim: int, vocab_size: int = 12000, layers: int = 4, hidden: int = 128
 ) -> ContrastiveEncoder:
     """An untrained encoder; torch's global random generator draws its weights.
 

@@ -11,7 +11,8 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,13 +30,16 @@ from encoder.batches import (
 from encoder.calibration import Calibration, fit_calibration
 from encoder.checkpoint import load_state, save_state
 from encoder.device import check_device, fastest_dtype, resolve_device
+from encoder.fresh import FreshEntries
 from encoder.loss import info_nce
 from encoder.model import MAX_LOG_SCALE, ContrastiveEncoder, require_new
 from encoder.reward import TARGETS, SemanticReward
 from encoder.rewrites import equivalent_rewrites
 from encoder.scratch import small_encoder
 from encoder.text import sql_text
-from sqlenv import EMBEDDED, by_database, chosen_languages, open_dataset
+from encoder.word_vectors import align
+from sqlenv import EMBEDDED, by_database, chosen_languages, load_dataset, open_dataset
+from sqlenv.embedded import LANGUAGES
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_json
 from sqlenv.options import (
@@ -48,6 +52,10 @@ from sqlenv.options import (
     add_data_options,
     check_writable,
 )
+
+# Of generated schemas: the tokenizer is made for the texts of so many entries, and the words of so
+# many schemas are aligned.
+TOKENIZER_ENTRIES, ALIGNED_SCHEMAS = 5000, 3000
 
 
 def make_optimizer(encoder: ContrastiveEncoder, lr: float) -> torch.optim.AdamW:
@@ -64,6 +72,7 @@ def train(
     entries: list[Entry],
     args: argparse.Namespace,
     checkpoint: Path | None = None,
+    fresh: FreshEntries | None = None,
 ) -> Iterator[tuple[int, float, float]]:
     """Trains in place for `args.steps` batches.
 
@@ -76,6 +85,7 @@ def train(
         args: the command line's; `--dtype auto` is replaced by the number format in use.
         checkpoint: where to save the state. Training resumes from it if it exists, and ends with
             the same weights as without the interruption.
+        fresh: draws the entries of a share `args.fresh` of the batches.
     Yields:
         (steps done, loss, accuracy) after each step. The accuracy is the share of questions whose
         own SQL is the closest in the batch, hard negatives included.
@@ -104,7 +114,10 @@ def train(
             batches = epoch_batches(entries, args.batch_size, rng)
         rng = random.Random(f"{args.seed} {step} batch")
         torch.manual_seed(rng.getrandbits(63))  # dropout
-        yield step + 1, *train_step(encoder, batches[step % per_epoch], optimizer, args, rng)
+        batch = batches[step % per_epoch]
+        if fresh and rng.random() < args.fresh:
+            batch = fresh.draw(args.batch_size, args.questions_per_query, rng)
+        yield step + 1, *train_step(encoder, batch, optimizer, args, rng)
         schedule.step()
         if checkpoint and (step + 1) % args.save_every == 0:
             save_checkpoint(checkpoint, parts, vars(args), step + 1)
@@ -218,6 +231,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="Hugging Face encoder, directory or hub id, such as FacebookAI/xlm-roberta-base "
         "(default: a small one from scratch)",
     )
+    add(
+        "--fresh",
+        type=Range(float, 0, 1),
+        default=0.0,
+        help="share of the batches with generated schemas (%(default)s)",
+    )
     add("--with-schema", action="store_true", help="the SQL's tables and their columns follow it")
     add("--dim", type=COUNT, default=128, help="embedding size (%(default)s)")
     add(
@@ -254,17 +273,48 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def new_encoder(args: argparse.Namespace, entries: list[Entry]) -> ContrastiveEncoder:
+def new_encoder(
+    args: argparse.Namespace, entries: list[Entry], fresh: FreshEntries | None = None
+) -> ContrastiveEncoder:
     """The encoder to train: `--base` with a new projection, or a small one from scratch."""
     torch.manual_seed(args.seed)
     if args.base:
         encoder = ContrastiveEncoder.load(args.base, dim=args.dim)
     else:
+        if fresh:
+            rng = random.Random(f"{args.seed} tokenizer")
+            entries = entries + fresh.draw(TOKENIZER_ENTRIES, args.questions_per_query, rng)
         texts = [text for entry in entries for _, text in entry.questions]
         texts += [sql_text(e.gold, e.schema if args.with_schema else None) for e in entries]
         encoder = small_encoder(texts, dim=args.dim, hidden=args.hidden)
+        if fresh:
+            align_embeddings(encoder, fresh, args.seed)
     encoder.with_schema = args.with_schema
     return encoder.to(args.device)
+
+
+def align_embeddings(encoder: ContrastiveEncoder, fresh: FreshEntries, seed: int) -> None:
+    """Gives similar embeddings to the names and the wordings of a concept in all languages."""
+    rng = random.Random(f"{seed} words")
+    texts = fresh.questions.concepts(rng, ALIGNED_SCHEMAS).values()
+    encode = partial(encoder.tokenizer.encode, add_special_tokens=False)
+    concepts = [
+        [ids for text in sorted(names | said) if (ids := encode(text))] for names, said in texts
+    ]
+    embeddings = encoder.backbone.get_input_embeddings().weight.data  # (V, H)
+    embeddings.copy_(align(embeddings, concepts, torch.Generator().manual_seed(seed)))
+
+
+def fresh_entries(langs: Sequence[str]) -> FreshEntries:
+    """Draws SQL about generated schemas, none of which is gold of the embedded dev questions.
+
+    Raises:
+        UserError: a language in which no questions can be generated.
+    """
+    unknown = [lang for lang in langs if lang not in LANGUAGES]
+    if unknown:
+        raise UserError(f"--fresh has questions in {', '.join(LANGUAGES)}, not in {unknown[0]}")
+    return FreshEntries(langs, {e.gold_sql for e in load_dataset(EMBEDDED, "en", "dev")})
 
 
 def run(args: argparse.Namespace) -> None:
@@ -279,7 +329,8 @@ def run(args: argparse.Namespace) -> None:
     langs = chosen_languages(dataset, args.lang, splits)
     entries = load_entries(dataset, langs=langs, splits=splits)
     known, held_out = hold_out(entries, share=0.1, seed=args.seed)
-    encoder = new_encoder(args, known)
+    fresh = fresh_entries(langs) if args.fresh else None
+    encoder = new_encoder(args, known, fresh)
     args.steps = args.steps or args.epochs * math.ceil(len(known) / args.batch_size)
     print(
         f"{len(known)} SQL queries to train on, {len(held_out)} held out, {args.steps} steps",
@@ -288,7 +339,7 @@ def run(args: argparse.Namespace) -> None:
     checkpoint = output.with_name(output.name + ".checkpoint.pt")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(total=args.steps) as bar:
-        for done, loss, accuracy in train(encoder, known, args, checkpoint):
+        for done, loss, accuracy in train(encoder, known, args, checkpoint, fresh):
             if not bar.n:  # of a resumed run: the estimate of the time left counts its steps only
                 bar.initial = bar.n = done - 1
             bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", refresh=False)

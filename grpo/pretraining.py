@@ -4,7 +4,7 @@ Every schema is used once, so reading it is the only way to be right. What readi
 in stages, because from all of it at once a model learns the structure of SQL and the names that are
 frequent, and never begins to look for the words of the question in the schema:
 
-1. words: embeddings in which the wordings of a concept are near each other (word_vectors.py);
+1. words: embeddings in which the wordings of a concept are near each other (encoder/word_vectors.py);
 2. copying: in a prompt of random tokens, find a piece and repeat it;
 3. matching: small schemas whose names are invented words, or words of the vocabulary without their
    meaning, which stand in the question as they stand in the schema but for their case. Half of the
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from encoder.word_vectors import align
 from grpo.prompt import question_text
 from grpo.tokenizer import encode_wording, spellings, train_tokenizer, variants, vocabulary_words
-from grpo.word_vectors import align
 from sqlenv import EMBEDDED, Example, by_database, load_dataset, load_schema, schema_text
 from sqlenv.embedded.fresh import FreshQuestions
 from sqlenv.embedded.schemas import invented_word

@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 import sqlite3
+from collections import Counter
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from encoder.batches import (
     load_entries,
     make_batch,
 )
+from encoder.fresh import FreshEntries
 from encoder.text import sql_text
 from sqlenv import Column, Mutant, Schema, Table, UserError, load_schema, open_dataset
 
@@ -204,6 +207,32 @@ def test_a_batch_with_the_schema_shows_the_tables_beside_the_sql():
     assert all("customers(name, age, city, salary, phone)" in sql for sql in batch.sqls)
 
 
+def test_fresh_entries_are_about_a_few_schemas_that_never_come_again():
+    """Twice 20 entries in 3 of 4 languages: 8 about each schema but the last."""
+    fresh, rng = FreshEntries(("en", "de", "ja", "vi")), random.Random(0)
+    first, second = (fresh.draw(20, 3, rng) for _ in range(2))
+    sizes = Counter(entry.schema for entry in first)
+    assert sorted(sizes.values()) == [4, 8, 8]
+    assert {e.db_id: e.schema for e in first}.keys() == {"schema 0", "schema 1", "schema 2"}
+    assert not sizes.keys() & {entry.schema for entry in second}
+    for entry in first:
+        assert len({lang for lang, _ in entry.questions}) == 3 == len(entry.questions)
+        assert set(load_tables(entry.gold)) <= {table.name for table in entry.schema.tables}
+    assert {lang for entry in first for lang, _ in entry.questions} == {"en", "de", "ja", "vi"}
+    assert fresh.draw(20, 3, random.Random(0)) == first
+
+
+def test_fresh_entries_have_no_excluded_sql():
+    gold = [entry.gold for entry in FreshEntries(("en",)).draw(16, 1, random.Random(3))]
+    left = FreshEntries(("en",), gold).draw(16, 1, random.Random(3))
+    assert not {sql.lower() for sql in gold} & {entry.gold.lower() for entry in left}
+
+
+def load_tables(sql: str) -> set[str]:
+    """The words after FROM and JOIN."""
+    return set(re.findall(r"\b(?:FROM|JOIN) (\w+)", sql))
+
+
 def arguments(output="unused", **changed):
     args = training.parse_arguments(["--output", str(output)])
     vars(args).update(
@@ -241,13 +270,16 @@ def test_training_lowers_the_loss_and_finds_the_right_sql():
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
-    """Stopped after step 5, with a checkpoint of step 4; dropout is on, batches are drawn."""
-    args, entries = arguments(steps=8, save_every=2), synthetic_entries()
+    """Stopped after step 5, with a checkpoint of step 4; dropout is on, batches are drawn, some of
+    them about generated schemas.
+    """
+    args, entries = arguments(steps=8, save_every=2, fresh=0.5), synthetic_entries()
+    fresh = FreshEntries(("en", "vi"))
 
     def run(checkpoint, stop=8):
         encoder = tiny(args)
         encoder.backbone.embeddings.dropout.p = 0.1
-        steps = training.train(encoder, entries, args, checkpoint)
+        steps = training.train(encoder, entries, args, checkpoint, fresh)
         return encoder, [(done, loss) for _, (done, loss, _) in zip(range(stop), steps)]
 
     whole, losses = run(tmp_path / "whole.pt")
@@ -313,6 +345,7 @@ def test_command_line_trains_from_scratch_and_from_its_own_output(tmp_path, caps
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
     assert training.main([*options, "--output", first, "--steps", "3"]) == 0
     again = [*options, "--output", second, "--steps", "1", "--base", first, "--with-schema"]
+    again += ["--fresh", "1"]
     assert training.main(again) == 0
     loaded = ContrastiveEncoder.load(second)
     assert loaded.with_schema
@@ -329,6 +362,28 @@ def test_command_line_trains_from_scratch_and_from_its_own_output(tmp_path, caps
     assert "first already exists" in capsys.readouterr().err
     assert training.main([*options, "--output", str(tmp_path / "x"), "--batch-size", "0"]) == 2
     assert "--batch-size: must be a whole number from 1 up, not 0" in capsys.readouterr().err
+
+
+def test_generated_schemas_are_a_share_of_the_batches(monkeypatch):
+    """A quarter of 40 batches: 10, give or take 7."""
+    args, fresh, seen = arguments(steps=40, fresh=0.25), FreshEntries(("en",)), []
+    monkeypatch.setattr(
+        training, "train_step", lambda _, entries, *rest: seen.append(entries) or (0.0, 0.0)
+    )
+    list(training.train(tiny(args), synthetic_entries(), args, None, fresh))
+    assert all(len(batch) == 10 for batch in seen)
+    assert 3 <= sum(batch[0].db_id == "schema 0" for batch in seen) <= 17
+
+
+def test_a_language_without_generated_questions_is_refused(tmp_path, capsys):
+    write_dataset(tmp_path / "data")
+    folder = tmp_path / "data" / "dataset" / "multispider" / "with_English_value"
+    (folder / "train_en.json").rename(folder / "train_pt.json")
+    options = ["--data", str(tmp_path / "data"), "--lang", "pt", "--fresh", "0.5"]
+    assert training.main([*options, "--output", str(tmp_path / "out")]) == 2
+    assert (
+        "--fresh has questions in en, de, es, fr, ja, vi, zh, not in pt" in capsys.readouterr().err
+    )
 
 
 def test_the_bar_of_a_resumed_run_starts_where_it_was(tmp_path, capsys, monkeypatch):

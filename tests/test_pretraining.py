@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from grpo import pretraining, word_vectors
+from encoder import word_vectors
+from grpo import pretraining
 from grpo.pretraining import (
     PretrainingBatches,
     initialize_embeddings,

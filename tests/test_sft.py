@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from trainer_kit import TOKENIZER, make_policy
 
+from encoder import word_vectors
 from grpo import pretraining, sft
 from grpo.logprobs import completion_logprobs
 from grpo.lora import merge_lora
@@ -36,8 +37,10 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def small_tokenizer(monkeypatch):
+def short_preparation(monkeypatch):
+    """Of a new model: its tokenizer and its embeddings."""
     monkeypatch.setattr(pretraining, "TOKENIZER_SCHEMAS", 20)
+    monkeypatch.setattr(word_vectors, "STEPS", 5)
 
 
 SIZES = {"hidden": 64, "layers": 1, "heads": 2, "vocab": 1500, "rows": 2, "per-row": 3, "steps": 6}
@@ -57,7 +60,7 @@ def test_schedule_by_hand():
     assert [factor(step) for step in (0, 1, 2, 20, 30, 39)] == [0.5, 1, 1, 1, 0.5, 0.05]
 
 
-def test_a_resumed_run_ends_with_the_same_weights(small_tokenizer, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_with_the_same_weights(short_preparation, tmp_path, monkeypatch):
     """Six steps at once, and six steps stopped in the fifth, after a checkpoint at the fourth."""
     whole = run(tmp_path / "whole")
     monkeypatch.setattr(sft, "SAVE_EVERY", 4)
@@ -86,7 +89,7 @@ def test_the_process_keeps_its_denormal_numbers(tmp_path):
     assert (torch.full((64,), 1e-40) * 1).min() > 0
 
 
-def test_stop_ends_early_on_the_same_path(small_tokenizer, tmp_path, monkeypatch):
+def test_stop_ends_early_on_the_same_path(short_preparation, tmp_path, monkeypatch):
     """--stop 4 of 6 is the state that six steps pass through after the fourth."""
     stopped = run(tmp_path / "stopped", "--stop", "4")
     monkeypatch.setattr(sft, "SAVE_EVERY", 4)
@@ -102,7 +105,7 @@ def test_stop_ends_early_on_the_same_path(small_tokenizer, tmp_path, monkeypatch
         assert torch.equal(tensor, seen[name].to(torch.bfloat16)), name
 
 
-def test_a_checkpoint_of_other_settings_is_refused(small_tokenizer, tmp_path, capsys):
+def test_a_checkpoint_of_other_settings_is_refused(short_preparation, tmp_path, capsys):
     torch.save({"settings": {"steps": 1}}, tmp_path / "new.checkpoint.pt")
     assert sft.main(["--output", str(tmp_path / "new"), *WORDS]) == 2
     assert "new.checkpoint.pt is from a run with other settings" in capsys.readouterr().err

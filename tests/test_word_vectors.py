@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from grpo import word_vectors
-from grpo.word_vectors import align, mean_vectors
+from encoder import word_vectors
+from encoder.word_vectors import align, mean_vectors
 from sqlenv.embedded.fresh import FreshQuestions, wordings_of
 
 

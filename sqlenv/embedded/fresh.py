@@ -1,4 +1,4 @@
-"""Questions about fresh schemas, without end: training data of a policy that has to read."""
+"""Questions about fresh schemas, without end: training data of models that have to read."""
 
 import random
 import re
@@ -55,6 +55,24 @@ class FreshQuestions:
             invented, largest: as in ``SchemaGenerator.draw``.
             shapes: of the SQL.
         """
+        schema, entries = self.translated(
+            rng, count, 1, invented=invented, largest=largest, shapes=shapes
+        )
+        return schema, [(text, sql) for sql, texts in entries for text in texts.values()]
+
+    def translated(
+        self,
+        rng: random.Random,
+        count: int,
+        languages: int,
+        *,
+        invented: float = 0.0,
+        largest: int = 12,
+        shapes: Sequence[str] = tuple(SHAPES),
+    ) -> tuple[Schema, list[tuple[str, dict[str, str]]]]:
+        """As ``draw``, but returns ``count`` gold queries with their questions, each in this many
+        random languages: (SQL, {language: question}).
+        """
         while True:
             drawn = self.generator.draw(NAME, rng, invented=invented, largest=largest)
             for lang, lexicon in self.lexicons.items():
@@ -63,10 +81,10 @@ class FreshQuestions:
                 fill_database(connection, drawn.tables)
                 draw, seen = Draw(NAME, drawn.tables, connection, rng), set(self.excluded)
                 try:
-                    pairs = [self._pair(draw, seen, shapes) for _ in range(count)]
+                    entries = [self._entry(draw, seen, shapes, languages) for _ in range(count)]
                 except RuntimeError:  # too few different questions about a small schema
                     continue
-                return read_schema(connection), pairs
+                return read_schema(connection), entries
 
     def keywords(
         self, rng: random.Random, count: int, *, invented: float = 0.0, largest: int = 12
@@ -111,10 +129,13 @@ class FreshQuestions:
         text = rng.choice((f"{owner}{colon}{listed}", f"{listed} ({owner})"))
         return text, f"SELECT {', '.join(asked) or '*'} FROM {table}"
 
-    def _pair(self, draw: Draw, seen: set, shapes: Sequence[str]) -> tuple[str, str]:
-        lang = draw.rng.choice(self.langs)
-        (entry,) = draw_questions(draw, 1, {lang: self.lexicons[lang]}, seen, shapes)
-        return entry[lang], entry["query"]
+    def _entry(
+        self, draw: Draw, seen: set, shapes: Sequence[str], languages: int
+    ) -> tuple[str, dict[str, str]]:
+        langs = draw.rng.sample(self.langs, min(languages, len(self.langs)))
+        lexicons = {lang: self.lexicons[lang] for lang in langs}
+        (entry,) = draw_questions(draw, 1, lexicons, seen, shapes)
+        return entry["query"], {lang: entry[lang] for lang in langs}
 
 
 def noun_of(forms) -> str | None:

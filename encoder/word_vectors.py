@@ -1,10 +1,11 @@
 """Embeddings in which the wordings of one concept are near each other, in all languages, as aligned
 word vectors are (Mikolov et al. 2013; Ruder et al. 2019): with them a new model finds the column
-``release_year`` for *Erscheinungsjahr* by comparing vectors, as it finds equal words.
+``release_year`` for *Erscheinungsjahr* by comparing vectors, as it finds equal words. A new policy
+and a new encoder begin with them.
 
-They are trained contrastively, as the encoder of the rewards is (encoder/loss.py): a wording is the
-mean of its tokens' vectors, two wordings of a concept are a pair, and those of the other concepts
-in the batch are its negatives.
+They are trained contrastively, as the encoder itself is (loss.py): a wording is the mean of its
+tokens' vectors, two wordings of a concept are a pair, and those of the other concepts in the batch
+are its negatives.
 """
 
 from collections.abc import Sequence
