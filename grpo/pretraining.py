@@ -4,7 +4,8 @@ Every schema is used once, so reading it is the only way to be right. What readi
 in stages, because from all of it at once a model learns the structure of SQL and the names that are
 frequent, and never begins to look for the words of the question in the schema:
 
-1. words: embeddings in which the wordings of a concept are near each other (encoder/word_vectors.py);
+1. words: embeddings in which the wordings of a concept are near each other
+   (encoder/word_vectors.py);
 2. copying: in a prompt of random tokens, find a piece and repeat it;
 3. matching: small schemas whose names are invented words, or words of the vocabulary without their
    meaning, which stand in the question as they stand in the schema but for their case. Half of the
