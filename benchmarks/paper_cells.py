@@ -10,8 +10,8 @@ seed. The keys of a line:
     curve             metric -> means over equal parts of training; empty without training
     golds             for each question the number of its gold query; absent if it is 0, 1, 2, ...
     outcomes          language -> metric -> a string of 0 and 1, one digit for each question
-    rewarded          of completions that execution on a cut database found right, the shares that
-                      are right by EX and TS on the whole one; only where databases were cut
+    rewarded          of the completions that the rewards found right, the shares that are right by
+                      EX and TS; only where databases are cut or rewards need no gold
     answers           language -> index of a dev question -> the SQL that the policy gave
 """
 
@@ -131,15 +131,20 @@ def outcomes(predictions: Path) -> dict:
 
 def rewarded(rollouts: Path) -> Iterator[dict]:
     """As predictions: the first completion of each group that execution, or a test suite, found
-    right.
+    right. Where neither is a reward, it is the one with the greatest advantage, unless that is 0.
     """
     for group in read_rollouts(rollouts):
-        for completion in group["completions"]:
-            terms = completion["terms"]
-            if terms.get("execution", terms.get("test_suite")) == 1:
-                names = ("db_id", "question", "lang", "gold")
-                yield {name: group[name] for name in names} | {"predicted": completion["sql"]}
-                break
+        completions = group["completions"]
+        terms = completions[0]["terms"]
+        judge = next((name for name in ("execution", "test_suite") if name in terms), None)
+        if judge:
+            right = [c for c in completions if c["terms"][judge] == 1]
+        else:
+            best = max(completions, key=lambda completion: completion["advantage"])
+            right = [best] if best["advantage"] > 0 else []
+        if right:
+            names = ("db_id", "question", "lang", "gold")
+            yield {name: group[name] for name in names} | {"predicted": right[0]["sql"]}
 
 
 def curve(metrics: Path, points: int = 24) -> dict[str, list[float]]:

@@ -379,6 +379,37 @@ def poor_table(folders: dict[str, Results]) -> Rows:
     return rows
 
 
+def no_gold_table(results: Results) -> Rows:
+    """Adaptation to new databases: what each row gains over the SFT policy, and as a share of what
+    gold gains; and how much of what its rewards preferred in training is right.
+    """
+    metrics = ("execution", "test_suite")
+    rows = [
+        ("rewards", "seeds", "EX", "EX gained", "TS gained", "of gold's, in TS", "rewarded: TS")
+    ]
+    for name, cells in results.joint.items():
+        row = means(cells)
+        share = share_text(row.average("execution"))
+        if not cells[0]["curve"]:
+            rows.append((name, "", share, *[""] * 4))
+            continue
+        gained = gain(results, after=name, before="SFT policy")
+        ceiling = gain(results, after="GRPO + contrastive", before="SFT policy")
+        differences = (difference_text(gained.average(metric)) for metric in metrics)
+        ratio = share_text(part_of(gained, ceiling, "test_suite"))
+        right = 100 * np.mean([cell["rewarded"]["test_suite"] for cell in cells])
+        rows.append((name, str(row.seeds), share, *differences, ratio, f"{right:.1f}"))
+    return rows
+
+
+def part_of(gained: Means, whole: Means, metric: str) -> dict:
+    """{"value", "low", "high", "n"} of the ratio of two gains, each the mean over languages."""
+    m = list(METRICS).index(metric)
+    value = gained.value[:, m].mean() / whole.value[:, m].mean()
+    resampled = gained.resampled[:, :, m].mean(1) / whole.resampled[:, :, m].mean(1)
+    return summary(value, resampled, gained.n)
+
+
 def main_sections(results: Results) -> dict[str, str]:
     """What stands in docs/results.md about the main experiment, by the name of its place."""
     best, sft, larger = "GRPO + contrastive", "SFT policy", "larger SFT policy"
@@ -414,5 +445,8 @@ def write(folder: Path, path: Path) -> None:
         sections = main_sections(results)
         plot(results, path.with_name("results-curves.png"))
     sections |= {name: experiment_tables(cells) for name, cells in experiments.items()}
+    no_gold = experiments.get("no-gold")
+    if no_gold and {"SFT policy", "GRPO + contrastive"} <= no_gold.joint.keys():
+        sections["no-gold"] = markdown_table(no_gold_table(no_gold))
     sections["poor"] = markdown_table(poor_table({name: Results(folder / name) for name in POOR}))
     fill(path, sections)

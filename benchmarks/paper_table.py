@@ -187,7 +187,7 @@ def measure(cell: Cell, arguments: argparse.Namespace) -> None:
     source += ["--encoder", arguments.encoder, "--save-predictions", str(predictions), *DTYPE]
     run_python("evaluate.py", *source, "--test-suite")
     kept = paper_cells.outcomes(predictions)
-    if cell.experiment.startswith("poor-"):
+    if ROWS[cell.row] is not None and cell.experiment in (*paper_report.POOR, "no-gold"):
         kept["rewarded"] = check_rewarded(cell)
     metrics = cell.run / "metrics.jsonl"
     paper_cells.save_cell(
@@ -205,8 +205,8 @@ def measure(cell: Cell, arguments: argparse.Namespace) -> None:
 
 
 def check_rewarded(cell: Cell) -> dict[str, float]:
-    """Of the completions that execution on a poor database found right while training, one of each
-    group: the shares that are right by EX and by TS on the whole database.
+    """Of the completions that the rewards found right while training, one of each group: the shares
+    that are right by EX and by TS, on the whole database if a poor one was trained on.
     """
     chosen = cell.run / "rewarded.jsonl"
     lines = "".join(

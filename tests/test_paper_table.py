@@ -459,7 +459,8 @@ def test_adaptation_trains_on_one_half_of_the_unseen_databases_questions():
 
 def test_what_execution_rewarded_is_checked_once_a_group(tmp_path):
     """The first right completion of the first group; none of the second is right. With the test
-    suite as reward, its term decides.
+    suite as reward, its term decides; with neither, the greatest advantage, which is 0 in the last
+    group.
     """
     path = tmp_path / "rollouts.jsonl"
     group = {"db_id": "zoo", "question": "?", "lang": "vi", "gold": "SELECT 1", "step": 1}
@@ -469,10 +470,15 @@ def test_what_execution_rewarded_is_checked_once_a_group(tmp_path):
     ]
     wrong = [{"sql": None, "terms": {"execution": 0.0}}]
     suite = [{"sql": "SELECT 4", "terms": {"test_suite": 1.0, "syntax": 1.0}}]
-    groups = [group | {"completions": c} for c in (right, wrong, suite)]
+    consensus = [
+        {"sql": f"SELECT {number}", "terms": {"consensus": 0.5}, "advantage": advantage}
+        for number, advantage in ((5, -0.1), (6, 0.2), (7, 0.2))
+    ]
+    agreed = [{"sql": "SELECT 8", "terms": {"consensus": 1.0}, "advantage": 0.0}]
+    groups = [group | {"completions": c} for c in (right, wrong, suite, consensus, agreed)]
     path.write_text("".join(json.dumps(row) + "\n" for row in groups))
     predictions = list(paper_cells.rewarded(path))
-    assert [row["predicted"] for row in predictions] == ["SELECT 2", "SELECT 4"]
+    assert [row["predicted"] for row in predictions] == ["SELECT 2", "SELECT 4", "SELECT 6"]
     assert predictions[0] == {
         "db_id": "zoo",
         "question": "?",
@@ -493,6 +499,25 @@ def test_poor_databases_have_a_table(tmp_path):
     _, row = paper_report.poor_table(by_name)
     assert row[0] == "3" and row[1].startswith("40.0 (") and row[2] == ""
     assert row[3].startswith("+10.0 (") and row[4:] == ("75.0", "50.0")
+
+
+def test_what_is_gained_without_gold_is_a_share_of_what_gold_gains(tmp_path):
+    """TS 0.4 before, 0.6 with gold, 0.5 with consensus: +20, +10, half of it. What consensus
+    preferred is right three times in four.
+    """
+    start = make_cell("SFT policy", 0.4, lang="vi") | {"curve": {}}
+    gold, consensus = (
+        make_cell(row, share, lang="vi") | {"rewarded": {"execution": 1.0, "test_suite": right}}
+        for row, share, right in (("GRPO + contrastive", 0.6, 1.0), ("consensus", 0.5, 0.75))
+    )
+    write_cells(tmp_path, start, gold, consensus)
+    _, *rows = paper_report.no_gold_table(paper_report.Results(tmp_path))
+    by_name = {name: row for name, *row in rows}
+    assert by_name["SFT policy"][1].startswith("40.0 (") and by_name["SFT policy"][2:] == [""] * 4
+    assert by_name["GRPO + contrastive"][3].startswith("+20.0 (")
+    assert by_name["GRPO + contrastive"][4:] == ["100.0 (100.0-100.0)", "100.0"]
+    assert by_name["consensus"][2].startswith("+10.0 (")
+    assert by_name["consensus"][4].startswith("50.0 (") and by_name["consensus"][5] == "75.0"
 
 
 def test_curves_are_means_of_parts_over_the_steps_that_have_them(tmp_path):
