@@ -11,6 +11,7 @@ separate right from wrong answers of a real model. All with 95 % bootstrap inter
 """
 
 import argparse
+import fnmatch
 import sys
 from pathlib import Path
 
@@ -44,19 +45,22 @@ ATTACKED = 200  # questions that are attacked
 def chosen_entries(
     dataset: Dataset, *, langs: list[str], split: str, databases: list[str]
 ) -> list[Entry]:
-    """The entries of a split on these databases, or on all of them if none is named.
+    """The entries of a split on the databases that these patterns name, or on all if there is none.
 
     Raises:
         UserError: the split has no such database.
     """
     entries = load_entries(dataset, langs=langs, splits=[split])
     names = sorted({entry.db_id for entry in entries})
-    for name in databases:
-        if name not in names:
+    chosen = set()
+    for pattern in databases or ["*"]:
+        matching = fnmatch.filter(names, pattern)
+        if not matching:
             raise UserError(
-                f"--databases {name}: the {split} split of {dataset.root} has {', '.join(names)}"
+                f"--databases {pattern}: the {split} split of {dataset.root} has {', '.join(names)}"
             )
-    return [entry for entry in entries if not databases or entry.db_id in databases]
+        chosen.update(matching)
+    return [entry for entry in entries if entry.db_id in chosen]
 
 
 def embed_all(
@@ -86,8 +90,9 @@ def measure(encoder: ContrastiveEncoder, args: argparse.Namespace) -> dict:
     """
     dataset = open_dataset(args.data, args.questions)
     langs = chosen_languages(dataset, args.lang, [args.split])
-    databases = args.databases.split(",") if args.databases else []
-    entries = chosen_entries(dataset, langs=langs, split=args.split, databases=databases)
+    patterns = args.databases.split(",") if args.databases else []
+    entries = chosen_entries(dataset, langs=langs, split=args.split, databases=patterns)
+    databases = sorted({entry.db_id for entry in entries}) if patterns else []
     with_schema, samples = encoder.with_schema, []
     if args.samples:
         samples = read_samples(
@@ -122,7 +127,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add_data_options(parser, str(EMBEDDED), "%(default)s")
     add("--lang", default="all", help="all, or a comma list such as en,vi")
     add("--split", default="dev", help="train, dev, sft or encoder (%(default)s)")
-    add("--databases", help="a comma list, such as those left out of training (all)")
+    add("--databases", help="a comma list of names or patterns, such as museum,dev_* (all)")
     add(
         "--limit",
         type=COUNT_OR_ZERO,

@@ -478,6 +478,18 @@ def test_plain_encoder_has_no_calibration(tmp_path, capsys):
     assert "Calibration" not in capsys.readouterr().out
 
 
+def test_databases_are_named_by_patterns():
+    def chosen(*patterns):
+        dataset = open_dataset(EMBEDDED)
+        entries = evaluate.chosen_entries(
+            dataset, langs=["en"], split="dev", databases=list(patterns)
+        )
+        return {entry.db_id for entry in entries}
+
+    assert chosen("dev_00[01]", "zoo") == {"dev_000", "dev_001", "zoo"}
+    assert len(chosen("dev_*")) == 28 and chosen() > chosen("dev_*")
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
