@@ -37,6 +37,13 @@ def result_groups(
     return runs, groups
 
 
+def finds_something(run: Execution) -> bool:
+    """Whether a result has rows, and not only the one of NULL and 0 that aggregates over no rows
+    return.
+    """
+    return len(run.rows) > 1 or any(value not in (None, 0) for row in run.rows for value in row)
+
+
 def consensus(
     sandbox: Sandbox,
     db_path: Path,
@@ -46,7 +53,7 @@ def consensus(
 ) -> list[float]:
     """For each of the queries the share of all that return what it returns (self-consistency as a
     reward: TTRL, arXiv 2504.16084, which rewards the majority alone). 0 for a query that fails,
-    returns no row, or reads no table: ``SELECT 1`` would be the easiest answer to agree on.
+    reads no table, or finds nothing: these would be the easiest answers to agree on.
 
     Args:
         sqls: the answers to one question, None where there is no query.
@@ -55,7 +62,7 @@ def consensus(
     runs, groups = result_groups(sandbox, db_path, written, timeout_budget=timeout_budget)
     shares = dict.fromkeys(written, 0.0)
     for group in groups:
-        counted = [sql for sql in group if runs[sql].num_rows and runs[sql].reads]
+        counted = [sql for sql in group if runs[sql].reads and finds_something(runs[sql])]
         share = sum(written.count(sql) for sql in counted) / len(sqls)
         shares |= dict.fromkeys(counted, share)
     return [0.0 if sql is None else shares[sql] for sql in sqls]

@@ -151,7 +151,7 @@ def test_overlap_by_hand(sandbox, db):
 def test_consensus_by_hand(sandbox, db):
     """Two groups of six. In the first, three return Cid and Dee in three ways (one twice: four of
     six), one returns Bob; one fails, one says nothing. In the second nothing counts: no rows, no
-    table, no SQL.
+    table, no SQL, and what aggregates over no rows return.
     """
     texts = [
         [
@@ -166,8 +166,8 @@ def test_consensus_by_hand(sandbox, db):
             "SELECT name FROM singer WHERE age > 90",
             "SELECT name FROM singer WHERE age > 91",
             "SELECT 1",
-            "SELECT 1",
-            "I do not know.",
+            "SELECT count(*), max(age) FROM singer WHERE age > 90",
+            "SELECT max(age), count(*) FROM singer WHERE age > 91",
             "DELETE FROM singer",
         ],
     ]
