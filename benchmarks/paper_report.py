@@ -387,8 +387,9 @@ def no_gold_table(results: Results) -> Rows:
     rows = [
         ("rewards", "seeds", "EX", "EX gained", "TS gained", "of gold's, in TS", "rewarded: TS")
     ]
-    for name, cells in results.joint.items():
-        row = means(cells)
+    names = [name for name in MAIN if name in results.joint]
+    for name in names + [name for name in results.joint if name not in MAIN]:
+        row = means(cells := results.joint[name])
         share = share_text(row.average("execution"))
         if not cells[0]["curve"]:
             rows.append((name, "", share, *[""] * 4))
