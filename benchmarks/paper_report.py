@@ -360,7 +360,7 @@ def poor_table(folders: dict[str, Results]) -> Rows:
     test-suite reward add, and how much of what execution rewards is right on the whole database.
     """
     rows = [
-        ("rows of a table", "GRPO", "+ contrastive", "+ test suite", "rewarded: EX", "rewarded: TS")
+        ("rows of a table", "GRPO: TS", "+ contrastive", "+ test suite", "right: EX", "right: TS")
     ]
     for name, results in folders.items():
         cells = results.joint
@@ -384,9 +384,16 @@ def no_gold_table(results: Results) -> Rows:
     gold gains; and how much of what its rewards preferred in training is right.
     """
     metrics = ("execution", "test_suite")
-    rows = [
-        ("rewards", "seeds", "EX", "EX gained", "TS gained", "of gold's, in TS", "rewarded: TS")
-    ]
+    head = (
+        "rewards",
+        "seeds",
+        "EX",
+        "EX gained",
+        "TS gained",
+        "share of gold's TS gain",
+        "top answer",
+    )
+    rows = [head]
     names = [name for name in MAIN if name in results.joint]
     for name in names + [name for name in results.joint if name not in MAIN]:
         row = means(cells := results.joint[name])
