@@ -301,8 +301,8 @@ def align_embeddings(encoder: ContrastiveEncoder, fresh: FreshEntries, seed: int
     concepts = [
         [ids for text in sorted(names | said) if (ids := encode(text))] for names, said in texts
     ]
-    embeddings = encoder.backbone.get_input_embeddings().weight.data  # (V, H)
-    embeddings.copy_(align(embeddings, concepts, torch.Generator().manual_seed(seed)))
+    weight = encoder.backbone.get_parameter("embeddings.word_embeddings.weight")  # (V, H)
+    weight.data = align(weight.data, concepts, torch.Generator().manual_seed(seed))
 
 
 def fresh_entries(langs: Sequence[str]) -> FreshEntries:

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import torch
 
-from encoder import ContrastiveEncoder, SemanticReward
+from encoder import ContrastiveEncoder, SemanticReward, word_vectors
 from encoder import train as training
 from encoder.batches import (
     KINDS,
@@ -362,6 +362,28 @@ def test_command_line_trains_from_scratch_and_from_its_own_output(tmp_path, caps
     assert "first already exists" in capsys.readouterr().err
     assert training.main([*options, "--output", str(tmp_path / "x"), "--batch-size", "0"]) == 2
     assert "--batch-size: must be a whole number from 1 up, not 0" in capsys.readouterr().err
+
+
+def test_words_for_a_name_begin_with_similar_embeddings(monkeypatch):
+    """With generated schemas the vocabulary has their words, too: the tokens of a price, in English
+    and Vietnamese, are closer than those of a price and a name.
+    """
+    monkeypatch.setattr(training, "TOKENIZER_ENTRIES", 200)
+    monkeypatch.setattr(training, "ALIGNED_SCHEMAS", 60)
+    monkeypatch.setattr(word_vectors, "STEPS", 150)
+    fresh = FreshEntries(("en", "vi"))
+    encoder = training.new_encoder(arguments(), synthetic_entries(), fresh)
+    vectors = encoder.backbone.get_input_embeddings().weight
+
+    def mean(text):
+        return vectors[encoder.tokenizer.encode(text, add_special_tokens=False)].mean(0)
+
+    def similarity(left, right):
+        return torch.cosine_similarity(mean(left), mean(right), dim=0).item()
+
+    assert similarity("price", "giá") > 0.3 > abs(similarity("price", "tên"))
+    plain = training.new_encoder(arguments(), synthetic_entries())
+    assert len(encoder.tokenizer) > len(plain.tokenizer)
 
 
 def test_generated_schemas_are_a_share_of_the_batches(monkeypatch):
