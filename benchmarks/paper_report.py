@@ -401,8 +401,9 @@ def no_gold_table(results: Results) -> Rows:
         if not cells[0]["curve"]:
             rows.append((name, "", share, *[""] * 4))
             continue
-        gained = gain(results, after=name, before="SFT policy")
-        ceiling = gain(results, after="GRPO + contrastive", before="SFT policy")
+        start = means(results.joint["SFT policy"])
+        pair = same_seeds(cells, results.joint["GRPO + contrastive"])
+        gained, ceiling = (means(each).minus(start) for each in pair)
         differences = (difference_text(gained.average(metric)) for metric in metrics)
         ratio = share_text(part_of(gained, ceiling, "test_suite"))
         right = 100 * np.mean([cell["rewarded"]["test_suite"] for cell in cells])
