@@ -159,7 +159,9 @@ def test_each_result_is_passed_on_once(database):
 
 
 def test_the_first_results_are_passed_on_before_the_last_query_runs(database):
-    """So they can be dropped: here the callback ends the batch, and the endless query never ran."""
+    """So they can be dropped: here the callback ends the batch before the worker gets the endless
+    query, which would run for 60 s. A worker gets three of five queries first.
+    """
 
     class EnoughError(Exception):
         pass
@@ -168,8 +170,10 @@ def test_the_first_results_are_passed_on_before_the_last_query_runs(database):
         raise EnoughError
 
     with Sandbox(workers=1, timeout=60) as sandbox:
+        started = time.monotonic()
         with pytest.raises(EnoughError):
-            sandbox.run_each(batch(database, "SELECT {}", ENDLESS), stop)
+            sandbox.run_each(batch(database, *["SELECT {}"] * 4, ENDLESS), stop)
+        assert time.monotonic() - started < 30
         assert sandbox.run(database, "SELECT 'next'").rows == [("next",)]
 
 
