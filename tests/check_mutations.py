@@ -299,8 +299,15 @@ MUTATIONS = [
     Mutation(
         "a query that reads no table is agreed on",
         "sqlenv",
-        "counted = [sql for sql in group if runs[sql].num_rows and runs[sql].reads]",
-        "counted = [sql for sql in group if runs[sql].num_rows]",
+        "counted = [sql for sql in group if runs[sql].reads and finds_something(runs[sql])]",
+        "counted = [sql for sql in group if finds_something(runs[sql])]",
+        ["test_rewards"],
+    ),
+    Mutation(
+        "an aggregate over no rows is agreed on",
+        "sqlenv",
+        "any(value not in (None, 0) for row in run.rows for value in row)",
+        "any(run.rows)",
         ["test_rewards"],
     ),
     Mutation(
