@@ -384,16 +384,8 @@ def no_gold_table(results: Results) -> Rows:
     gold gains; and how much of what its rewards preferred in training is right.
     """
     metrics = ("execution", "test_suite")
-    head = (
-        "rewards",
-        "seeds",
-        "EX",
-        "EX gained",
-        "TS gained",
-        "share of gold's TS gain",
-        "top answer",
-    )
-    rows = [head]
+    rows = [("rewards", "seeds", "EX", "EX gained", "TS gained", "of gold's TS gain", "top answer")]
+    start = means(results.joint["SFT policy"])
     names = [name for name in MAIN if name in results.joint]
     for name in names + [name for name in results.joint if name not in MAIN]:
         row = means(cells := results.joint[name])
@@ -401,7 +393,6 @@ def no_gold_table(results: Results) -> Rows:
         if not cells[0]["curve"]:
             rows.append((name, "", share, *[""] * 4))
             continue
-        start = means(results.joint["SFT policy"])
         pair = same_seeds(cells, results.joint["GRPO + contrastive"])
         gained, ceiling = (means(each).minus(start) for each in pair)
         differences = (difference_text(gained.average(metric)) for metric in metrics)
