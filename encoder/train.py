@@ -3,8 +3,8 @@
 A batch consists of SQL queries, questions of each in several languages, and hard negatives of each
 (`batches.py`). The loss is symmetric InfoNCE (`loss.py`). A tenth of the SQL queries is held out to
 calibrate the encoder; `python -m encoder.evaluate` measures it on the dev split. With `--fresh`,
-some batches are about generated schemas (`fresh.py`). The state is saved in OUTPUT.checkpoint.pt: to
-resume an interrupted run, repeat its command line.
+some batches are about generated schemas (`fresh.py`). The state is saved in
+OUTPUT.checkpoint.pt: to resume an interrupted run, repeat its command line.
 """
 
 import argparse
