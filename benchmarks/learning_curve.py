@@ -63,6 +63,7 @@ TECHNIQUES = {
     "beta 0": "--beta 0",
     "temperature 1.3": "--temperature 1.3",
     "2 iterations": "--num-iterations 2",
+    "4 iterations": "--num-iterations 4",
     "8 prompts x 16": "--prompts-per-step 8 --group-size 16",
     "lr 1.2e-3": "--lr 1.2e-3",
     "LoRA rank 128": "--lora-rank 128 --lora-alpha 256",
