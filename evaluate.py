@@ -73,7 +73,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_sources(parser)
     add = parser.add_argument
     add("--adapter", help="adapter folder for --model")
-    add("--encoder", default=str(ASSETS / "encoder"), help="contrastive encoder (%(default)s)")
+    add("--encoder", help=f"contrastive encoder (the run's; otherwise {ASSETS / 'encoder'})")
     add("--lang", help="languages: a comma list, or all (the run's or file's; otherwise all)")
     add_data_options(parser, None, "the run's; otherwise the embedded one")
     add(
@@ -188,16 +188,30 @@ def with_run(arguments: argparse.Namespace) -> argparse.Namespace:
     if not filled.data:
         filled.data = saved.get("data", str(EMBEDDED))
         filled.questions = filled.questions or saved.get("questions")
+    filled.encoder = filled.encoder or saved.get("encoder")
     filled.lang = filled.lang or saved.get("lang")
     filled.dtype = filled.dtype or saved.get("dtype", Config.dtype)
     if filled.limit is None:
-        filled.limit = saved.get("dev_limit", 0) if filled.split != "train" else 0
+        own = not arguments.data and filled.split != "train"  # the run's own dev questions
+        filled.limit = saved.get("dev_limit", 0) if own else 0
     filled.max_new_tokens = filled.max_new_tokens or saved.get(
         "max_new_tokens", Config.max_new_tokens
     )
     if filled.sql_timeout is None:
         filled.sql_timeout = saved.get("sql_timeout", Config.sql_timeout)
     return filled
+
+
+def one_encoder(systems: list[argparse.Namespace]) -> str:
+    """The encoder of all systems; the shipped one if no run has any.
+
+    Raises:
+        UserError: two runs have different ones.
+    """
+    paths = sorted({system.encoder for system in systems if system.encoder})
+    if len(paths) > 1:
+        raise UserError(f"--compare: one run has --encoder {paths[0]}, one {paths[1]}; name one")
+    return paths[0] if paths else str(ASSETS / "encoder")
 
 
 def load_questions(arguments: argparse.Namespace) -> tuple[list[Example], Counter]:
@@ -365,9 +379,10 @@ def run(arguments: argparse.Namespace) -> int:
             [(e.lang, e.db_id, e.question, e.gold_sql) for e in examples] for examples, *_ in loaded
         ]
         check_same_questions(keys[0], keys[1], arguments.compare)
-    encoder = ContrastiveEncoder.load(arguments.encoder).to(arguments.device)
+    path = one_encoder(systems)
+    encoder = ContrastiveEncoder.load(path).to(arguments.device)
     if encoder.calibration is None:
-        raise UserError(f"--encoder {arguments.encoder}: not calibrated; see encoder.train")
+        raise UserError(f"--encoder {path}: not calibrated; see encoder.train")
     semantic = SemanticReward(encoder)
     for system, (examples, sqls, _) in zip(systems, loaded):
         if sqls is None:

@@ -17,7 +17,7 @@ page. Where the defaults differ from GRPO as published (DeepSeekMath, arXiv 2402
                                                       time and shrink the others' share
     --lora-rank           32              all weights the reference needs no second model
 
---recipe grpo sets the published choices, but trains LoRA, too.
+--recipe grpo sets the published choices but still trains LoRA.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def train(
         questions = folder.usable_questions(questions, verifier)
         if config.reward.get("semantic") and (check := check_on_gold(semantic, questions)):
             print(f"semantic reward: {check.report(config.data)}")
-        if is_label_free(config.reward):
+        if is_label_free(config.reward, config.semantic_target):
             print("no reward looks at gold SQL: wrong SQL may score above right SQL")
         with distributed.main_first():  # builds the suites that are missing in the cache
             suites = load_suites(verifier.sandbox, dev)

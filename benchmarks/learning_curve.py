@@ -39,7 +39,7 @@ from grpo.trainer import Trainer
 from sqlenv import ExecutionVerifier, Sandbox
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_json
-from sqlenv.metrics.bootstrap import resampled_means, summary
+from sqlenv.metrics.bootstrap import RESAMPLES, summary
 from sqlenv.metrics.tables import markdown_table
 from sqlenv.options import COUNT, OptionParser
 
@@ -160,10 +160,12 @@ def read_cells(folder: Path) -> dict[str, list[dict]]:
     return cells
 
 
-def outcomes_of(cells: list[dict], metric: str, mark: int) -> np.ndarray:
-    """(n,) for each question the share of seeds that get it right at a mark."""
-    rows = [[int(digit) for digit in cell["marks"][mark][metric]] for cell in cells]
-    return np.mean(rows, axis=0)
+def points_gained(cells: list[dict], metric: str, mark: int) -> np.ndarray:
+    """(S, n) what each seed gains on each question at a mark: -100, 0 or 100 points."""
+    before, after = (
+        np.array([list(map(int, cell["marks"][m][metric])) for cell in cells]) for m in (0, mark)
+    )
+    return 100.0 * (after - before)
 
 
 def report(folder: Path) -> dict[str, str]:
@@ -192,16 +194,21 @@ def report(folder: Path) -> dict[str, str]:
 
 def gained(cells: list[dict], plain: list[dict], metric: str, mark: int, is_plain: bool) -> str:
     """``+5.0``, and for a technique other than plain the difference from plain's gain with its
-    95 % interval over questions, of the same seeds: ``+5.0 (+1.2; -0.3 to +2.7)``.
+    95 % bootstrap interval over questions and seeds, of the seeds that both have: ``+5.0 (+1.2;
+    -0.3 to +2.7)``.
     """
-    start = outcomes_of(cells, metric, 0)
-    gain = 100 * (outcomes_of(cells, metric, mark) - start)
+    gain = points_gained(cells, metric, mark)
     if is_plain or not plain:
         return f"{gain.mean():+.1f}"
-    reference = 100 * (outcomes_of(plain, metric, mark) - outcomes_of(plain, metric, 0))
-    difference = (gain - reference)[:, None]
-    (resampled,) = resampled_means(difference, [0] * len(difference), range(len(gain))).values()
-    interval = summary(difference.mean(), resampled[:, 0], len(gain))
+    shared = {cell["seed"] for cell in plain}
+    own = points_gained([cell for cell in cells if cell["seed"] in shared], metric, mark)
+    difference = own - points_gained(plain, metric, mark)  # (S, n)
+    drawn = [
+        np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
+        for n in difference.shape
+    ]  # (RESAMPLES, S), (RESAMPLES, n)
+    resampled = (drawn[0] @ difference * drawn[1]).sum(1)
+    interval = summary(difference.mean(), resampled, difference.size)
     return (
         f"{gain.mean():+.1f} ({difference.mean():+.1f}; {interval['low']:+.1f} to "
         f"{interval['high']:+.1f})"

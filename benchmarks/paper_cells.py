@@ -12,7 +12,6 @@ seed. The keys of a line:
     outcomes          language -> metric -> a string of 0 and 1, one digit for each question
     rewarded          of the completions that the rewards found right, the shares that are right by
                       EX and TS; only where databases are cut or rewards need no gold
-    answers           language -> index of a dev question -> the SQL that the policy gave
 """
 
 import json
@@ -30,7 +29,6 @@ from sqlenv.files import locked, write_file
 
 FILE = "cells.jsonl"
 METRICS = {"valid": "valid", "execution": "EX", "test_suite": "TS", "semantic": "semantic"}
-EXAMPLES = 24  # questions of each language whose answers are kept, others in each
 CURVE = ("reward", "reward/execution", "reward/semantic", "kl")
 LANGUAGE_CURVES = tuple(f"language/{lang}" for lang in LANGUAGES)  # not every step has all
 
@@ -86,8 +84,8 @@ def save_cell(folder: Path, cell: dict, *, lock: Path) -> None:
 
 
 def cell_line(cell: dict) -> str:
-    """A cell as a line of JSON, identity first and answers last."""
-    names = ["row", "lang", "seed", "minutes", "curve", "golds", "outcomes", "rewarded", "answers"]
+    """A cell as a line of JSON, identity first."""
+    names = ["row", "lang", "seed", "minutes", "curve", "golds", "outcomes", "rewarded"]
     if cell["golds"] == list(range(len(cell["golds"]))):
         names.remove("golds")
     line = {name: cell[name] for name in names if name in cell}
@@ -100,7 +98,7 @@ def outcomes(predictions: Path) -> dict:
     Questions whose gold query fails in one language are left out in all.
 
     Returns:
-        ``golds``, ``outcomes`` and ``answers``, as described in the module's docstring.
+        ``golds`` and ``outcomes``, as described in the module's docstring.
 
     Raises:
         UserError: the languages do not have the same questions.
@@ -115,16 +113,11 @@ def outcomes(predictions: Path) -> dict:
     usable = [i for i in range(len(first)) if all(rows[i]["gold_ok"] for rows in by_lang.values())]
     golds = [(first[i]["db_id"], canonical_sql(first[i]["gold"])) for i in usable]
     numbers = {gold: i for i, gold in enumerate(dict.fromkeys(golds))}
-    stride = max(1, len(usable) // EXAMPLES)
     return {
         "golds": [numbers[gold] for gold in golds],
         "outcomes": {
             lang: {m: "".join(str(int(rows[i][m])) for i in usable) for m in METRICS}
             for lang, rows in by_lang.items()
-        },
-        "answers": {
-            lang: {str(i): rows[i]["predicted"] for i in usable[number % stride :: stride]}
-            for number, (lang, rows) in enumerate(by_lang.items())
         },
     }
 

@@ -1,4 +1,4 @@
-"""Fills docs/results.md from the measured cells: tables with intervals, curves, examples.
+"""Fills docs/results.md from the measured cells: tables with intervals, and curves.
 
     python -m benchmarks.paper_table --report
 
@@ -18,10 +18,7 @@ import numpy as np
 
 from benchmarks.fill import fill
 from benchmarks.paper_cells import LANGUAGE_CURVES, METRICS, is_current, read_cells
-from encoder import ContrastiveEncoder, SemanticReward
-from grpo.config import ASSETS
-from grpo.rewards import WEIGHTS, ExecutionVerifier, Rewards
-from sqlenv import EMBEDDED, Sandbox, load_dataset
+from sqlenv import EMBEDDED, load_dataset
 from sqlenv.embedded import LANGUAGES
 from sqlenv.files import write_file
 from sqlenv.metrics.bootstrap import summary
@@ -31,13 +28,6 @@ from sqlenv.metrics.tables import signed_cell as difference_text
 
 RESAMPLES = 2000
 MAIN = ("zero-shot", "SFT policy", "larger SFT policy", "GRPO", "GRPO + contrastive")
-VARIANTS = (  # of the contrastive reward
-    "semantic weight 0.7",
-    "target gold",
-    "semantic cosine",
-    "semantic no gate",
-    "weaker encoder",
-)
 AMOUNTS = ("300 examples", "1000 examples", "GRPO + contrastive", "three passes")
 POOR = ("poor-3", "poor-10", "poor-30", "poor-all")
 PAPER = {  # averages over seven languages, arXiv 2510.13827: "execution" / "semantic" accuracy
@@ -89,11 +79,10 @@ class Means:
 
 
 @cache
-def known_questions() -> np.ndarray:
-    """Which of the embedded dev questions are about a training database, (Q,) bool."""
-    known = {example.db_id for example in load_dataset(EMBEDDED, "en", "train")}
-    dev = load_dataset(EMBEDDED, "en", "dev")
-    return np.array([example.db_id in known for example in dev])
+def parts() -> dict[str, np.ndarray]:
+    """Which of the Q embedded dev questions are in each part of dev: part -> (Q,) bool."""
+    names = np.array([example.part for example in load_dataset(EMBEDDED, "en", "dev")])
+    return {name: names == name for name in dict.fromkeys(names.tolist())}
 
 
 @cache
@@ -135,35 +124,29 @@ def means(cells: list[dict], questions: np.ndarray | None = None) -> Means:
 
 
 class Results:
-    """The cells of an experiment, by row.
-
-    Attributes:
-        joint: row -> cells trained on all languages; in an experiment without such cells, on the
-            languages of its first cell.
-        single: (row, language) -> the other cells, trained on one language.
+    """The cells of an experiment, by row: those trained on all languages or, where there are none,
+    on the languages of its first cell.
     """
 
     def __init__(self, folder: Path):
         cells = read_cells(folder)
         langs = [cell["lang"] for cell in cells]
         joint = "all" if "all" in langs or not cells else langs[0]
-        self.joint, self.single = {}, {}
+        self.rows: dict[str, list[dict]] = {}
         for cell in cells:
             if cell["lang"] == joint:
-                self.joint.setdefault(cell["row"], []).append(cell)
-            else:
-                self.single.setdefault((cell["row"], cell["lang"]), []).append(cell)
+                self.rows.setdefault(cell["row"], []).append(cell)
 
     def main(self, questions: np.ndarray | None = None) -> Iterator[tuple[str, Means]]:
         """Yields name and shares of each main row that was measured."""
         for name in MAIN:
-            if name in self.joint:
-                yield name, means(self.joint[name], questions)
+            if name in self.rows:
+                yield name, means(self.rows[name], questions)
 
 
 def main_table(results: Results) -> Rows:
     """All metrics of the main rows, the mean over languages, beside the paper's."""
-    names = [name for name in MAIN if name in results.joint]
+    names = [name for name in MAIN if name in results.rows]
     head, *rows = shares_table(results, names)
     paper = [(*row, PAPER.get(row[0], "")) for row in rows]
     return [(*head, "the paper's execution / semantic"), *paper]
@@ -173,19 +156,22 @@ def shares_table(results: Results, names: list[str]) -> Rows:
     """All metrics of rows, the mean over languages."""
     rows = [("row", "seeds", *METRICS.values())]
     for name in names:
-        row = means(results.joint[name])
+        row = means(results.rows[name])
         shares = (share_text(row.average(metric)) for metric in METRICS)
         rows.append((name, str(row.seeds), *shares))
     return rows
 
 
-def known_table(results: Results) -> Rows:
-    """EX and TS on training databases, and on the others."""
-    known = known_questions()
-    rows = [("row", "EX, known databases", "TS", "EX, unseen databases", "TS")]
-    for (name, seen), (_, unseen) in zip(results.main(known), results.main(~known)):
-        sides = itertools.product((seen, unseen), ("execution", "test_suite"))
-        rows.append((name, *(share_text(side.average(metric)) for side, metric in sides)))
+def part_table(results: Results, pairs: list[tuple[str, str]], metric: str) -> Rows:
+    """One metric of the main rows on each part of dev, and differences of (after, before)."""
+    rows = [(METRICS[metric], *parts())]
+    by_part = [dict(results.main(questions)) for questions in parts().values()]
+    for name in by_part[0]:
+        rows.append((name, *(share_text(part[name].average(metric)) for part in by_part)))
+    for after, before in pairs:
+        gained = (gain(results, after=after, before=before, questions=q) for q in parts().values())
+        shares = (difference_text(each.average(metric)) for each in gained)
+        rows.append((f"{after} - {before}", *shares))
     return rows
 
 
@@ -199,10 +185,12 @@ def same_seeds(first: list[dict], second: list[dict]) -> tuple[list[dict], list[
     return tuple([cell for cell in row if cell["seed"] in shared] for row in (first, second))
 
 
-def gain(results: Results, *, after: str, before: str) -> Means:
-    """The paired difference of two rows."""
-    cells_after, cells_before = same_seeds(results.joint[after], results.joint[before])
-    return means(cells_after).minus(means(cells_before))
+def gain(
+    results: Results, *, after: str, before: str, questions: np.ndarray | None = None
+) -> Means:
+    """The paired difference of two rows, on all or some of the (Q,) questions."""
+    cells_after, cells_before = same_seeds(results.rows[after], results.rows[before])
+    return means(cells_after, questions).minus(means(cells_before, questions))
 
 
 def difference_table(results: Results, pairs: list[tuple[str, str]]) -> Rows:
@@ -211,7 +199,7 @@ def difference_table(results: Results, pairs: list[tuple[str, str]]) -> Rows:
     """
     rows = [("difference", *METRICS.values())]
     for after, before in pairs:
-        if after in results.joint and before in results.joint:
+        if after in results.rows and before in results.rows:
             gained = gain(results, after=after, before=before)
             shares = (difference_text(gained.average(metric)) for metric in METRICS)
             rows.append((f"{after} - {before}", *shares))
@@ -249,54 +237,6 @@ def gain_table(results: Results, pairs: list[tuple[str, str]], metric: str) -> R
     return rows
 
 
-def single_table(results: Results) -> Rows:
-    """Trained on one language, and on all: EX in that language."""
-    rows = [("lang", "row", "alone", "jointly", "difference")]
-    for (name, lang), cells in sorted(results.single.items()):
-        if name in results.joint and cells[0]["curve"]:
-            alone, joint = map(means, same_seeds(cells, results.joint[name]))
-            joint = joint.select(lang)
-            shares = (share_text(row.share(lang, "execution")) for row in (alone, joint))
-            gained = difference_text(joint.minus(alone).share(lang, "execution"))
-            rows.append((lang, name, *shares, gained))
-    return rows
-
-
-def example_text(results: Results) -> str:
-    """A question of each language with gold and the answers of the main rows, first seed, each with
-    its rewards.
-    """
-    cells = {name: results.joint[name][0] for name in MAIN if name in results.joint}
-    with Sandbox() as sandbox:
-        semantic = SemanticReward(ContrastiveEncoder.load(ASSETS / "encoder"))
-        rewards = Rewards(ExecutionVerifier(sandbox), semantic, WEIGHTS)
-        langs = next(iter(cells.values()))["answers"]
-        texts = [example_lines(lang, cells, rewards) for lang in langs]
-        rewards.close()
-    return "\n\n".join(map("\n".join, texts))
-
-
-def example_lines(lang: str, cells: dict[str, dict], rewards: Rewards) -> list[str]:
-    """The lines about one question: of those with answers in the cells the first whose execution
-    rewards, and then whose answers, differ most between the rows.
-    """
-    places = next(iter(cells.values()))["answers"][lang]
-    dev = load_dataset(EMBEDDED, lang, "dev")
-    questions = [dev[int(place)] for place in places]
-    answers = [[cell["answers"][lang][p] or "" for cell in cells.values()] for p in places]
-    terms = rewards(questions, answers)  # (P, G, R)
-    execution = terms[..., rewards.names.index("execution")].tolist()
-    distinct = [(len(set(r)), len(set(sqls))) for r, sqls in zip(execution, answers)]
-    shown = distinct.index(max(distinct))
-    question = questions[shown]
-    lines = [f"    {lang}, {question.db_id}: {question.question}"]
-    lines += [f"    gold: {question.gold_sql}"]
-    for name, sql, values in zip(cells, answers[shown], terms[shown].tolist()):
-        parts = ", ".join(f"{term} {value:.2f}" for term, value in zip(rewards.names, values))
-        lines += [f"    {name}: {sql}", f"        {parts}"]
-    return lines
-
-
 def plot(results: Results, path: Path) -> None:
     """Draws rewards over training, for each row and seed; and the total by language."""
     import matplotlib
@@ -307,13 +247,13 @@ def plot(results: Results, path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     for axis, key in zip(axes, ("reward/execution", "reward/semantic")):
         for number, name in enumerate(MAIN):
-            for cell in results.joint.get(name, []):
+            for cell in results.rows.get(name, []):
                 values = cell["curve"].get(key, [])
                 label = name if cell["seed"] == 0 and values else None
                 place = [(i + 0.5) / len(values) for i in range(len(values))]
                 axis.plot(place, values, color=f"C{number}", label=label, linewidth=1.2)
         axis.set_title(key, fontsize=10)
-    plot_languages(results.joint.get(MAIN[-1], []), axes[2])
+    plot_languages(results.rows.get(MAIN[-1], []), axes[2])
     for axis in axes:
         axis.set_xlabel("share of training")
         axis.grid(alpha=0.2)
@@ -338,8 +278,8 @@ def experiment_tables(results: Results) -> str:
     """The tables of an experiment of its own: its rows, and what each gains over the one before, or
     over the SFT policy where there are other rows than those of the main table.
     """
-    names = [name for name in MAIN if name in results.joint]
-    others = [name for name in results.joint if name not in MAIN]
+    names = [name for name in MAIN if name in results.rows]
+    others = [name for name in results.rows if name not in MAIN]
     if others:
         names += others
         pairs = [(name, "SFT policy") for name in names if name != "SFT policy"]
@@ -348,7 +288,7 @@ def experiment_tables(results: Results) -> str:
         if "SFT policy" in names[:-2]:
             pairs.append((names[-1], "SFT policy"))
     tables = [shares_table(results, names), difference_table(results, pairs)]
-    langs = {lang for name in names for cell in results.joint[name] for lang in cell["outcomes"]}
+    langs = {lang for name in names for cell in results.rows[name] for lang in cell["outcomes"]}
     if len(langs) > 1:
         for metric in ("execution", "test_suite"):
             tables += [language_table(results, metric), gain_table(results, pairs, metric)]
@@ -363,7 +303,7 @@ def poor_table(folders: dict[str, Results]) -> Rows:
         ("rows of a table", "GRPO: TS", "+ contrastive", "+ test suite", "right: EX", "right: TS")
     ]
     for name, results in folders.items():
-        cells = results.joint
+        cells = results.rows
         if "GRPO" not in cells:
             continue
         added = (
@@ -385,15 +325,15 @@ def no_gold_table(results: Results) -> Rows:
     """
     metrics = ("execution", "test_suite")
     rows = [("rewards", "seeds", "EX", "EX gained", "TS gained", "of gold's TS gain", "top answer")]
-    start = means(results.joint["SFT policy"])
-    names = [name for name in MAIN if name in results.joint]
-    for name in names + [name for name in results.joint if name not in MAIN]:
-        row = means(cells := results.joint[name])
+    start = means(results.rows["SFT policy"])
+    names = [name for name in MAIN if name in results.rows]
+    for name in names + [name for name in results.rows if name not in MAIN]:
+        row = means(cells := results.rows[name])
         share = share_text(row.average("execution"))
         if not cells[0]["curve"]:
             rows.append((name, "", share, *[""] * 4))
             continue
-        pair = same_seeds(cells, results.joint["GRPO + contrastive"])
+        pair = same_seeds(cells, results.rows["GRPO + contrastive"])
         gained, ceiling = (means(each).minus(start) for each in pair)
         differences = (difference_text(gained.average(metric)) for metric in metrics)
         ratio = share_text(part_of(gained, ceiling, "test_suite"))
@@ -414,21 +354,20 @@ def main_sections(results: Results) -> dict[str, str]:
     """What stands in docs/results.md about the main experiment, by the name of its place."""
     best, sft, larger = "GRPO + contrastive", "SFT policy", "larger SFT policy"
     pairs = [(best, sft), ("GRPO", sft), (best, "GRPO"), (best, larger)]
-    ablations = [(name, best) for name in results.joint if name not in MAIN + AMOUNTS]
+    pairs = [pair for pair in pairs if set(pair) <= results.rows.keys()]
+    ablations = [(name, best) for name in results.rows if name not in MAIN + AMOUNTS]
     tables = {
         "main": main_table(results),
-        "known": known_table(results),
         "differences": difference_table(results, pairs),
-        "languages": language_table(results, "execution"),
+        "parts": part_table(results, pairs, "execution"),
+        "languages": language_table(results, "execution")
+        + gain_table(results, pairs, "execution")[1:],
         "gaps": gap_table(results),
         "ablations": difference_table(results, ablations),
-        "contrastive": difference_table(results, [(name, "GRPO") for name in VARIANTS]),
         "amounts": difference_table(results, [(name, sft) for name in AMOUNTS]),
-        "single": single_table(results),
     }
-    texts = {"examples": example_text(results)}
-    texts["curves"] = "![Rewards over training](results-curves.png)"
-    return {name: markdown_table(rows) for name, rows in tables.items()} | texts
+    curves = {"curves": "![Rewards over training](results-curves.png)"}
+    return {name: markdown_table(rows) for name, rows in tables.items()} | curves
 
 
 def write(folder: Path, path: Path) -> None:
@@ -446,7 +385,7 @@ def write(folder: Path, path: Path) -> None:
         plot(results, path.with_name("results-curves.png"))
     sections |= {name: experiment_tables(cells) for name, cells in experiments.items()}
     no_gold = experiments.get("no-gold")
-    if no_gold and {"SFT policy", "GRPO + contrastive"} <= no_gold.joint.keys():
+    if no_gold and {"SFT policy", "GRPO + contrastive"} <= no_gold.rows.keys():
         sections["no-gold"] = markdown_table(no_gold_table(no_gold))
     sections["poor"] = markdown_table(poor_table({name: Results(folder / name) for name in POOR}))
     fill(path, sections)

@@ -12,16 +12,16 @@ from torch import Tensor
 
 
 def info_nce(
-    questions: Tensor, sqls: Tensor, *, scale: Tensor, positives: Tensor, same_text: Tensor
+    questions: Tensor, sqls: Tensor, *, scale: Tensor, positives: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean of the question-to-SQL and the SQL-to-question cross-entropy.
 
     Args:
         questions: float[N, D], L2-normalised.
-        sqls: float[M, D], L2-normalised; those that are no question's positive are hard negatives.
+        sqls: float[M, D], L2-normalised, of different texts; those that are no question's positive
+            are hard negatives.
         scale: float scalar, the inverse temperature.
         positives: int64[N], the row of `sqls` with the question's own SQL.
-        same_text: bool[N, M], True where a SQL's text equals that of the question's own.
     Returns:
         The loss, a float32 scalar, and bool[N]: whether the question's own SQL is the closest.
     Raises:
@@ -45,18 +45,15 @@ def info_nce(
         the third competes with both, ln(1 + 2 * e^-1) = 0.55144; mean 0.39266
         loss = (0.31326 + 0.39266) / 2 = 0.35296
     """
-    if same_text.shape != (len(questions), len(sqls)) or positives.shape != (len(questions),):
+    if positives.shape != (len(questions),):
         raise ValueError(
-            f"questions {tuple(questions.shape)}, sqls {tuple(sqls.shape)}, positives "
-            f"{tuple(positives.shape)} and same_text {tuple(same_text.shape)} are not "
-            "[N, D], [M, D], [N], [N, M]"
+            f"questions {tuple(questions.shape)} and positives {tuple(positives.shape)} are not "
+            "[N, D] and [N]"
         )
     logits = scale * (questions @ sqls.T).float()  # (N, M)
     rows = torch.arange(len(positives), device=positives.device)  # (N,)
-    is_positive = F.one_hot(positives, len(sqls)).bool()  # (N, M)
-    to_sql = logits.masked_fill(same_text & ~is_positive, float("-inf"))  # (N, M)
     # Row n: question n's SQL against all questions, without the other questions of that SQL.
-    is_other = same_text[:, positives].T & (rows[:, None] != rows)  # (N, N)
+    is_other = (positives[:, None] == positives) & (rows[:, None] != rows)  # (N, N)
     to_question = logits[:, positives].T.masked_fill(is_other, float("-inf"))  # (N, N)
-    loss = (F.cross_entropy(to_sql, positives) + F.cross_entropy(to_question, rows)) / 2
-    return loss, to_sql.argmax(dim=1) == positives
+    loss = (F.cross_entropy(logits, positives) + F.cross_entropy(to_question, rows)) / 2
+    return loss, logits.argmax(dim=1) == positives

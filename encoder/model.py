@@ -15,7 +15,6 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -34,10 +33,8 @@ from transformers import (
 )
 
 from encoder.calibration import Calibration
-from encoder.text import sql_text
 from sqlenv.errors import UserError
 from sqlenv.files import WRITE_ERRORS, write_directory, write_json
-from sqlenv.schema import Schema
 
 PREFIXES = {"query": "query: ", "sql": "sql: "}
 MAX_TOKENS = 256
@@ -50,8 +47,8 @@ class ContrastiveEncoder(nn.Module):
     """Embeds questions and SQL. Weights are float32, in eval mode unless `train()` is called.
 
     It is trained on SQL in the form that `encoder.text.sql_text` returns (with the schema if
-    `with_schema`), which hides letter case, spacing and aliases. `similarity` brings SQL into this
-    form; `encode` and `embed` take texts as they are.
+    `with_schema`), which hides letter case, spacing and aliases. `encode` and `embed` take texts as
+    they are.
 
     Args:
         backbone: Hugging Face encoder with hidden size H.
@@ -104,7 +101,7 @@ class ContrastiveEncoder(nn.Module):
         pooled = (states * mask).sum(dim=1) / mask.sum(dim=1)  # (B, H): padding does not count
         if self.projection is not None:
             pooled = self.projection(pooled)  # (B, D)
-        return F.normalize(pooled, dim=-1)
+        return F.normalize(pooled.float(), dim=-1)  # bfloat16 under autocast
 
     def encode(self, texts: list[str], kind: str, *, chunk: int = 32) -> Tensor:
         """N texts -> embeddings, float32[N, D] on the encoder's device, with gradient.
@@ -133,12 +130,15 @@ class ContrastiveEncoder(nn.Module):
         return torch.cat(embeddings)[inverse]  # (N, D)
 
     def fits(self, texts: list[str]) -> list[bool]:
-        """Whether each SQL text has at most `max_tokens` tokens, so that nothing is cut off."""
+        """Whether each SQL text is read to its end: it has at most `max_tokens` tokens.
+
+        An empty text, which `sql_text` returns for SQL that it does not read, never fits.
+        """
         if not texts:
             return []
         prefixed = [PREFIXES["sql"] + text for text in texts]
         ids = self.tokenizer(prefixed, verbose=False)["input_ids"]
-        return [len(row) <= self.max_tokens for row in ids]
+        return [text != "" and len(row) <= self.max_tokens for text, row in zip(texts, ids)]
 
     @torch.no_grad()
     def embed(self, texts: list[str], kind: str) -> Tensor:
@@ -149,29 +149,6 @@ class ContrastiveEncoder(nn.Module):
             embeddings = self.encode(texts, kind, chunk=64)  # (N, D)
         self.train(training)
         return embeddings
-
-    def similarity(
-        self, questions: list[str], sqls: list[str], schemas: Sequence[Schema | None] | None = None
-    ) -> Tensor:
-        """Cosine of question i with SQL i, float32[N] on the CPU, in [-1, 1].
-
-        Equal queries have equal cosines, however they are written. A repeated text is embedded
-        once: a question occurs once per completion of its group.
-
-        Args:
-            schemas: the schema of each SQL's database, which an encoder `with_schema` reads; None:
-                they are not known.
-
-        Raises:
-            ValueError: the lists differ in length.
-        """
-        schemas = schemas if self.with_schema and schemas is not None else [None] * len(sqls)
-        if not len(questions) == len(sqls) == len(schemas):
-            raise ValueError(f"{len(questions)} questions but {len(sqls)} SQL texts")
-        texts = [sql_text(sql, schema) for sql, schema in zip(sqls, schemas)]
-        left = _embed_unique(self, questions, "query")  # (N, D)
-        right = _embed_unique(self, texts, "sql")  # (N, D)
-        return (left * right).sum(dim=-1).clamp(-1.0, 1.0).cpu()
 
     @classmethod
     def load(cls, path: str | os.PathLike, *, dim: int | None = None) -> "ContrastiveEncoder":
@@ -206,12 +183,6 @@ class ContrastiveEncoder(nn.Module):
         require_new(Path(path))
         write = partial(_save_contrastive, self, dtype)
         write_directory(Path(path), write, (*WRITE_ERRORS, SafetensorError))
-
-
-def _embed_unique(encoder: ContrastiveEncoder, texts: list[str], kind: str) -> Tensor:
-    """Embeddings, (N, D); each distinct text is embedded once."""
-    row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    return encoder.embed(list(row), kind)[[row[text] for text in texts]]
 
 
 def require_new(path: Path) -> None:

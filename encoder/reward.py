@@ -1,11 +1,12 @@
 """The semantic reward: how well SQL means what was asked, a number in [0, 1].
 
 The reward depends on the query's normalised text alone (`text.py`), so comments, aliases and prose
-around the query cannot raise it. SQL too long to be read to its end scores 0, since the part that
-is cut off could change the meaning.
+around the query cannot raise it. SQL too long or too deeply nested to be read to its end scores 0,
+since the rest could change the meaning.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -69,7 +70,8 @@ class SemanticReward:
             golds: their gold SQL; not looked at with target "question".
             sqls: the SQL to score; None, where there is none, scores 0.
             valid: whether the SQL runs.
-            db_paths: the databases, read only by an encoder that reads schemas.
+            db_paths: the databases, read only by an encoder that reads schemas, and to tell names
+                from strings in double quotes.
         Returns:
             N scores in [0, 1].
         """
@@ -77,13 +79,17 @@ class SemanticReward:
         scored = [
             i for i, sql in enumerate(sqls) if sql is not None and (valid[i] or not self.gate)
         ]
-        schemas = [load_schema(db_paths[i]) if self.encoder.with_schema else None for i in scored]
-        texts = [sql_text(sqls[i], schema) for i, schema in zip(scored, schemas)]
+        as_read = partial(sql_text, with_schema=self.encoder.with_schema)
+        schemas = [
+            load_schema(db_paths[i]) if self.encoder.with_schema or '"' in sqls[i] else None
+            for i in scored
+        ]
+        texts = [as_read(sqls[i], schema) for i, schema in zip(scored, schemas)]
         fits = self.encoder.fits(texts)
         targets = [] if self.target == "question" else [golds[i] for i in scored]
         values = self.cosines(
             [questions[i] for i in scored],
-            [sql_text(gold, schema) for gold, schema in zip(targets, schemas)],
+            [as_read(gold, schema) for gold, schema in zip(targets, schemas)],
             [text if fit else "" for text, fit in zip(texts, fits)],
         )  # (len(scored),)
         if self.score == "calibrated":

@@ -168,7 +168,9 @@ def renamed(query: Query) -> Iterator[Edit]:
         for source in select.sources:
             if source.table is not None and source.alias != source.table:
                 names.setdefault(source.alias, f"r{len(names) + 1}_{source.table[:1]}")
-                place = source.item + (query.tokens[source.item + 1].text == "as") + 1
+                place = source.item + 1
+                place += 2 * (query.tokens[place].text == ".")  # main.singer AS s
+                place += query.tokens[place].text == "as"
                 yield Edit(place, place + 1, names[source.alias])
     for i, token in enumerate(query.tokens[:-1]):
         if query.tokens[i + 1].text == "." and name_of(token) in names:
@@ -182,7 +184,9 @@ def joins_swapped(query: Query) -> Iterator[Edit]:
             query.tokens[i].text == "*" and query.tokens[i - 1].text != "("
             for i in select.clause("select")
         )
-        if len(select.sources) < 2 or starred:
+        # USING (x) has no place before the second table, and x is that of the first.
+        using = any(query.tokens[i].text == "using" for i in select.clause("from"))
+        if len(select.sources) < 2 or starred or using:
             continue
         first, second = select.sources[:2]
         words = [token.text for token in query.tokens[second.first : second.item]]

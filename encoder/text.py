@@ -4,32 +4,41 @@ An alias has no meaning, and a policy is free to choose it: "number_of_singers" 
 score of any query for a question with these words. So aliases are normalised:
 
 - result columns lose theirs, or become c1, c2, … where something refers to them;
-- tables with an alias become t1, t2, …, and those of WITH w1, w2, ….
+- tables with an alias become t1, t2, …, and those of WITH, like windows, w1, w2, ….
 
-Comments, letter case and spacing are removed as well. So is quoted text that is longer than any
-name or value people ask for, and a string that is compared with no column, such as a copy of the
-question. The text need not be SQL that runs; it must be equal for equal queries.
+Comments, letter case and spacing are removed as well. So are unusual words in the type of a CAST,
+quoted text that is longer than any name or value people ask for, and a string in an expression
+without a column, such as a copy of the question. The text need not be SQL that runs; it must be
+equal for equal queries.
 """
 
 import re
+from collections.abc import Iterable
 
+from encoder.aliases import Aliases
 from sqlenv.query import Edit, Query, Token, name_of, parse
 from sqlenv.schema import Schema
-from sqlenv.text import ASCII_LOWER, KEYWORDS, canonical_sql
+from sqlenv.text import ASCII_LOWER, KEYWORDS, canonical_sql, tokenize
 
-MAX_LENGTH = 20_000  # characters of a query that are read
+MAX_LENGTH = 20_000  # characters of a query that is read
 MAX_DEPTH = 50  # of nested parentheses
 MAX_QUOTED = 48  # bytes of a quoted text; the longest in Spider's 8,000 gold queries has 39
 PLAIN = re.compile(r"[^\W\d]\w*")
-NAMES = ("name", "quoted")
 QUOTED = ("string", "quoted")
+TYPES = "int integer real float double decimal numeric char varchar text blob".split()
 
 
-def sql_text(sql: str, schema: Schema | None = None) -> str:
-    """Returns the normalised text of a query; any string is accepted.
+def sql_text(sql: str, schema: Schema | None = None, *, with_schema: bool = True) -> str:
+    """Returns the normalised text of a query, "" if it is too long or too deeply nested to be read.
 
-    With a schema, the tables that the query names are appended in the schema's order, with their
-    columns, so that the encoder sees the columns that the query could have used.
+    Any string is accepted.
+
+    Args:
+        schema: of the database. Without it, text in double quotes counts as a name; with it, only
+            if it is one.
+        with_schema: with a schema, the tables that the query names are appended in the schema's
+            order, with their columns, so that the encoder sees the columns that the query could
+            have used.
 
     >>> sql_text('SELECT s.name AS "oldest of all" FROM "singer" s ORDER BY s.age -- oldest')
     'SELECT t1.name FROM singer AS t1 ORDER BY t1.age'
@@ -38,100 +47,99 @@ def sql_text(sql: str, schema: Schema | None = None) -> str:
     >>> sql_text("SELECT 'How many?' FROM singer WHERE name = 'Ann' OR 'How many?' = 'How many?'")
     "SELECT '…' FROM singer WHERE name = 'Ann' OR '…' = '…'"
     """
-    sql = sql[:MAX_LENGTH].encode(errors="replace").decode()  # no lone surrogates
-    query = parse(canonical_sql(sql))
-    if is_too_deep(query):
-        return query.sql
-    text = canonical_sql(query.edited(edits(query)))
+    if len(sql) > MAX_LENGTH:
+        return ""
+    sql = canonical_sql(sql.encode(errors="replace").decode())  # no lone surrogates
+    if is_too_deep(sql):
+        return ""
+    query = parse(sql)
+    text = canonical_sql(query.edited(edits(query, schema and names_in(schema))))
     named = {source.table for select in query.selects for source in select.sources}
-    tables = [t for t in schema.tables if t.name.translate(ASCII_LOWER) in named] if schema else []
-    listed = [f"{t.name}({', '.join(column.name for column in t.columns)})" for t in tables]
+    tables = schema.tables if schema and with_schema else ()
+    listed = [
+        f"{t.name}({', '.join(column.name for column in t.columns)})"
+        for t in tables
+        if t.name.translate(ASCII_LOWER) in named
+    ]
     return " | ".join([text, ", ".join(listed).translate(ASCII_LOWER)]) if listed else text
 
 
-def edits(query: Query) -> list[Edit]:
-    """Renames every alias where it is defined and used, or drops it if it is never used."""
-    tokens, edit_at = query.tokens, {}
-    tables, columns = {}, {}  # new names by old name
-    for number, place in enumerate(with_tables(query)):
-        tables[name_of(tokens[place])] = f"w{number + 1}"
-    items = {source.item for select in query.selects for source in select.sources}
-    defined = dict.fromkeys(table_aliases(query), "t") | dict.fromkeys(column_aliases(query), "c")
-    is_name = [token.kind in NAMES and tokens[i - 1].text != "." for i, token in enumerate(tokens)]
-    used = {name_of(t) for i, t in enumerate(tokens) if is_name[i] and i not in defined}
-    idle = idle_strings(query)
-    for place, letter in sorted(defined.items()):
-        name, new_names = name_of(tokens[place]), tables if letter == "t" else columns
-        if letter == "t" or name in used:
-            new = f"AS {new_names.setdefault(name, f'{letter}{len(new_names) + 1}')}"
-        else:
-            new = ""
-        first = place - (tokens[place - 1].text == "as")
-        edit_at[first] = Edit(first, place + 1, new)
+def names_in(schema: Schema) -> set[str]:
+    """The names of tables, views and columns, in lower case."""
+    tables = (*schema.tables, *schema.views)
+    return {part.name.translate(ASCII_LOWER) for t in tables for part in (t, *t.columns)}
+
+
+def edits(query: Query, known: set[str] | None) -> list[Edit]:
+    """Renames every alias where it is defined and used, or drops it if it is never used.
+
+    Args:
+        known: the names in the schema; None if there is none.
+    """
+    tokens, aliases, found = query.tokens, Aliases(query), []
+    renamed, idle = new_names(aliases), idle_words(aliases, known)
+    tables = aliases.items | aliases.qualifiers
     for i, token in enumerate(tokens):
-        is_table = i in items or query.next_text(i) in (".", "as")
-        new = (tables if is_table else columns).get(name_of(token)) if is_name[i] else None
-        if i in defined:
-            continue
-        if new or (is_name[i] and is_needlessly_quoted(token, is_table)):
-            edit_at[i] = Edit(i, i + 1, new or name_of(token))
+        before = tokens[i - 1].text
+        if i in aliases.sources or i in aliases.results:
+            new = f"AS {renamed[i]}" if i in renamed else ""
+            found.append(Edit(i - (before == "as"), i + 1, new))
+        elif i in renamed:
+            found.append(Edit(i, i + 1, renamed[i]))
+        elif before != "." and is_needlessly_quoted(token, i in tables):
+            found.append(Edit(i, i + 1, name_of(token)))
         elif i in idle or (token.kind in QUOTED and len(token.text.encode()) > MAX_QUOTED):
-            edit_at[i] = Edit(i, i + 1, "'…'")
-    return list(edit_at.values())
+            found.append(Edit(i, i + 1, "'…'"))
+    return found
 
 
-def idle_strings(query: Query) -> set[int]:
-    """Indices of strings in a result column or a condition that names no column."""
-    spans = [item for select in query.selects for item in query.items(select.clause("select"))]
+def new_names(aliases: Aliases) -> dict[int, str]:
+    """The new names of aliases, by token, where they are defined and used."""
+
+    def numbered(letter: str, places: Iterable[int], start: int = 0) -> dict[str, str]:
+        names = dict.fromkeys(map(aliases.name, places))
+        return {name: f"{letter}{number}" for number, name in enumerate(names, start + 1)}
+
+    used = {aliases.name(i) for i in aliases.references}
+    kept = aliases.listed | {i for i in aliases.results if aliases.name(i) in used}
+    with_tables = numbered("w", aliases.tables)
+    others = [i for i in sorted(aliases.sources) if aliases.name(i) not in with_tables]
+    tables = with_tables | numbered("t", others, len(with_tables))
+    windows = numbered("w", sorted(aliases.windows), len(with_tables))
+    new = {}
+    for places, names in (
+        (aliases.sources | aliases.qualifiers, tables),
+        (aliases.items | aliases.tables.keys(), with_tables),
+        (aliases.windows | aliases.used_windows, windows),
+        (kept | aliases.references, numbered("c", sorted(kept))),
+    ):
+        new |= {i: names[aliases.name(i)] for i in places if aliases.name(i) in names}
+    return new
+
+
+def idle_words(aliases: Aliases, known: set[str] | None) -> set[int]:
+    """Strings in an expression that names no column, or in none, and types that SQL does not have.
+
+    Args:
+        known: the names in the schema, where other names in double quotes are strings.
+    """
+    query, tokens = aliases.query, aliases.query.tokens
+    strings = {i for i, token in enumerate(tokens) if token.kind == "string"}
+    columns = aliases.columns
+    if known is not None:
+        unknown = {i for i in columns - aliases.references if aliases.name(i) not in known}
+        strings |= {i for i in unknown if tokens[i].text[0] == '"' and tokens[i - 1].text != "."}
+    columns = columns - strings
+    spans = []
     for select in query.selects:
+        for clause in ("select", "group", "order"):
+            spans += query.items(select.clause(clause))
         spans += [leaf for condition in select.conditions() for leaf in query.leaves(condition)]
-    idle = [
-        span
-        for span in spans
-        if not any(query.tokens[i].kind in NAMES and query.next_text(i) != "(" for i in span)
-    ]
-    return {i for span in idle for i in span if query.tokens[i].kind == "string"}
-
-
-def with_tables(query: Query) -> list[int]:
-    """Token indices of the names of WITH's tables, where they are defined."""
-    return [
-        place - 2
-        for place in query.closing
-        if place > 1
-        and query.tokens[place - 1].text == "as"
-        and query.tokens[place - 2].kind in NAMES
-        and query.next_text(place) in ("select", "values", "with")
-    ]
-
-
-def table_aliases(query: Query) -> list[int]:
-    """Token indices of the aliases of tables and subqueries, where they are defined."""
-    places = []
-    for select in query.selects:
-        for source in select.sources:
-            after = query.closing.get(source.item, source.item) + 1
-            while query.tokens[after : after + 1] and query.tokens[after].text == ".":
-                after += 2
-            after += after < source.last and query.tokens[after].text == "as"
-            if after < source.last and query.tokens[after].kind in (*NAMES, "string"):
-                places.append(after)
-    return places
-
-
-def column_aliases(query: Query) -> list[int]:
-    """Token indices of the aliases of result columns, where they are defined."""
-    places = []
-    for select in query.selects:
-        for item in query.items(select.clause("select")):
-            last = item.stop - 1
-            if len(item) < 2 or query.tokens[last].kind not in (*NAMES, "string"):
-                continue
-            before = query.tokens[last - 1]
-            follows_value = before.kind in (*NAMES, "number", "string") or before.text == ")"
-            if before.text == "as" or follows_value or before.text == "end":
-                places.append(last)
-    return places
+        spans += [range(s.item, s.last) for s in select.sources if s.table is None]
+    named = {i for span in spans if not columns.isdisjoint(span) for i in span}
+    unnamed = {i for span in spans if columns.isdisjoint(span) for i in span}
+    types = {i for i in aliases.types if aliases.name(i) not in TYPES}
+    return {i for i in strings if i in unnamed or i not in named} | types
 
 
 def is_needlessly_quoted(token: Token, is_table: bool) -> bool:
@@ -144,10 +152,10 @@ def is_needlessly_quoted(token: Token, is_table: bool) -> bool:
     return quoted and bool(PLAIN.fullmatch(name)) and name not in KEYWORDS
 
 
-def is_too_deep(query: Query) -> bool:
+def is_too_deep(sql: str) -> bool:
     """Whether parentheses are nested more than `MAX_DEPTH` deep."""
     depth = deepest = 0
-    for token in query.tokens:
-        depth += (token.text == "(") - (token.text == ")")
+    for token in tokenize(sql):
+        depth += (token.group() == "(") - (token.group() == ")")
         deepest = max(deepest, depth)
     return deepest > MAX_DEPTH

@@ -145,15 +145,7 @@ def train_step(
         questions = encoder.encode(batch.questions, "query")  # (N, D)
         sqls = encoder.encode(batch.sqls, "sql")  # (M, D)
     positives = torch.tensor(batch.positives, device=device)  # (N,)
-    # The texts of a batch are distinct.
-    same_text = positives[:, None] == torch.arange(len(sqls), device=device)  # (N, M)
-    loss, is_closest = info_nce(
-        questions.float(),
-        sqls.float(),
-        scale=encoder.scale,
-        positives=positives,
-        same_text=same_text,
-    )
+    loss, is_closest = info_nce(questions, sqls, scale=encoder.scale, positives=positives)
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
@@ -191,8 +183,8 @@ def calibrate(
 ) -> dict[str, Calibration]:
     """Fits a calibration for each target of the reward to held-out questions.
 
-    Right SQL is gold and an equivalent rewrite of it in turn. Wrong SQL is another SQL query of
-    the database and a hard negative in turn (two questions each).
+    Right SQL is gold or an equivalent rewrite of it, wrong SQL another SQL query of the database or
+    a hard negative, drawn for each question, so that no kind belongs to a language.
     """
     rng, databases = random.Random(seed), by_database(entries)
     questions, golds, right, wrong = [], [], [], []
@@ -201,11 +193,11 @@ def calibrate(
         others = [other.gold for other in databases[entry.db_id] if other is not entry]
         negatives = hard_negatives(entry.gold, entry.schema)
         rewrites = [rewrite.sql for rewrite in equivalent_rewrites(entry.gold)]
-        for number, (_, question) in enumerate(entry.questions):
+        for _, question in entry.questions:
             right_sql, wrong_sql = entry.gold, rng.choice(others)
-            if number % 2 and rewrites:
+            if rewrites and rng.random() < 0.5:
                 right_sql = rng.choice(rewrites)
-            if number // 2 % 2 and negatives:
+            if negatives and rng.random() < 0.5:
                 wrong_sql = draw_negatives(negatives, 1, rng)[0].sql
             questions.append(question)
             golds.append(sql_text(entry.gold, schema))

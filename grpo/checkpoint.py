@@ -48,7 +48,7 @@ def training_state(trainer) -> dict:
         "cursor": trainer.questions.cursor,
         "streaks": dict(trainer.questions.streaks),
         "bad_updates": trainer.non_finite.bad_updates,
-        "config": trainer.config.to_dict(),
+        "signs": dict(trainer.collapse.steps),
         "optimizer": copy.deepcopy(trainer.optimizer.state_dict()),  # it would change in place
         "schedule": trainer.schedule.state_dict(),
         "scaler": trainer.scaler.state_dict(),
@@ -67,6 +67,7 @@ def load_training_state(trainer, state: dict) -> None:
     trainer.step, trainer.questions.cursor = state["step"], state["cursor"]
     trainer.questions.streaks = dict(state["streaks"])
     trainer.non_finite.bad_updates = state["bad_updates"]
+    trainer.collapse.steps = dict(state["signs"])
 
 
 def save_adapter(model, folder: Path, base: str) -> None:

@@ -51,7 +51,7 @@ def add_option(parser: argparse._ActionsContainer, f: Field) -> None:
     if "parse" in f.metadata:
         kind["metavar"] = "FILE"
     if isinstance(f.default, bool):
-        kind = {"action": argparse.BooleanOptionalAction if f.default else "store_true"}
+        kind = {"action": argparse.BooleanOptionalAction}
     default = "on" if f.default is True else "off" if f.default is False else str(f.default)
     shown = default.removeprefix(f"{ROOT}/")
     text = f.metadata["help"] + (f" ({shown})" if shown else "")

@@ -257,10 +257,20 @@ class Config:
                 f"--train-completions: must be 0 or from 2 to --group-size ({self.group_size}), "
                 f"not {self.train_completions}"
             )
-        if self.constrain_names and self.gold_completions:
-            raise UserError("--gold-completions: not with --constrain-names: gold was not drawn")
+        self.check_gold_completions()
         parse_languages(self.lang)
-        check_weights(self.reward)
+        check_weights(self.reward, self.semantic_target)
+
+    def check_gold_completions(self) -> None:
+        """Raises UserError for an option that looks at groups before gold joins them."""
+        others = {
+            "--constrain-names": self.constrain_names,
+            "--dynamic-sampling": self.dynamic_sampling,
+            "--ask-again": self.ask_again < 1,
+            "--reward consensus": self.reward.get("consensus"),
+        }
+        for name in [name for name, used in others.items() if used and self.gold_completions]:
+            raise UserError(f"--gold-completions: not with {name}, which is about sampled SQL")
 
     def to_dict(self) -> dict:
         return asdict(self)

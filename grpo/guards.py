@@ -77,16 +77,18 @@ class SamplerGuard:
 
 
 class CollapseGuard:
-    """Warns if the last ``SICK_STEPS`` steps had the sign of a run that learns
-    nothing or falls apart.
+    """Warns if the last ``SICK_STEPS`` steps had the sign of a run that learns nothing or falls
+    apart.
 
     Args:
         max_grad_norm: what the gradient's norm is clipped to.
+
+    Attributes:
+        steps: for each sign, how many steps in a row had it; part of a checkpoint.
     """
 
     def __init__(self, max_grad_norm: float):
         self.max_grad_norm = max_grad_norm
-        # For each sign, how many steps in a row had it.
         self.steps = dict.fromkeys(("groups", "kl", "entropy", "gradient", "answers"), 0)
 
     def check(self, metrics: dict[str, float]) -> bool:

@@ -32,12 +32,13 @@ def needs_gold(weights: dict[str, float], semantic_target: str = "question") -> 
     return bool(compared) or any(weights.get(name) for name in NEED_GOLD)
 
 
-def is_label_free(weights: dict[str, float]) -> bool:
+def is_label_free(weights: dict[str, float], semantic_target: str = "question") -> bool:
     """Whether the policy is rewarded by its own agreement or by the encoder, and by no gold SQL."""
-    return not needs_gold(weights) and any(weights.get(n) for n in ("consensus", "semantic"))
+    unlabelled = any(weights.get(name) for name in ("consensus", "semantic"))
+    return unlabelled and not needs_gold(weights, semantic_target)
 
 
-def check_weights(weights: dict[str, float]) -> None:
+def check_weights(weights: dict[str, float], semantic_target: str = "question") -> None:
     """Refuses unknown rewards, and weights under which a wrong query could beat a right one.
 
     A right query runs, so it has execution and syntax in full. A wrong one can have at most all
@@ -60,7 +61,7 @@ def check_weights(weights: dict[str, float]) -> None:
     auxiliary = sum(weights[name] for name in present)
     correctness = "test_suite" if weights.get("test_suite") else "execution"
     only_custom = not present and any(w and is_custom(name) for name, w in weights.items())
-    unguarded = only_custom or is_label_free(weights)
+    unguarded = only_custom or is_label_free(weights, semantic_target)
     if weights.get(correctness, 0) <= auxiliary and not unguarded:
         raise UserError(
             f"--reward: {' + '.join(present) or 'the others'} ({auxiliary:g}) must weigh less than "
@@ -124,7 +125,7 @@ class Rewards:
         timeout: float = 10.0,
         suites: dict[Path, Suite] | None = None,
     ):
-        check_weights(weights)
+        check_weights(weights, semantic.target if semantic else "question")
         self.verifier, self.semantic, self.suites = verifier, semantic, suites
         self.max_new_tokens, self.overlong_buffer = max_new_tokens, overlong_buffer
         self.specs = [name for name, weight in weights.items() if weight]
@@ -220,7 +221,8 @@ class Rewards:
         """Of P examples and P x G verdicts."""
         size, shares = len(verdicts) // max(1, len(examples)), []
         for p, example in enumerate(examples):
-            sqls = [verdict.sql for verdict in verdicts[size * p : size * (p + 1)]]
+            own = verdicts[size * p : size * (p + 1)]
+            sqls = [verdict.sql if verdict.valid else None for verdict in own]
             budget = {"timeout_budget": TIMEOUT_BUDGET}
             shares += consensus(self.verifier.sandbox, example.db_path, sqls, **budget)
         return shares

@@ -42,9 +42,11 @@ from grpo.config import Config, read_provenance, read_settings
 from grpo.distributed.parallel import Distributed
 from grpo.dynamic_sampling import select_groups
 from grpo.evaluation import report
+from grpo.evaluation.analysis import grouped
 from grpo.evaluation.measure import (
     Prediction,
     failed_gold,
+    measured,
     prediction_lines,
     read_prediction_lines,
     stopped_gold,
@@ -138,8 +140,13 @@ class RunFolder:
         planned = read_settings("--output", self.path).get("steps", Config.steps)
         if given == planned:
             return
-        metrics = report.read_metrics(self.metrics_path)
-        done = metrics[-1]["step"] if metrics else 0
+        self.rows = report.read_metrics(self.metrics_path)
+        done = self.rows[-1]["step"] if self.rows else 0
+        if reason := self.reason_to_end():
+            raise UserError(
+                f"--steps {given}: the run in {self.path} ended at step {done}, since there was "
+                f"{reason}; start another one"
+            )
         if done < max(1, planned) or not (self.path / "summary.json").is_file():
             raise UserError(
                 f"--steps {given}: the run in {self.path} has --steps {planned} and is not "
@@ -232,7 +239,7 @@ class RunFolder:
                 bar.update()
                 stop = any(self.distributed.all_gather(interrupt.requested))
                 due = trainer.step % self.config.save_every == 0 or validation and evaluated
-                if finished or stop or due:
+                if finished or stop or due or self.reason_to_end():
                     self.save(trainer)
                 if stop and not finished:
                     if self.distributed.is_main:
@@ -249,14 +256,16 @@ class RunFolder:
         if patience and waited >= patience:
             return f"no better TS on the validation questions in {waited} evaluations"
         if self.config.stop_on_collapse and any("collapse" in row for row in self.rows):
-            return "it falls apart, see the warning"
+            return "a sign of collapse, see the warning"
         return None
 
     def use_best(self, trainer: Trainer) -> None:
         """The policy, and ``adapter/``, get the weights of the best step if it is known by
         validation, or if the run has fallen apart. The last ones are then in ``last_adapter/``.
         """
-        best, base = best_record(self.path), self.config.model
+        best = best_record(self.path) if self.distributed.is_main else None
+        best = self.distributed.all_gather(best)[0]  # the others wait until it is written
+        base = self.config.model
         if best and (best["by"] == TS or self.reason_to_end()):
             if self.distributed.is_main:
                 save_adapter(trainer.model, self.path / "last_adapter", base)
@@ -361,10 +370,9 @@ def summary_of(before: list[Prediction], after: list[Prediction], seconds: float
     """summary.json: before, after and the paired difference for each language and metric; the same
     for each part of the questions, under "parts", where they have parts.
     """
-    old, new = ([prediction for prediction in side if prediction.part] for side in (before, after))
     return {
-        **before_and_after(before, after, "lang"),
-        "parts": before_and_after(old, new, "part") if old else {},
+        **before_and_after(before, after),
+        "parts": parts_before_and_after(before, after),
         "seconds": round(seconds, 1),
         "failed_gold": failed_gold(before),
         "stopped_gold": stopped_gold(before),
@@ -372,16 +380,12 @@ def summary_of(before: list[Prediction], after: list[Prediction], seconds: float
     }
 
 
-def before_and_after(before: list[Prediction], after: list[Prediction], by: str) -> dict:
-    """{"before", "after", "difference"}, each by a field of the predictions and by metric."""
-    summary = {"before": summarize(before, by), "after": summarize(after, by), "difference": {}}
-    for group, metrics in summary["before"].items():
-        pairs = [
-            (old, new)
-            for old, new in zip(before, after)
-            if getattr(old, by) == group and old.gold_ok
-        ]
-        summary["difference"][group] = {
+def before_and_after(before: list[Prediction], after: list[Prediction]) -> dict:
+    """{"before", "after", "difference"}, each by language and metric."""
+    summary = {"before": summarize(before), "after": summarize(after), "difference": {}}
+    for lang, metrics in summary["before"].items():
+        pairs = [(a, b) for a, b in zip(before, after) if a.lang == lang and a.gold_ok]
+        summary["difference"][lang] = {
             metric: paired_difference(
                 [getattr(old, metric) for old, _ in pairs],
                 [getattr(new, metric) for _, new in pairs],
@@ -389,3 +393,22 @@ def before_and_after(before: list[Prediction], after: list[Prediction], by: str)
             for metric in metrics
         }
     return summary
+
+
+def parts_before_and_after(before: list[Prediction], after: list[Prediction]) -> dict:
+    """The same by part and metric; {} without parts. A part has questions in all languages, so a
+    question and its translations are resampled together.
+    """
+    pairs = [(old, new) for old, new in zip(before, after) if old.part and old.gold_ok]
+    metrics, means = measured(before), []
+    for side in zip(*pairs):
+        values = [[getattr(prediction, metric) for metric in metrics] for prediction in side]
+        means.append(grouped(values, [prediction.part for prediction in side], side))
+    if not means:
+        return {}
+    old, new = means
+    means += [{part: new[part].minus(old[part]) for part in old}]
+    return {
+        name: {part: mean.intervals(metrics) for part, mean in by_part.items()}
+        for name, by_part in zip(("before", "after", "difference"), means)
+    }

@@ -10,8 +10,8 @@ the prompts of train.py, with its chat template if it has one. It is trained wit
 merged at the end, or in all its weights (--lora-rank 0).
 
 Several processes can share the rows of a batch
-(torchrun --nproc-per-node 2 -m grpo.sft --output DIR). assets/README.md has the
-command that made the shipped policy.
+(torchrun --nproc-per-node 2 -m grpo.sft --output DIR). assets/README.md says how the shipped policy
+was made.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from encoder.checkpoint import load_state, save_state
-from encoder.device import check_device, resolve_device
+from encoder.device import check_device, has_bfloat16, resolve_device
 from grpo.checkpoint import SAFETENSORS_ERRORS
 from grpo.command_line import add_prompt_options, prompt_settings
 from grpo.distributed.parallel import SINGLE_PROCESS, Distributed, open_distributed
@@ -193,11 +193,11 @@ def train(
     checkpoint: Path,
     distributed: Distributed,
 ) -> None:
-    """Trains in place, with float32 weights, and bfloat16 matrix products where these are faster.
-    Every ``SAVE_EVERY`` steps the state is written to ``checkpoint``, from which a run with equal
-    arguments continues.
+    """Trains in place, with bfloat16 matrix products where these are faster; the trained weights
+    are float32. Every ``SAVE_EVERY`` steps the state is written to ``checkpoint``, from which a run
+    with equal arguments continues.
     """
-    steps, settings = arguments.steps, vars(arguments) | {"output": "", "stop": 0}
+    steps, settings = arguments.steps, vars(arguments) | dict.fromkeys(("output", "stop", "device"))
     optimizers = make_optimizers(model, arguments.lr, not arguments.model, distributed)
     schedules = [trapezoid_schedule(optimizer, steps) for optimizer in optimizers]
     parts = [model, *optimizers, *schedules]
@@ -254,9 +254,10 @@ def existing(arguments: argparse.Namespace, settings: PromptSettings) -> tuple:
     langs = chosen_languages(dataset, arguments.lang, [arguments.split])
     examples = [example for lang in langs for example in dataset.load(lang, arguments.split)]
     check_context(arguments.model, *read_tokenizer(arguments.model), examples, settings=settings)
-    # All weights are trained in float32: bfloat16 would round small steps of Adam away.
-    dtype = "auto" if arguments.lora_rank else "float32"
-    policy = load_policy(arguments.model, arguments.device, dtype)
+    # All weights are trained in float32: bfloat16 would round small steps of Adam away. So is LoRA
+    # where there is no bfloat16: the gradients of a mean over many tokens are 0 in float16.
+    half = arguments.lora_rank and has_bfloat16(arguments.device)
+    policy = load_policy(arguments.model, arguments.device, "auto" if half else "float32")
     sizes = arguments.rows, arguments.per_row
     batches = SftBatches(examples, policy, *sizes, arguments.seed, settings)
     if rank := arguments.lora_rank:

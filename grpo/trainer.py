@@ -67,15 +67,14 @@ class Trainer:
             self.rollout, config.prompts_per_step, rounds=config.dynamic_sampling
         )  # completion_ids, reward_terms (P, G, R), rewards (P, G)
         with self.timer.phase("train"):
-            batch = self.with_gold(sampled)
+            batch = self.with_gold(sampled, sampling)
             advantages = self.advantages(batch)  # (P, G)
             rollout, advantages = self.what_to_train(batch, advantages.to(device))
-            # From here on P and G count what is trained on.
+            # From here on P and G count what is trained on; advantages are (P, G, 1), or (P, G, T).
             mask = rollout.completion_mask(include_truncated=not config.mask_truncated).to(device)
             weights = token_weights(  # (P, G, T), as mask
                 mask, aggregation=config.loss_aggregation, max_new_tokens=config.max_new_tokens
             )
-            advantages = self.credit(rollout, advantages)  # (P, G, 1), or (P, G, T)
             parts = distributed.micro_batches(len(rollout.examples), config.micro_batch)  # slices
             reference = self.reference_logprobs if config.beta else lambda *_: None
             ref_logprobs = [reference(rollout, part) for part in parts]  # (p, G, T) each
@@ -101,8 +100,8 @@ class Trainer:
                     update.add(part, loss, stats)
                 distributed.all_reduce_gradients(self.parameters.values())
                 updates.append(self.optimizer_step(update))
-                if updates[-1]["skipped"]:
-                    break  # with the same weights, the other iterations would fail, too
+                if updates[-1]["skipped"] and not self.scaler.is_enabled():
+                    break  # with the same weights, and no smaller scale, the others would fail, too
             if not config.beta:
                 arguments = rollout, parts, old_logprobs, self.reference_logprobs, distributed
                 updates[0]["kl"] = metrics.first_group_kl(*arguments)
@@ -131,23 +130,28 @@ class Trainer:
         if self.config.advantage == "per_reward":
             values, applicable = rollout.reward_terms, rollout.applicable  # (P, G, R)
         else:
-            values, applicable = rollout.rewards, rollout.applicable.all(-1)  # (P, G)
+            values, applicable = rollout.rewards, rollout.applicable.any(-1)  # (P, G)
         options = {"kind": self.config.advantage, "weights": self.rewards.weights}
         return group_advantages(values, applicable=applicable, **options)
 
-    def with_gold(self, sampled: Rollout) -> Rollout:
-        """With ``--gold-completions`` gold joins the groups without a right completion. The main
-        process runs gold for all: its queries run against the clock.
+    def with_gold(self, sampled: Rollout, sampling: dict[str, float]) -> Rollout:
+        """With ``--gold-completions`` gold joins the groups without a right completion, and the
+        metric of zero variance counts these groups as they then are. The main process runs gold for
+        all: its queries run against the clock.
         """
         if not self.config.gold_completions:
             return sampled
         longest, batch = self.config.max_new_tokens, sampled
         if self.distributed.is_main:
             batch = add_gold(sampled, self.policy, self.rewards, longest)
-        return self.distributed.all_gather(batch)[0]
+        batch = self.distributed.all_gather(batch)[0]
+        self.sampled = [batch]
+        sampling["frac_reward_zero_std"] = batch.zero_variance().float().mean().item()
+        return batch
 
     def what_to_train(self, rollout: Rollout, advantages: Tensor) -> tuple[Rollout, Tensor]:
-        """The groups and completions that the update is made of, and their advantages.
+        """The groups and completions that the update is made of, and the advantages of their
+        tokens, see ``credit``.
 
         Zero-variance groups are left out: they have no policy gradient. They are kept with
         ``--zero-variance train``, and if there are no others: then the KL term alone pulls.
@@ -155,11 +159,12 @@ class Trainer:
         groups = advantages.any(1).nonzero()[:, 0].tolist()
         if groups and self.config.zero_variance == "skip":
             rollout, advantages = select_groups(rollout, groups), advantages[groups]
+        credited = self.credit(rollout, advantages)  # of all siblings, before some are left out
         if self.config.train_completions:
             chosen = spread_most(advantages.cpu(), self.config.train_completions)  # (P, m)
             rollout = select_completions(rollout, chosen)
-            advantages = advantages.gather(1, chosen.to(advantages.device))
-        return rollout, advantages
+            credited = credited[torch.arange(len(chosen))[:, None], chosen]
+        return rollout, credited
 
     def credit(self, rollout: Rollout, advantages: Tensor) -> Tensor:
         """Advantages of tokens, (P, G, T), or (P, G, 1) if all tokens of a completion share one."""

@@ -56,7 +56,7 @@ def consensus(
     reads no table, or finds nothing: these would be the easiest answers to agree on.
 
     Args:
-        sqls: the answers to one question, None where there is no query.
+        sqls: the answers to one question, None where there is no query, or one known to fail.
     """
     written = [sql for sql in sqls if sql is not None]
     runs, groups = result_groups(sandbox, db_path, written, timeout_budget=timeout_budget)

@@ -115,8 +115,16 @@ def _connect(uri: str) -> sqlite3.Connection:
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> tuple[Column, ...]:
-    rows = connection.execute("SELECT name, type, pk FROM pragma_table_info(?)", [table])
+    # Hidden are columns of virtual tables (1), which a * leaves out, and generated ones (2, 3).
+    sql = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden != 1"
+    rows = connection.execute(sql, [table])
     return tuple(Column(name, " ".join(type.split()), pk > 0) for name, type, pk in rows)
+
+
+def primary_key(connection: sqlite3.Connection, table: str) -> list[str]:
+    """The columns of a table's primary key, in its order, which may not be that of the table."""
+    sql = "SELECT name FROM pragma_table_info(?) WHERE pk ORDER BY pk"
+    return [name for (name,) in connection.execute(sql, [table])]
 
 
 def _views(connection: sqlite3.Connection) -> Iterator[Table]:
@@ -139,7 +147,7 @@ def _foreign_keys(
         if target is None or column.lower() not in names:
             continue
         if to_column is None:  # SQLite uses the primary key
-            primary = [c.name for c in columns[target] if c.primary_key]
+            primary = primary_key(connection, target)
             to_column = primary[part] if part < len(primary) else None
         else:
             target_names = {c.name.lower(): c.name for c in columns[target]}

@@ -11,7 +11,7 @@ from sqlenv.gold import GoldResults
 from sqlenv.sandbox import Execution, Sandbox
 from sqlenv.schema import load_schema
 from sqlenv.testsuite.determinism import tie_broken_queries
-from sqlenv.testsuite.suite import Suite, suite_matches
+from sqlenv.testsuite.suite import Suite, variants_match
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ExecutionVerifier:
         """Whether each query is correct on the given database and on every variant of it (TS).
 
         Args:
-            verdicts: from ``verify``; what is wrong on the given database is not run again.
+            verdicts: from ``verify``; nothing runs on the given database again.
             suites: the test suite of each example's database.
             timeout_budget: as for ``verify``.
         """
@@ -94,7 +94,7 @@ class ExecutionVerifier:
         cases = [
             (suites[examples[i].db_path], examples[i].gold_sql, verdicts[i].sql) for i in correct
         ]
-        matches = suite_matches(self.sandbox, cases, timeout_budget=timeout_budget)
+        matches = variants_match(self.sandbox, cases, timeout_budget=timeout_budget)
         by_index = dict(zip(correct, matches))
         return [by_index.get(i, False) for i in range(len(verdicts))]
 

@@ -19,6 +19,7 @@ from trainer_kit import (
 
 from grpo.advantages import group_advantages
 from grpo.credit import blamed_tokens, difference_credit
+from grpo.dynamic_sampling import select_groups
 from sqlenv.verifier import Verdict
 
 
@@ -107,6 +108,25 @@ def test_a_step_is_the_formula_with_advantages_of_tokens(examples, judged):
         assert close(noted[0][name], gradient), name
     for name in ("loss", "kl", "grad_norm"):
         assert metrics[name] == pytest.approx(plain[name], rel=1e-4)
+
+
+def test_the_nearest_sibling_is_one_of_the_whole_group(examples, judged):
+    """Two of three completions are trained, the first and the second, which is compared with the
+    third, a right one that it is equal to but for one token.
+    """
+    right, wrong = judged.verdicts[1][0], judged.verdicts[1][1]
+    ids = [[5, 9, 7], [8, 4, 6], [8, 4, 7]]
+    batch = replace(
+        select_groups(judged, [1]),
+        completion_ids=[ids],
+        verdicts=[[right, wrong, right]],
+        rewards=torch.tensor([[1.0, 0.0, 0.9]]),
+    )
+    trainer = make_trainer(examples, credit="difference", train_completions=2)
+    rollout, advantages = trainer.what_to_train(batch, trainer.advantages(batch))
+    assert rollout.completion_ids == [ids[:2]] and advantages.shape == (1, 2, 3)
+    assert (advantages[0, 1] != 0).tolist() == [False, False, True]
+    assert (advantages[0, 0] > 0).all()
 
 
 def test_without_a_right_one_nothing_changes(examples, sampled):

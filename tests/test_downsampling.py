@@ -1,5 +1,6 @@
 """Training on some completions of each group (PODS)."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -102,6 +103,22 @@ def test_to_train_on_all_is_to_choose_nothing(examples, sampled):
         trainer.train_step()
         weights.append(lora_of(trainer))
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_completion_without_one_of_its_terms_counts_in_the_std(examples, sampled):
+    """[1.2, 1.2, 0.2], where the second term of the last two is missing and was filled in: the std
+    of all three is 0.577350. Of the completions with all terms there is one.
+    """
+    applicable = torch.ones(4, 3, 2, dtype=torch.bool)
+    applicable[:, 1:, 1] = False
+    rewards = torch.tensor([[1.2, 1.2, 0.2]]).expand(4, 3)
+    batch = replace(sampled, applicable=applicable, rewards=rewards)
+    ours = make_trainer(examples, advantage="group").advantages(batch)
+    assert close(ours, torch.tensor([[0.57725, 0.57725, -1.15450]]).expand(4, 3))
+    applicable[:, 1] = False  # nothing is known of the second, for which the mean 0.7 stands in
+    batch = replace(batch, rewards=torch.tensor([[1.2, 0.7, 0.2]]).expand(4, 3))
+    ours = make_trainer(examples, advantage="group").advantages(batch)
+    assert close(ours, torch.tensor([[0.70701, 0.0, -0.70701]]).expand(4, 3))
 
 
 @pytest.mark.parametrize("count", [1, 9])

@@ -11,9 +11,7 @@ from encoder import ContrastiveEncoder
 from encoder.calibration import Calibration, fit_calibration
 from encoder.loss import info_nce
 from encoder.scratch import small_encoder
-from encoder.text import sql_text
 from sqlenv.errors import UserError
-from sqlenv.schema import Column, Schema, Table
 
 PAIRS = [
     ("List the age of all orders", "SELECT age FROM orders"),
@@ -33,11 +31,12 @@ def encoder() -> ContrastiveEncoder:
     return tiny_encoder()
 
 
+def cosines(encoder: ContrastiveEncoder, questions: list[str], sqls: list[str]) -> torch.Tensor:
+    return (encoder.embed(questions, "query") * encoder.embed(sqls, "sql")).sum(dim=1)
+
+
 def info_nce_of(questions: torch.Tensor, sqls: torch.Tensor, positives: list[int], scale=1.0):
-    """info_nce for SQL of which no two texts are equal."""
-    rows = torch.tensor(positives)
-    same_text = rows[:, None] == torch.arange(len(sqls))
-    return info_nce(questions, sqls, scale=torch.tensor(scale), positives=rows, same_text=same_text)
+    return info_nce(questions, sqls, scale=torch.tensor(scale), positives=torch.tensor(positives))
 
 
 def loss_of(cosines: list[list[float]], positives: list[int]) -> torch.Tensor:
@@ -58,13 +57,8 @@ def test_info_nce_by_hand():
 
 def test_info_nce_says_whose_own_sql_is_closest():
     questions = torch.tensor([[0.9, 0.1, 0.8], [0.2, 0.3, 0.4]])
-    same_text = torch.tensor([[True, False, False], [False, True, False]])
-    options = {"scale": torch.tensor(1.0), "positives": torch.tensor([0, 1])}
-    _, is_closest = info_nce(questions, torch.eye(3), **options, same_text=same_text)
+    _, is_closest = info_nce_of(questions, torch.eye(3), [0, 1])
     assert is_closest.tolist() == [True, False]
-    same_text[1, 2] = True  # the same text once more is no rival
-    _, is_closest = info_nce(questions, torch.eye(3), **options, same_text=same_text)
-    assert is_closest.tolist() == [True, True]
 
 
 def test_info_nce_gradient_is_finite_and_pulls_together():
@@ -77,9 +71,8 @@ def test_info_nce_gradient_is_finite_and_pulls_together():
 
 
 def test_info_nce_rejects_shapes_that_do_not_fit():
-    options = {"scale": torch.tensor(1.0), "positives": torch.arange(3)}
     with pytest.raises(ValueError, match=r"\[N, D\]"):
-        info_nce(torch.eye(3), torch.eye(3), **options, same_text=torch.eye(2) > 0)
+        info_nce_of(torch.eye(3), torch.eye(3), [0, 1])
 
 
 def test_padding_and_order_do_not_change_an_embedding(encoder):
@@ -108,47 +101,17 @@ def test_prefix_tells_question_from_sql(encoder):
 def test_long_text_is_cut_and_no_text_is_fine(encoder):
     assert torch.equal(encoder.embed(["age " * 300], "sql"), encoder.embed(["age " * 999], "sql"))
     assert encoder.embed([], "sql").shape == (0, 32)
-    assert encoder.similarity([], []).shape == (0,)
 
 
 def test_what_is_too_long_to_read_does_not_fit(encoder):
     age = len(encoder.tokenizer("sql: age")["input_ids"])
     assert encoder.fits(["age", "age " * (257 - age), "age " * (258 - age)]) == [True, True, False]
-    assert encoder.fits([]) == []
+    assert encoder.fits([]) == [] and encoder.fits([""]) == [False]
 
 
-def test_similarity_does_not_depend_on_how_sql_is_written(encoder):
-    """Letter case, spacing and comments mean nothing. The schema counts for an encoder that was
-    trained with it.
-    """
-    question = "What is the highest age of the singers?"
-    written = ["SELECT max(age) FROM singer", "select MAX( AGE )\nfrom singer -- oldest"]
-    first, second = encoder.similarity([question] * 2, written).tolist()
-    assert first == pytest.approx(second, abs=1e-6)
-    schema = Schema((Table("singer", (Column("age", "INTEGER", False),), ()),))
-    known = encoder.similarity([question], written[:1], [schema]).item()
-    assert known == pytest.approx(first, abs=1e-6)
-    encoder.with_schema = True
-    assert encoder.similarity([question], written[:1], [schema]).item() != pytest.approx(first)
-    encoder.with_schema = False
-
-
-def test_similarity_is_a_cosine_and_embeds_repeats_once(encoder, monkeypatch):
-    questions = [question for question, _ in PAIRS for _ in range(8)]
-    sqls = [sql for _, sql in PAIRS] * 8
-    seen = []
-    embed = encoder.embed
-    monkeypatch.setattr(
-        encoder, "embed", lambda texts, kind: seen.append(texts) or embed(texts, kind)
-    )
-    cosines = encoder.similarity(questions, sqls)
-    assert [len(texts) for texts in seen] == [3, 3]
-    assert cosines.shape == (24,) and cosines.dtype == torch.float32
-    assert cosines.abs().max() <= 1
-    expected = embed([questions[5]], "query") @ embed([sql_text(sqls[5])], "sql").T
-    assert cosines[5].item() == pytest.approx(expected.item(), abs=1e-5)
-    with pytest.raises(ValueError, match="24 questions but 1 SQL"):
-        encoder.similarity(questions, sqls[:1])
+def test_embeddings_are_float32_even_under_autocast(encoder):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder.encode(["age"], "sql").dtype == torch.float32
 
 
 def test_dropout_is_off_even_in_training_mode_and_training_mode_is_kept():
@@ -209,14 +172,12 @@ def test_save_and_load_round_trip(encoder, tmp_path):
     loaded = ContrastiveEncoder.load(tmp_path / "full")
     assert loaded.calibrations == encoder.calibrations and not loaded.training
     assert loaded.with_schema and loaded.calibration == Calibration(20.0, -9.0)
-    assert torch.equal(loaded.similarity(*texts), encoder.similarity(*texts))
+    assert torch.equal(cosines(loaded, *texts), cosines(encoder, *texts))
     assert torch.equal(loaded.log_scale, encoder.log_scale)
     encoder.save(tmp_path / "half", dtype=torch.float16)
     half = ContrastiveEncoder.load(tmp_path / "half")
     assert {p.dtype for p in half.parameters()} == {torch.float32}
-    torch.testing.assert_close(
-        half.similarity(*texts), encoder.similarity(*texts), atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(cosines(half, *texts), cosines(encoder, *texts), atol=1e-3, rtol=0)
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half")]
     assert sizes[1] < 0.6 * sizes[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "half"]  # nothing left over

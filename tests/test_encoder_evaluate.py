@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
 
-from encoder import ContrastiveEncoder, evaluate
+from encoder import ContrastiveEncoder, SemanticReward, evaluate
 from encoder.attacks import ATTACKS
 from encoder.batches import Entry
 from encoder.evaluation import gaming
@@ -442,13 +442,13 @@ def test_shipped_encoder(tmp_path, capsys):
     assert report["auc"]["en"]["value"] is None  # its only answer is wrong
 
     examples = load_dataset(EMBEDDED, "vi", "dev")
-    encoder = ContrastiveEncoder.load(evaluate.SHIPPED)
+    reward = SemanticReward(ContrastiveEncoder.load(evaluate.SHIPPED))
     reciprocal_ranks = []
     for example in spread(examples, 3):
         golds = dict.fromkeys(
             sql_text(other.gold_sql) for other in examples if other.db_id == example.db_id
         )
-        cosines = encoder.similarity([example.question] * len(golds), list(golds))
+        cosines = reward.cosines([example.question] * len(golds), [], list(golds))
         own = cosines[list(golds).index(sql_text(example.gold_sql))]
         reciprocal_ranks.append(1 / (1 + int((cosines > own).sum())))
     assert report["vi"]["mrr"]["value"] == pytest.approx(sum(reciprocal_ranks) / 3)

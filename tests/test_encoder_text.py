@@ -41,10 +41,65 @@ def test_docstring():
             "SELECT a.x FROM (SELECT x FROM t) AS a JOIN t AS b ON a.x = b.x",
             "SELECT p.x FROM (SELECT x AS words FROM t) AS p JOIN t AS q ON p.x = q.x",
         ),
+        (
+            "SELECT d.x FROM (SELECT count(*) AS x FROM t) AS d",
+            "SELECT d.words FROM (SELECT count(*) AS words FROM t) AS d",
+        ),
+        (
+            "SELECT x AS y FROM (SELECT count(*) AS x FROM t)",
+            "SELECT words AS more FROM (SELECT count(*) AS words FROM t)",
+        ),
+        (
+            "SELECT a AS x FROM t UNION SELECT b FROM t ORDER BY x",
+            "SELECT a AS words FROM t UNION SELECT b FROM t ORDER BY words",
+        ),
+        (
+            "WITH x(y) AS (SELECT 1), z AS (SELECT y FROM x) SELECT y, z.y FROM x JOIN z",
+            "WITH q(words) AS (SELECT 1), r AS (SELECT words FROM q)"
+            " SELECT words, r.words FROM q JOIN r",
+        ),
+        (
+            "WITH x AS NOT MATERIALIZED (SELECT 1 AS y) SELECT x.y FROM x",
+            "WITH q AS NOT MATERIALIZED (SELECT 1 AS words) SELECT q.words FROM q",
+        ),
+        (
+            "SELECT rank() OVER x, sum(a) OVER (x) FROM t WINDOW x AS (ORDER BY a), y AS (x)",
+            "SELECT rank() OVER q, sum(a) OVER (q) FROM t WINDOW q AS (ORDER BY a), words AS (q)",
+        ),
+        ("SELECT x.value FROM json_each(1) x", "SELECT q.value FROM json_each(1) q"),
+        ("SELECT CAST(a AS x y) FROM t", "SELECT CAST(a AS many words) FROM t"),
     ],
 )
 def test_names_that_a_query_gives_do_not_count(sql, other):
     assert sql_text(sql) == sql_text(other)
+
+
+@pytest.mark.parametrize(
+    "sql, text",
+    [
+        ("SELECT count(*) AS count FROM t", "SELECT count(*) FROM t"),
+        ("SELECT max(a) AS a FROM t", "SELECT max(a) FROM t"),
+        (
+            "SELECT max(a) AS a FROM t WHERE a > 3 ORDER BY a",  # the result, as SQLite reads it
+            "SELECT max(a) AS c1 FROM t WHERE a > 3 ORDER BY c1",
+        ),
+        ("SELECT avg(a) AS a FROM t ORDER BY avg(a)", "SELECT avg(a) FROM t ORDER BY avg(a)"),
+        (
+            "SELECT a FROM t WHERE a > (SELECT avg(a) AS a FROM t)",
+            "SELECT a FROM t WHERE a > (SELECT avg(a) FROM t)",
+        ),
+        (
+            "SELECT t.a, m.a FROM t AS t JOIN (SELECT max(a) AS a FROM t) AS m",
+            "SELECT t1.a, t2.c1 FROM t AS t1 JOIN (SELECT max(a) AS c1 FROM t) AS t2",
+        ),
+        (
+            "SELECT b AS a FROM t UNION SELECT a FROM u WHERE a > 3",
+            "SELECT b FROM t UNION SELECT a FROM u WHERE a > 3",
+        ),
+    ],
+)
+def test_functions_columns_and_tables_that_are_also_aliases_stay(sql, text):
+    assert sql_text(sql) == text
 
 
 def test_what_is_longer_than_any_value_is_left_out():
@@ -101,10 +156,18 @@ def test_any_text_is_accepted(sql):
 
 
 @pytest.mark.parametrize(
-    "sql", ["SELECT a," * 200_000, "(" * 200_000, "SELECT (" * 5000, "a b " * 9**6]
+    "sql", ["SELECT a,", "(", "SELECT (", "a b ", "SELECT a b FROM t,", "(SELECT a b FROM t),"]
 )
 def test_text_of_any_length_is_read_in_time(sql):
-    assert len(sql_text(sql)) <= 25_000
+    assert len(sql_text(sql * (20_000 // len(sql)))) <= 25_000
+
+
+def test_what_cannot_be_read_to_its_end_has_no_text():
+    """20,000 characters and 50 parentheses can be read."""
+    assert sql_text("SELECT 1".ljust(20_000)) == "SELECT 1"
+    assert sql_text("SELECT 1".ljust(20_001)) == ""
+    assert sql_text(f"SELECT {'(' * 50}1{')' * 50} AS words").startswith("SELECT ((")
+    assert sql_text(f"SELECT {'(' * 51}1{')' * 51} AS words") == ""
 
 
 def test_there_are_twenty_attacks_and_nine_are_not_trained_against():
@@ -135,12 +198,35 @@ def test_words_in_a_comment_or_an_alias_do_not_reach_the_encoder(kind, examples)
 
 
 def test_a_string_that_is_compared_with_nothing_is_not_read():
-    """In results, and in conditions without a column; what a function of a column takes stays."""
+    """In an expression without a column; what a function or operator takes beside one stays."""
     assert sql_text("SELECT 'ab', a || 'cd' FROM t") == "SELECT '…', a || 'cd' FROM t"
-    assert sql_text("SELECT upper('ab') FROM t") == "SELECT upper('…') FROM t"
+    assert sql_text("SELECT upper('ab') AS x FROM t") == "SELECT upper('…') FROM t"
     assert sql_text("SELECT a FROM t WHERE 'ab' LIKE '%' AND b = 'x'") == (
         "SELECT a FROM t WHERE '…' LIKE '…' AND b = 'x'"
     )
     assert sql_text("SELECT strftime('%Y', b) FROM t") == "SELECT strftime('%Y', b) FROM t"
+    assert sql_text("SELECT a FROM t, (VALUES ('ab')) GROUP BY 'ab' ORDER BY b = 'x', 'cd'") == (
+        "SELECT a FROM t, (VALUES ('…')) GROUP BY '…' ORDER BY b = 'x', '…'"
+    )
     kept = "SELECT a FROM t WHERE b IN ('x', 'y') OR (c = 'z' AND d LIKE '%w')"
     assert sql_text(kept) == kept
+
+
+@pytest.mark.parametrize(
+    "sql, kind",
+    [
+        ("SELECT name, title FROM singer JOIN song USING (id)", "columns turned"),
+        ("SELECT T1.name FROM main.singer AS T1 WHERE T1.id > 1", "aliases renamed"),
+    ],
+)
+def test_rewrites_of_using_and_of_a_table_with_its_database_run(sql, kind):
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute(
+            "CREATE TABLE singer AS SELECT 1 AS id, 'Ann' AS name UNION SELECT 2, 'Bo'"
+        )
+        connection.execute("CREATE TABLE song AS SELECT 2 AS id, 'A' AS title")
+        rows = {frozenset(row) for row in connection.execute(sql)}
+        rewrites = equivalent_rewrites(sql)
+        for rewrite in rewrites:
+            assert {frozenset(row) for row in connection.execute(rewrite.sql)} == rows, rewrite
+    assert rows and kind in {rewrite.kind for rewrite in rewrites}

@@ -295,6 +295,31 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
         list(training.train(tiny(args), entries, args, tmp_path / "killed.pt"))
 
 
+def test_calibration_has_all_kinds_of_pairs_with_one_question_per_query(monkeypatch):
+    """Right SQL is gold and a rewrite of it, wrong SQL another gold and a hard negative: each of
+    the four pairs is drawn for about 10 of 40 questions.
+    """
+    asked, schema = [], synthetic_entries()[0].schema
+    entries = [
+        Entry(f"SELECT name FROM customers WHERE age > {n}", "shop", schema, (("en", f"{n}?"),))
+        for n in range(10, 410, 10)
+    ]
+
+    class Reward:
+        def __init__(self, *_, **options):
+            pass
+
+        def cosines(self, questions, golds, sqls):
+            asked.append((golds, sqls))
+            return torch.linspace(0, 1, len(sqls))
+
+    monkeypatch.setattr(training, "SemanticReward", Reward)
+    training.calibrate(tiny(arguments()), entries, entries, seed=0)
+    (golds, right), (_, wrong) = asked[:2]
+    pairs = Counter((r == gold, w in golds) for gold, r, w in zip(golds, right, wrong))
+    assert len(pairs) == 4 and min(pairs.values()) >= 4
+
+
 def test_a_resumed_run_keeps_the_dtype_that_was_measured(tmp_path, monkeypatch):
     entries = synthetic_entries()
     monkeypatch.setattr(training, "fastest_dtype", lambda *_: "bfloat16")

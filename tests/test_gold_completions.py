@@ -17,8 +17,11 @@ from trainer_kit import (
 )
 
 from grpo.advantages import group_advantages
+from grpo.config import Config
+from grpo.evaluation.rollouts import group_rows
 from grpo.gold_completions import add_gold
 from grpo.rewards import Rewards
+from sqlenv import UserError
 
 GOLD = TOKENIZER.convert_tokens_to_ids(QUERIES)
 WEIGHTS = {"execution": 1.0, "syntax": 0.1}
@@ -111,6 +114,14 @@ def test_a_step_is_the_formula_on_the_groups_with_gold(examples, batch, rewards,
         assert metrics[name] == pytest.approx(plain[name], rel=1e-4)
     assert metrics["reward"] == pytest.approx(batch.rewards.mean().item())
     assert metrics["groups_trained"] == 3 and 0 < metrics["sampling_logp_difference"] < 100
+    assert metrics["frac_reward_zero_std"] == 0  # a third without gold
+    (kept,) = trainer.sampled
+    lines = group_rows(1, kept, advantages, rewards.names, [None] * 3)
+    drawn = [[c["logprob"] is not None for c in line["completions"]] for line in lines]
+    assert drawn == [[True] * 3, [True, True, False], [True, True, False]]
+    assert [line["completions"][-1]["text"] == line["gold"] for line in lines] == [
+        False, True, True,
+    ]  # fmt: skip
 
 
 def test_without_the_option_zero_variance_groups_are_left_out(examples, batch, rewards):
@@ -125,3 +136,19 @@ def test_a_batch_in_which_all_groups_are_right_is_the_same(examples):
     verdicts = [[replace(v, correct=True) for v in group] for group in rollout.verdicts]
     right = replace(rollout, verdicts=verdicts)
     assert add_gold(right, make_policy(), WordRewards(), max_new_tokens=8) is right
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"constrain_names": True},
+        {"dynamic_sampling": 2},
+        {"ask_again": 0.5},
+        {"reward": WEIGHTS | {"consensus": 0.1}},
+    ],
+)
+def test_options_about_sampled_sql_are_refused_beside_gold(others):
+    Config(**others).check()
+    name = next(iter(others)).replace("_", "-")
+    with pytest.raises(UserError, match=f"--gold-completions: not with --{name}"):
+        Config(gold_completions=True, **others).check()

@@ -15,13 +15,27 @@ def cell(seed: int, *outcomes: str) -> dict:
 
 def test_gains_by_hand():
     """Two seeds, four questions. The technique goes from 1/4 to (3 + 4) / 8, so +62.5 points; plain
-    from 1/4 to 2/4, so +25. By question the difference is 0, 1/2, 1/2, 1/2, of which the mean is
-    37.5 points: resampled, it is from 12.5 (three times the first) to 50.
+    from 1/4 to 2/4, so +25. The difference is 0, 0, 1, 0 with the first seed and 0, 1, 0, 1 with
+    the second.
     """
     plain = [cell(0, "1000", "1100"), cell(1, "1000", "1010")]
     own = [cell(0, "1000", "1110"), cell(1, "1000", "1111")]
     assert gained(plain, plain, "execution", 1, True) == "+25.0"
-    assert gained(own, plain, "execution", 1, False) == "+62.5 (+37.5; +12.5 to +50.0)"
+    assert gained(own, plain, "execution", 1, False).startswith("+62.5 (+37.5; +0.0 to ")
+
+
+def test_intervals_are_over_questions_and_seeds():
+    """One seed, which gains one of two questions: both drawn twice have probability 1/4. Two seeds,
+    of which one gains all and one nothing: so have they, whatever the questions. A third one, which
+    plain does not have, counts in the gain alone: 2/3.
+    """
+    plain = [cell(0, "00", "00")]
+    assert gained([cell(0, "00", "10")], plain, "execution", 1, False) == (
+        "+50.0 (+50.0; +0.0 to +100.0)"
+    )
+    plain.append(cell(1, "00", "00"))
+    own = [cell(0, "00", "11"), cell(1, "00", "00"), cell(2, "00", "11")]
+    assert gained(own, plain, "execution", 1, False) == "+66.7 (+50.0; +0.0 to +100.0)"
 
 
 def test_cells_are_measured_once_and_the_control_learns_from_gold(tmp_path, monkeypatch, capsys):

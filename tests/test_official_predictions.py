@@ -79,6 +79,27 @@ def test_questions_without_sql(spider, bird, tmp_path):
     assert answers(path, bird)[0] == [("0?", None), ("1?", None), ("2?", "SELECT 3")]
 
 
+@pytest.mark.parametrize(
+    ("text", "sqls"),
+    [
+        ("A\nB\n\n", ["A", None]),  # the last is empty
+        ("A\r\nB\r\n\r\n", ["A", None]),
+        ("A\n\n\n", ["A", None]),  # the last two are
+        ("\n\n\n", [None, None]),
+        ("A\n\nC", ["A", "C"]),
+        ("A\n\nC\n\n \n", ["A", "C"]),  # and more empty lines than questions
+    ],
+)
+def test_empty_answers_at_the_end(spider, tmp_path, text, sqls):
+    """Three questions; a newline at the end of a file ends its last line, and is no answer."""
+    path = tmp_path / "pred.sql"
+    path.write_text(text, newline="")
+    assert [sql for _, sql in answers(path, spider)[0]] == sqls
+    path.write_text("A\n\n")
+    with pytest.raises(UserError, match="has 2 answers"):
+        answers(path, spider)
+
+
 @pytest.mark.parametrize("separator", ["\n", " "])
 def test_the_form_of_bird(bird, tmp_path, separator):
     """Its own JSON on many lines, or on one."""

@@ -3,7 +3,7 @@
 import json
 import signal
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -171,6 +171,10 @@ def test_a_model_brings_the_prompt_that_it_was_trained_with(tmp_path):
         assert settings == PromptSettings(prompt="{question}", thinking="on", sample_values=1)
     arguments = ask.parse_arguments([*words, "--db", "x"])
     assert ask.saved_settings(arguments)["sample_values"] == 2
+    replace(own, constrain_names=True).save(tmp_path)
+    for more, constrained in ([], True), (["--no-constrain-names"], False):
+        arguments = evaluate.parse_arguments([*words, *more])
+        assert evaluate.with_run(arguments).prompts.constrain_names == constrained
 
 
 def test_a_template_with_an_unknown_field_is_refused_by_every_command(tmp_path):

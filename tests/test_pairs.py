@@ -4,6 +4,7 @@ its names, in Portuguese, Korean and Arabic; and bad input, by line.
 
 import json
 import sqlite3
+import tracemalloc
 import unicodedata
 
 import pytest
@@ -150,6 +151,18 @@ def test_bad_files_are_named_with_the_line(shop, text, words):
     with pytest.raises(UserError, match=words) as caught:
         opened(shop, text)
     assert "pairs.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_checking_gold_holds_the_rows_of_one_query_at_a_time(shop, monkeypatch):
+    """Of 24 queries with 2 ** 10 rows, each a tuple (48 bytes) of a text (149 bytes)."""
+    monkeypatch.setattr("sqlenv.gold.KEPT_BYTES", 0)
+    tables = " JOIN ".join(f"livro AS t{i}" for i in range(10))
+    rows = [f"{i}?,\"SELECT printf('%0100d', {i}) FROM {tables}\"" for i in range(24)]
+    tracemalloc.start()
+    opened(shop, "\n".join(["question,sql", *rows]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 * 2**10 * (48 + 149) / 2
 
 
 def test_bad_databases(shop, tmp_path):

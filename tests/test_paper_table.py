@@ -37,7 +37,6 @@ def make_cell(row: str, share: float, *, seed: int = 0, lang: str = "all") -> di
         "curve": {"reward/execution": [0.1, 0.2]},
         "golds": GOLDS,
         "outcomes": {lang: dict.fromkeys(METRICS, bits) for lang in langs},
-        "answers": {lang: {"0": "SELECT 1"} for lang in langs},
     }
 
 
@@ -88,7 +87,7 @@ def test_gaps_to_english_are_paired(tmp_path):
     for lang, share in (("vi", 0.3), ("zh", 0.5)):
         cell["outcomes"][lang] = make_cell("", share)["outcomes"][lang]
     results = paper_report.Results(tmp_path)
-    results.joint["GRPO"] = [cell]
+    results.rows["GRPO"] = [cell]
     heads, row = paper_report.gap_table(results)
     gaps = dict(zip(heads, row))
     assert heads == ("EX - EX of en", "de", "es", "fr", "ja", "vi", "zh")
@@ -116,15 +115,25 @@ def test_questions_of_one_gold_query_are_drawn_together():
     )
 
 
-def test_known_and_unseen_databases_make_up_all_questions():
-    known = paper_report.known_questions()
-    assert known.mean() == pytest.approx(1 / 3)  # one of the three parts of dev
-    cell = make_cell("a", 0.5)
-    sides = [means([cell], mask).average("valid") for mask in (known, ~known)]
-    sizes = [side["n"] for side in sides]
-    total = sum(side["value"] * n for side, n in zip(sides, sizes)) / sum(sizes)
-    assert sum(sizes) == 7 * LENGTH
-    assert total == pytest.approx(means([cell]).average("valid")["value"])
+def test_the_parts_of_dev_make_up_all_questions(tmp_path):
+    """336 questions each. GRPO has all of *new schema* and of nothing else, which is 100 points
+    more than the SFT policy there.
+    """
+    masks = paper_report.parts()
+    assert list(masks) == ["known schema", "new schema", "new words"]
+    assert [mask.sum() for mask in masks.values()] == [336, 336, 336] and sum(masks.values()).all()
+    start, after = make_cell("SFT policy", 0), make_cell("GRPO", 0)
+    bits = "".join(str(int(bit)) for bit in masks["new schema"])
+    after["outcomes"] = {lang: dict.fromkeys(METRICS, bits) for lang in LANGUAGES}
+    results = paper_report.Results(tmp_path)
+    results.rows |= {"SFT policy": [start], "GRPO": [after]}
+    table = paper_report.part_table(results, [("GRPO", "SFT policy")], "execution")
+    assert table[0] == ("EX", *masks)
+    assert [[cell.split(" ")[0] for cell in row[1:]] for row in table[1:]] == [
+        ["0.0", "0.0", "0.0"],
+        ["0.0", "100.0", "0.0"],
+        ["+0.0", "+100.0", "+0.0"],
+    ]
 
 
 def test_cells_are_made_seed_by_seed_and_a_fixed_policy_once():
@@ -146,18 +155,16 @@ def test_the_page_is_filled_from_the_cells(tmp_path):
         make_cell("SFT policy", 0.3),
         make_cell("GRPO", 0.4),
         make_cell("GRPO + contrastive", 0.5),
-        make_cell("GRPO", 0.45, lang="vi"),
+        make_cell("GRPO", 0.9, lang="vi"),
     )
     page.write_text(
-        "Text.\n\n<!-- main -->\nold\n<!-- end -->\n\n<!-- single -->\n<!-- end -->\n"
-        "\n<!-- examples -->\n<!-- end -->\n"
+        "Text.\n\n<!-- main -->\nold\n<!-- end -->\n\n<!-- languages -->\n<!-- end -->\n"
     )
     paper_report.write(folder, page)
     first = page.read_text()
     assert first.startswith("Text.\n\n<!-- main -->\n\n| row |") and "\nold\n" not in first
     assert "| GRPO + contrastive | 1 | 50.0 (" in first
-    assert "    SFT policy: SELECT 1\n        execution 0.00, syntax 1.00, schema 0." in first
-    assert "| vi | GRPO | 45.0 (" in first and "| -5.1 (" in first
+    assert "| GRPO | 40.0 (" in first and "| GRPO - SFT policy | +10.0 (" in first
     paper_report.write(folder, page)
     assert page.read_text() == first
     assert (tmp_path / "results-curves.png").stat().st_size > 1000
@@ -167,29 +174,15 @@ def test_the_page_is_filled_from_the_cells(tmp_path):
     assert "\nold\n" in page.read_text() and "\nx\n" in page.read_text()
 
 
-def test_the_example_shown_is_the_one_on_which_rewards_differ(tmp_path):
-    """Of three questions the second: the first is answered wrongly, in two ways, and the third
-    alike.
-    """
-    gold = [example.gold_sql for example in DEV[:3]]
-    answers = {
-        "SFT policy": ["SELECT 1", "SELECT 2", gold[2]],
-        "GRPO": ["SELECT 3", gold[1], gold[2]],
-    }
-    results = paper_report.Results(tmp_path)
-    for row, sqls in answers.items():
-        numbered = {"en": {str(i): sql for i, sql in enumerate(sqls)}}
-        results.joint[row] = [make_cell(row, 0.5) | {"answers": numbered}]
-    lines = paper_report.example_text(results).splitlines()
-    assert lines[1] == f"    gold: {gold[1]}" and lines[2] == "    SFT policy: SELECT 2"
-    assert lines[3].startswith("        execution 0.00")
-    assert lines[4] == f"    GRPO: {gold[1]}" and lines[5].startswith("        execution 1.00")
-
-
 def test_amounts_of_examples_are_compared_with_the_sft_policy(tmp_path):
     """And what differs in nothing but the amount is no ablation."""
     folder, page = tmp_path / "results", tmp_path / "results.md"
-    rows = {"SFT policy": 0.3, "GRPO + contrastive": 0.5, "300 examples": 0.35, "target gold": 0.4}
+    rows = {
+        "SFT policy": 0.3,
+        "GRPO + contrastive": 0.5,
+        "300 examples": 0.35,
+        "weaker encoder": 0.4,
+    }
     write_cells(folder / "main", *(make_cell(name, share) for name, share in rows.items()))
     page.write_text("<!-- amounts -->\n<!-- end -->\n<!-- ablations -->\n<!-- end -->\n")
     paper_report.write(folder, page)
@@ -197,7 +190,7 @@ def test_amounts_of_examples_are_compared_with_the_sft_policy(tmp_path):
     assert [line for line in first if "---" not in line] == [
         "| 300 examples - SFT policy",
         "| GRPO + contrastive - SFT policy",
-        "| target gold - GRPO + contrastive",
+        "| weaker encoder - GRPO + contrastive",
     ]
 
 
@@ -233,17 +226,8 @@ def test_outcomes_of_a_predictions_file(tmp_path):
         "en": dict.fromkeys(METRICS, "10"),
         "vi": dict.fromkeys(METRICS, "11"),
     }
-    assert cell["answers"]["en"] == {"0": "SELECT 0", "2": "SELECT 2"}
     with pytest.raises(UserError, match="languages do not have the same questions"):
         paper_cells.outcomes(write_predictions(tmp_path / "ragged.jsonl", *rows[:-1]))
-
-
-def test_answers_kept_are_to_other_questions_in_each_language(tmp_path):
-    rows = [(lang, f"SELECT {i}", True, True) for lang in ("en", "vi") for i in range(72)]
-    path = write_predictions(tmp_path / "predictions.jsonl", *rows)
-    answers = paper_cells.outcomes(path)["answers"]
-    assert list(answers["en"]) == [str(i) for i in range(0, 72, 3)]
-    assert list(answers["vi"]) == [str(i) for i in range(1, 72, 3)]
 
 
 def test_an_experiment_on_other_models_has_tables_of_its_own(tmp_path):
@@ -330,10 +314,10 @@ def test_cells_of_another_dataset_are_not_mixed_with_new_ones(tmp_path):
 
 def test_a_cell_is_a_line_and_measured_again_replaces_it(tmp_path):
     """Lines are sorted, golds are left out where they say 0, 1, 2, ..., and what is read is what
-    was saved, also where an answer has a line separator.
+    was saved, also where a name has a line separator.
     """
     numbered = make_cell("GRPO", 0.5, seed=1) | {"golds": list(range(LENGTH))}
-    numbered["answers"] = {"en": {"0": "SELECT '\u2028', 'ä'", "1": None}}
+    numbered["curve"] = {"\u2028ä": [0.5]}
     cells = [make_cell("zero-shot", 0.1), numbered, make_cell("GRPO", 0.4)]
     for cell in [make_cell("GRPO", 0.2), *cells]:
         save_cell(tmp_path, cell, lock=tmp_path / "lock")
@@ -341,7 +325,7 @@ def test_a_cell_is_a_line_and_measured_again_replaces_it(tmp_path):
     lines = (tmp_path / "cells.jsonl").read_text().split("\n")
     assert [json.loads(line)["seed"] for line in lines[:-1]] == [0, 1, 0] and lines[-1] == ""
     assert ["golds" in line for line in lines[:-1]] == [True, False, True]
-    assert list(json.loads(lines[0]))[-1] == "answers" and "ä" in lines[1]
+    assert list(json.loads(lines[0]))[-1] == "outcomes" and "ä" in lines[1]
 
 
 def test_concurrent_writers_do_not_lose_each_others_cells(tmp_path):

@@ -122,8 +122,26 @@ def test_keys_are_null_only_where_the_given_database_has_it(tmp_path):
     assert nulls["holed"] > 0 and nulls["note"] > 0
 
 
+def test_foreign_keys_that_name_no_column_refer_to_the_primary_key(tmp_path):
+    """A parent's own foreign keys are none of it, and its columns are in the order of the key."""
+    script = """
+    CREATE TABLE customers (id INTEGER PRIMARY KEY);
+    CREATE TABLE orders (customer_id REFERENCES customers(id), id INTEGER PRIMARY KEY);
+    CREATE TABLE items (order_id REFERENCES orders);
+    CREATE TABLE pair (a INT, b INT, PRIMARY KEY (b, a));
+    CREATE TABLE ref (x INT, y INT, FOREIGN KEY (x, y) REFERENCES pair);
+    """
+    tables = read_profile(write_database(tmp_path / "keys.sqlite", script), []).tables
+    links = {n: [(k.columns, k.parent, k.parent_columns) for k in tables[n].links] for n in tables}
+    assert links["items"] == [(("order_id",), "orders", ("id",))]
+    assert links["ref"] == [(("x", "y"), "pair", ("b", "a"))]
+
+
 TIED = """CREATE TABLE t (name TEXT, age INT, city TEXT); INSERT INTO t VALUES {};
 CREATE TABLE k (id INTEGER PRIMARY KEY, city TEXT); INSERT INTO k VALUES (1, 'x'), (2, 'x')"""
+TOP_CITY = """WITH top AS (SELECT city FROM t GROUP BY city ORDER BY count(*) DESC LIMIT 1)
+SELECT name, age, city FROM t WHERE city IN (SELECT city FROM top)"""
+UP_TO_3 = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 3)"
 ARBITRARY = [
     # (rows, query, whether its answer is arbitrary)
     ("('a', 1, 'x'), ('b', 1, 'x')", "SELECT name FROM t ORDER BY age LIMIT 1", True),
@@ -152,6 +170,33 @@ ARBITRARY = [
     ("('a', 1, 'x'), ('b', 2, 'y')", "SELECT name FROM t WHERE age > 0", False),
     ("('a', 1, 'x'), ('b', 1, 'y')",
      "SELECT name FROM t UNION SELECT city FROM t ORDER BY 1 LIMIT 2", False),
+    # GROUP BY an ordinal, an alias or an expression. Both groups of ages and lengths have the sum
+    # 3, though the least age 0 and the least length 1 do not.
+    ("('a', 1, 'x'), ('b', 2, 'x')", "SELECT city, count(*) FROM t GROUP BY 1", False),
+    ("('a', 1, 'x'), ('b', 2, 'x')", "SELECT name, count(*) FROM t GROUP BY city", True),
+    ("('a', 1, 'xy'), ('b', 2, 'xz')",
+     "SELECT substr(city, 1, 1) AS c, count(*) FROM t GROUP BY c", False),
+    ("('a', 1, 'xy'), ('b', 2, 'xz')",
+     "SELECT substr(city, 1, 1) c, city, count(*) FROM t GROUP BY c", True),
+    ("('a', 1, 'x'), ('b', 2, 'x')", "SELECT name AS n, count(*) FROM t GROUP BY 'n'", True),
+    ("('a', 1, 'x'), ('a', 2, 'y')",  # the column before the alias
+     "SELECT upper(city) AS name, count(*) FROM t GROUP BY name", True),
+    ("('a', 2, 'x'), ('bbb', 0, 'x')", "SELECT age + length(name), count(*) FROM t GROUP BY 1",
+     False),
+    ("('a', 2, 'x'), ('bbb', 0, 'x')",
+     "SELECT age + length(name), count(*) FROM t GROUP BY age + length(name)", False),
+    ("('a', 2, 'x'), ('bbb', 0, 'x')",
+     "SELECT age + length(name) * 2, count(*) FROM t GROUP BY age + length(name)", True),
+    ("('ab', 1, 'x'), ('ac', 2, 'x')",
+     "SELECT substr(name, 1, 1), count(*) FROM t GROUP BY substr(name, 1, 1)", False),
+    ("('ab', 1, 'x'), ('ac', 2, 'x')",
+     "SELECT name, count(*) FROM t GROUP BY substr(name, 1, 1)", True),
+    # Table expressions: as wide as they are, and recursive ones are not read in another order.
+    ("('a', 1, 'x'), ('b', 2, 'x'), ('c', 3, 'y')", TOP_CITY, False),
+    ("('a', 1, 'x'), ('c', 3, 'y')", TOP_CITY, True),
+    ("('a', 1, 'x'), ('b', 2, 'x')", f"{UP_TO_3} SELECT x FROM n ORDER BY x LIMIT 2", False),
+    ("('a', 1, 'x'), ('b', 2, 'x')", f"{UP_TO_3} SELECT name, x FROM t, n ORDER BY x LIMIT 1",
+     True),
 ]  # fmt: skip
 
 
@@ -161,6 +206,20 @@ def test_arbitrary_answers_are_recognised(tmp_path, rows, sql, arbitrary):
     connection = sqlite3.connect(path)
     gold = GoldQuery(sql, len(connection.execute(sql).description), load_schema(path))
     assert (DrawnDatabase(connection).gold_result(gold) is None) == arbitrary
+
+
+def test_a_rewrite_that_sqlite_rejects_says_nothing():
+    """One with another result does, and so do those with more than 2,000 rows or without end."""
+    numbers = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT {} FROM n"
+    for rewrite, is_arbitrary in [
+        ("SELECT nothing", False),
+        ("SELECT 2", True),
+        (numbers.format("x"), True),
+        (numbers.format("max(x)"), True),
+    ]:
+        gold, drawn = GoldQuery("SELECT 1", 1, Schema(())), DrawnDatabase(sqlite3.connect(""))
+        gold.perturbed = ["SELECT 1", rewrite]
+        assert (drawn.gold_result(gold) is None) == is_arbitrary
 
 
 def test_perturbed_queries():
@@ -185,7 +244,7 @@ def test_perturbed_queries():
 def test_a_query_that_takes_too_long_on_a_drawn_database_is_stopped():
     endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
     drawn = DrawnDatabase(sqlite3.connect(":memory:"))
-    assert drawn.run(endless).status == "error"
+    assert drawn.run(endless).status == "timeout"
     assert drawn.run(endless.replace("max(x)", "x")).status == "too_large"
     assert drawn.run("SELECT 1").rows == [(1,)]
 

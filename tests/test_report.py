@@ -90,6 +90,23 @@ def test_parts_stand_below_the_languages():
     assert len(before_after_table(without).splitlines()) == 4
 
 
+def test_translations_do_not_narrow_the_intervals_of_parts():
+    """Forty questions, half of them right before and ten more after, in one language and in four:
+    the intervals of the part are the same.
+    """
+    sides = []
+    for count in (20, 30):
+        sides.append([asked("a", n < count) for n in range(40)])
+        for n, prediction in enumerate(sides[-1]):
+            prediction.gold = f"SELECT {n}"
+    once = summary_of(*sides, 1.0)["parts"]
+    four = summary_of(*(4 * side for side in sides), 1.0)["parts"]
+    for name in ("before", "after", "difference"):
+        one, more = once[name]["a"]["execution"], four[name]["a"]["execution"]
+        assert (one["n"], more["n"]) == (40, 160) and one["low"] < one["value"] < one["high"]
+        assert all(more[bound] == pytest.approx(one[bound]) for bound in ("value", "low", "high"))
+
+
 def asked(part: str, right: bool) -> Prediction:
     return Prediction(
         *("shop", f"How many {part}?", "en", "SELECT 1", "SELECT 1"),

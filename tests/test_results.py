@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqlenv import Execution, Sandbox, is_ordered, results_match
+from sqlenv.metrics.execution_match import result_overlap
 
 
 def result(rows, width=None):
@@ -103,6 +104,14 @@ def test_column_names_do_not_matter_even_if_they_repeat():
     assert results_match(gold, swapped, False)
     mixed = Execution("ok", ("name", "name"), [("a", "d"), ("c", "b")])
     assert not results_match(gold, mixed, False)
+
+
+def test_overlap_has_the_tolerance_of_equality():
+    """One of two rows has a partner: 2 of 4. Whole numbers are different, however close."""
+    gold, predicted = [(0.3,), (1.0,)], [(0.1 + 0.2,), (2.0,)]
+    assert result_overlap(result(gold), result(predicted)) == 0.5
+    gold, predicted = [(0.5, 10_000_000_001)], [(0.5, 10_000_000_002)]
+    assert result_overlap(result(gold), result(predicted)) == 0
 
 
 def test_twenty_identical_columns_at_once():

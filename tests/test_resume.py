@@ -71,6 +71,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(examples, tmp_path, changes, 
         assert first.questions.cursor % 3 and whole.questions.cursor > 6
 
 
+def test_a_resumed_run_warns_at_the_same_step(examples):
+    """Three steps in a row with a sign of collapse before the checkpoint, and two after it."""
+    first, second = make_trainer(examples), make_trainer(examples)
+    sign = {"frac_reward_zero_std": 0.0, "kl": 9.0, "entropy": 0.5, "grad_norm": 1.0}
+    sign |= {"reward": 0.5, "repeated_answers": 0.0}
+    for step in (1, 2, 3):
+        assert not first.collapse.check(sign | {"step": step})
+    load_training_state(second, training_state(first))
+    assert [second.collapse.check(sign | {"step": step}) for step in (4, 5)] == [False, True]
+
+
 def test_an_extended_run_has_the_learning_rate_of_the_longer_one(examples):
     """Two steps, then two more of four in all, without warm-up: the rate falls by a quarter of
     --lr a step. A run of two has 1 and 1/2, and 0 after them; the third of four has 1/2, and its

@@ -597,6 +597,10 @@ def test_without_any_gold_nothing_has_to_weigh_more(weights):
     """What is right is not known. Beside execution, consensus is limited as the others are."""
     check_weights(weights | {"execution": 0.0, "schema": 0.0})
     assert is_label_free(weights) and not needs_gold(weights)
+    if "semantic" in weights:  # compared with gold instead
+        assert not is_label_free(weights, "gold") and needs_gold(weights, "gold")
+        with pytest.raises(UserError, match="must weigh less than execution"):
+            check_weights(weights, "gold")
     check_weights({"execution": 1.0, "consensus": 0.5})
     with pytest.raises(UserError, match="consensus.*execution"):
         check_weights({"execution": 1.0, "consensus": 1.0})

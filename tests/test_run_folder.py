@@ -13,7 +13,7 @@ import pytest
 
 import evaluate
 from grpo.command_line import parse_config
-from grpo.config import Config, resumed_config
+from grpo.config import ASSETS, Config, resumed_config
 from grpo.distributed.parallel import SINGLE_PROCESS
 from grpo.questions import load_questions, without_result
 from grpo.run import RunFolder
@@ -236,6 +236,18 @@ def test_the_languages_of_other_data(tmp_path):
     filled = evaluate.with_run(evaluate.parse_arguments(run))
     assert (filled.data, filled.questions) == ("shop.sqlite", "pairs.csv")
     assert not evaluate.with_run(evaluate.parse_arguments([*run, "--data", "x"])).questions
+    limited = config.to_dict() | {"dev_limit": 7, "encoder": "E"}
+    (tmp_path / "config.json").write_text(json.dumps(limited), "utf-8")
+    for words, limit in ([], 7), (["--data", "x"], 0), (["--data", "x", "--limit", "5"], 5):
+        filled = evaluate.with_run(evaluate.parse_arguments([*run, *words]))
+        assert filled.limit == limit and filled.encoder == "E"
+    other = evaluate.with_run(evaluate.parse_arguments([*run, "--encoder", "F"]))
+    assert evaluate.one_encoder([other]) == "F"
+    with pytest.raises(UserError, match="--compare: one run has --encoder E, one F; name one"):
+        evaluate.one_encoder([filled, other])
+    model = evaluate.with_run(evaluate.parse_arguments(["--model", "m"]))
+    assert evaluate.one_encoder([model]) == str(ASSETS / "encoder")
+    assert evaluate.one_encoder([model, filled]) == "E"
 
 
 def test_a_run_needs_a_question(tmp_path):

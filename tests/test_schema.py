@@ -49,6 +49,23 @@ def test_load(shop):
     assert [c.name for c in sold.columns if c.primary_key] == ["day", "item_id"]
 
 
+def test_a_foreign_key_without_columns_refers_to_the_primary_key_in_its_order(tmp_path):
+    script = """CREATE TABLE pair (a, b, PRIMARY KEY (b, a));
+    CREATE TABLE ref (x, y, FOREIGN KEY (x, y) REFERENCES pair);"""
+    _, ref = load_schema(make(tmp_path / "pair.sqlite", script)).tables
+    assert ref.foreign_keys == (ForeignKey("x", "pair", "b"), ForeignKey("y", "pair", "a"))
+
+
+def test_generated_columns_are_columns(tmp_path):
+    """They can be selected, also by a ``*``, and have values."""
+    script = """CREATE TABLE line (price REAL, n INT, total REAL AS (price * n) STORED,
+        label TEXT GENERATED ALWAYS AS ('n' || n)); INSERT INTO line VALUES (1.5, 2);"""
+    path = make(tmp_path / "line.sqlite", script)
+    (line,) = load_schema(path).tables
+    assert line.columns[2:] == (Column("total", "REAL", False), Column("label", "TEXT", False))
+    assert sample_values(path, 1)["line", "label"] == ("n2",)
+
+
 FULL = """\
 CREATE TABLE maker (maker_id INTEGER PRIMARY KEY, "full name" TEXT, "order");
 CREATE TABLE item (item_id INTEGER PRIMARY KEY, maker_id INTEGER REFERENCES maker(maker_id), \

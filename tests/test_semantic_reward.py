@@ -1,6 +1,8 @@
 """The semantic reward by hand, with an encoder whose embeddings are chosen."""
 
 import math
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ class ChosenEncoder:
         self.embedded = []
 
     def fits(self, texts):
-        return [len(text) < 1000 for text in texts]
+        return [0 < len(text) < 1000 for text in texts]
 
     def embed(self, texts, kind):
         self.embedded.append((kind, texts))
@@ -78,6 +80,23 @@ def test_only_sql_that_runs_is_scored_unless_the_gate_is_off():
 def test_sql_too_long_to_be_read_scores_nothing():
     long = GOLD + " AND 1 = 1" * 100
     assert score(SemanticReward(ChosenEncoder()), [long, GOLD]) == [0.0, sigmoid(1)]
+    padded = f"{GOLD} /* {'x' * 20_000} */ EXCEPT {OTHER}"  # read as gold if it were cut
+    deep = f"SELECT {'(' * 51}a{')' * 51} AS what_was_asked FROM t"
+    assert score(SemanticReward(ChosenEncoder()), [padded, deep, GOLD]) == [0.0, 0.0, sigmoid(1)]
+
+
+def test_text_in_double_quotes_is_read_only_if_the_database_has_such_a_name(tmp_path):
+    """SQLite takes any other for a string, which could be the question."""
+    path, encoder = tmp_path / "t.sqlite", ChosenEncoder()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE t (a, [b c])")
+    sqls = ['SELECT "what was asked" FROM t', 'SELECT "b c" FROM "t" WHERE a = "x"']
+    SemanticReward(encoder)(["q"] * 2, [GOLD] * 2, sqls, [True] * 2, [path] * 2)
+    encoder.with_schema = True
+    SemanticReward(encoder)(["q"] * 2, [GOLD] * 2, sqls, [True] * 2, [path] * 2)
+    texts = ["SELECT '…' FROM t", 'SELECT "b c" FROM t WHERE a = "x"']
+    read = [embedded for kind, embedded in encoder.embedded if kind == "sql"]
+    assert read == [texts, [f"{text} | t(a, b c)" for text in texts]]
 
 
 @pytest.mark.parametrize(
@@ -143,9 +162,11 @@ def test_the_shipped_encoder_has_the_papers_example_right(lang):
     assert set(encoder.calibrations) == {"question", "gold", "both"}
     rows, more = PAPER.replace("DISTINCT ", ""), PAPER.replace(">", ">=")
     sqls = [PAPER, rows, more, rows.replace(">", ">=")]
-    gold, *negatives = encoder.similarity(
-        [PAPER_QUESTIONS[lang]] * 4, [sql_text(sql) for sql in sqls]
-    ).tolist()
+    gold, *negatives = (
+        SemanticReward(encoder)
+        .cosines([PAPER_QUESTIONS[lang]] * 4, [], [sql_text(sql) for sql in sqls])
+        .tolist()
+    )
     assert gold > max(negatives)
 
 

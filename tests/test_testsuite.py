@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -269,6 +270,19 @@ def test_gold_that_fails_is_never_matched(sandbox, movies, tmp_path):
     assert has_variants == [True, True, False, False, False]
     cases = [(suite, gold, gold) for gold in golds]
     assert suite_matches(sandbox, cases) == [True, True, False, False, False]
+
+
+def test_a_build_holds_the_rows_of_one_gold_query_at_a_time(sandbox, movies, tmp_path, monkeypatch):
+    """Of 24 gold queries with 6 * 6 * 6 * 6 rows, each a tuple (48 bytes) of a text (149 bytes)."""
+    monkeypatch.setattr("sqlenv.gold.KEPT_BYTES", 0)
+    monkeypatch.setattr(suite_module, "choose_variants", lambda *arguments, **options: [])
+    gold = "SELECT printf('%0100d', {}) FROM movie AS a, movie AS b, movie AS c, movie AS d"
+    golds = [gold.format(number) for number in range(24)]
+    tracemalloc.start()
+    load_suite(movies, golds, sandbox, cache=tmp_path / "cache")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 * 6**4 * (48 + 149) / 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ measured, which step is the best, and when a run ends early.
 """
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trainer_kit import ANY_SPEED, lora_of, make_policy, make_trainer, same
 
+from encoder.checkpoint import load_state
 from grpo.checkpoint import restore_adapter
 from grpo.config import Config
 from grpo.distributed.parallel import SINGLE_PROCESS
-from grpo.evaluation.measure import evaluate_policy, load_suites
+from grpo.evaluation.measure import evaluate_policy, generate, load_suites
 from grpo.evaluation.validation import Validation, best_step, evaluations_since_best
 from grpo.lora import lora_merged, lora_parameters
+from grpo.prompt import PromptBuilder
 from grpo.questions import load_questions, split_validation
 from grpo.rewards import Rewards
 from grpo.run import RunFolder
@@ -107,8 +110,20 @@ def test_pass_at_g_by_hand(validation, monkeypatch):
     ]
     same_question = [validation.examples[0]] * 5
     monkeypatch.setattr("grpo.evaluation.validation.generate", lambda *_, **__: texts)
-    one_right = validation.one_is_right(same_question, max_new_tokens=4)
+    one_right = validation.one_is_right(same_question, first=0, max_new_tokens=4)
     assert one_right == [False, True, True, True, False]
+
+
+def test_samples_of_a_question_do_not_depend_on_the_process(validation):
+    """The last two questions are sampled alike beside the others and alone, as second process."""
+    policy, examples = validation.policy, validation.examples
+    prompts = PromptBuilder(policy.tokenizer, validation.settings)
+    options = {"max_new_tokens": 4, "group_size": 2, "temperature": 1.0}
+    whole = generate(policy, prompts, examples, **options)
+    first = len(examples) - 2
+    own = examples[first:]
+    assert generate(policy, prompts, own, first=first, **options) == whole[first:]
+    assert generate(policy, prompts, own, **options) != whole[first:]
 
 
 class Script:
@@ -163,12 +178,18 @@ def test_a_resumed_run_remembers_its_evaluations(trainer, tmp_path):
     again = RunFolder(run.config, SINGLE_PROCESS, str(run.path), True)
     again.start(trainer, {})
     assert trainer.step == 3 and again.train(trainer, Script()) and trainer.step == 3
+    again.lock.close()
+    with pytest.raises(UserError, match="ended at step 3, since there was no better TS .*another"):
+        RunFolder(replace(run.config, steps=9), SINGLE_PROCESS, str(run.path), True)
 
 
-def test_a_run_that_falls_apart_ends_with_its_best_adapter(trainer, tmp_path, capsys):
-    run = RunFolder(
-        Config(stop_on_collapse=True, save_every=1), SINGLE_PROCESS, str(tmp_path / "run"), False
-    )
+@pytest.mark.parametrize("save_every, best", [(1, 0), (20, 2)])
+def test_a_run_that_falls_apart_ends_with_its_best_adapter(
+    trainer, tmp_path, capsys, save_every, best
+):
+    """That of the best checkpoint; before the first one, that of the step at which it ends."""
+    config = Config(stop_on_collapse=True, save_every=save_every)
+    run = RunFolder(config, SINGLE_PROCESS, str(tmp_path / "run"), False)
     run.start(trainer, {})
     rewards, weights = iter([0.9, 0.5, 0.1, 0.0]), []
 
@@ -183,8 +204,10 @@ def test_a_run_that_falls_apart_ends_with_its_best_adapter(trainer, tmp_path, ca
     trainer.train_step = step
     assert run.train(trainer, None) and trainer.step == 3
     run.use_best(trainer)
-    assert same(lora_of(trainer), weights[0])
-    assert "ended after step 3: it falls apart" in capsys.readouterr().out
+    assert same(lora_of(trainer), weights[best])
+    assert (run.path / "adapter" / "adapter_model.safetensors").is_file()
+    assert load_state(run.state_path)["step"] == 3
+    assert "ended after step 3: a sign of collapse" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

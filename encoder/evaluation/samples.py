@@ -82,8 +82,8 @@ def read_samples(
             )
         usable = valid and row.get("gold_ok", True)
         if usable and (not databases or example.db_id in databases):
-            schema = schema_of(example.db_path) if with_schema else None
-            text = sql_text(row["predicted"] or "", schema)
+            schema = schema_of(example.db_path)
+            text = sql_text(row["predicted"] or "", schema, with_schema=with_schema)
             cluster = example.db_id, example.gold_sql
             samples.append(Sample(example.question, example.lang, cluster, text, right))
     if not samples:

@@ -6,6 +6,7 @@ advantages and token weights as one process would; then the gradients are summed
 the update that one process makes.
 """
 
+import logging
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -24,7 +25,7 @@ from sqlenv.errors import UserError
 @dataclass(frozen=True)
 class Distributed:
     """The processes of a run, of which this is number ``rank`` of ``size``. With one process,
-    every method does nothing beyond returning its argument.
+    all work is its own, and there is nothing to exchange.
 
     Attributes:
         lockstep: keeps the processes at the same pass if the model is sharded over the processes.
@@ -159,6 +160,8 @@ def open_distributed(device: str):
             null = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(redirect_stdout(null))
             stack.enter_context(redirect_stderr(null))
+            logging.disable(logging.WARNING)
+            stack.callback(logging.disable, logging.NOTSET)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         stack.callback(dist.destroy_process_group)
         try:

@@ -84,6 +84,7 @@ def generate(
     max_new_tokens: int,
     group_size: int = 1,
     temperature: float = 0.0,
+    first: int = 0,
     batch_size: int = 32,
     progress: str = "",
 ) -> list[list[str]]:
@@ -92,6 +93,7 @@ def generate(
 
     Args:
         temperature: 0 is greedy; the samples of a question depend on its place alone.
+        first: the place of the first question.
         batch_size: completions that are sampled together.
         progress: label of the progress bar; empty for none.
     """
@@ -110,7 +112,7 @@ def generate(
             group_size=group_size,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
-            seeds=batch,
+            seeds=[first + i for i in batch],
             constrained=constrained_rows(policy, prompts, [examples[i] for i in batch], group_size),
         )
         for i, group in zip(batch, samples.completion_ids):
@@ -228,16 +230,12 @@ def measured(predictions: list[Prediction]) -> list[str]:
     return [m for m in METRICS if not predictions or getattr(predictions[0], m) is not None]
 
 
-def summarize(predictions: list[Prediction], by: str = "lang") -> dict:
-    """``{lang: {metric: {"value", "low", "high", "n"}}}``: shares with 95 % bootstrap intervals.
-
-    Args:
-        by: the field of predictions to group by.
-    """
+def summarize(predictions: list[Prediction]) -> dict:
+    """``{lang: {metric: {"value", "low", "high", "n"}}}``: shares with 95 % bootstrap intervals."""
     report = {}
-    for group in dict.fromkeys(getattr(prediction, by) for prediction in predictions):
-        rows = [row for row in predictions if getattr(row, by) == group and row.gold_ok]
-        report[group] = {
+    for lang in dict.fromkeys(prediction.lang for prediction in predictions):
+        rows = [row for row in predictions if row.lang == lang and row.gold_ok]
+        report[lang] = {
             metric: share([getattr(row, metric) for row in rows])
             for metric in measured(predictions)
         }

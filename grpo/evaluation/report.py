@@ -222,6 +222,7 @@ def csv_text(reports: dict[str, dict], difference: dict | None = None) -> str:
             "hardness": report["hardness"],
             "difficulty": report["difficulty"],
             "part": report["parts"],
+            "votes": report["agreement"],
         }
         rows += [(name, *row) for key, part in sections.items() for row in csv_rows(key, part)]
         for key, error in report["errors"].items():
@@ -232,6 +233,8 @@ def csv_text(reports: dict[str, dict], difference: dict | None = None) -> str:
             rows += [(name, "stopped gold", lang, key, n, "", "", "") for key, n in stopped.items()]
         for lang, n in report["arbitrary_gold"].items():
             rows.append((name, "arbitrary gold", lang, "questions", n, "", "", ""))
+        for database, n in report["skipped"].items():
+            rows.append((name, "missing database", database, "questions", n, "", "", ""))
         rows.append((name, "sqlite", "", "version", report["sqlite"], "", "", ""))
     rows += [("difference", *row) for row in csv_rows("language", difference or {})]
     text = io.StringIO()
@@ -265,17 +268,16 @@ def plot_curves(path: Path, metrics: list[dict]) -> None:
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), sharex=True)
     steps = [row["step"] for row in metrics]
     for axis, (title, keys) in zip(axes.flat, panels):
-        for color, key in zip(
-            ("C0", "C1", "C2", "C3", "C4", "C5"), [key for key in keys if key in metrics[0]]
-        ):
+        for number, key in enumerate(key for key in keys if key in metrics[0]):
             values = [math.nan if row[key] is None else row[key] for row in metrics]
             window = max(1, len(values) // 12)
             mean = [
                 sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window)
                 for i in range(len(values))
             ]
-            axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-            axis.plot(steps, mean, color=color, linewidth=1.8, label=key.removeprefix("reward/"))
+            axis.plot(steps, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
+            label = key.removeprefix("reward/")
+            axis.plot(steps, mean, color=f"C{number}", linewidth=1.8, label=label)
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.2)
         if len(keys) > 1:

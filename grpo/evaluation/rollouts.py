@@ -5,10 +5,12 @@
          "advantage", "logprob", "tokens", "finished"}, ...]}
 
 ``rows`` are the first rows of the result as text; ``logprob`` is the sum over the completion's
-tokens under the policy that sampled it. A group that dynamic sampling discarded is there, too.
+tokens under the policy that sampled it, null for gold that took the place of a completion. A group
+that dynamic sampling discarded is there, too.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,6 +62,7 @@ def completion_row(
     """Completion g of group p."""
     verdict, size = rollout.verdicts[p][g], len(rollout.completion_ids[p][g])
     run = verdict.execution or Execution("no SQL")
+    logprob = rollout.sampling_logprobs[p][g, :size].sum().item()
     terms = zip(names, rollout.reward_terms[p, g].tolist(), rollout.applicable[p, g].tolist())
     return {
         "text": rollout.texts[p][g],
@@ -71,7 +74,7 @@ def completion_row(
         "terms": {name: round(value, 4) if applies else None for name, value, applies in terms},
         "reward": round(rollout.rewards[p, g].item(), 4),
         "advantage": round(advantage, 4),
-        "logprob": round(rollout.sampling_logprobs[p][g, :size].sum().item(), 3),
+        "logprob": None if math.isnan(logprob) else round(logprob, 3),
         "tokens": size,
         "finished": bool(rollout.finished[p, g]),
     }

@@ -37,12 +37,13 @@ class Validation:
         greedy answers; ``eval/pass@G``, that one of G samples is right (EX). And the seconds.
         """
         start, config = time.perf_counter(), self.config
-        own = [self.examples[i] for i in self.distributed.split(len(self.examples))]
+        places = self.distributed.split(len(self.examples))
+        own = self.examples[places.start : places.stop]
         limit = {"max_new_tokens": config.max_new_tokens}
         with lora_merged(self.policy.model):
             options = limit | {"settings": self.settings, "suites": self.suites}
             answers = evaluate_policy(self.policy, self.verifier, None, own, **options)
-            passed = self.one_is_right(own, **limit)
+            passed = self.one_is_right(own, first=places.start, **limit)
         rows = [
             (*(float(getattr(answer, metric)) for metric in METRICS), float(right))
             for answer, right in zip(answers, passed)
@@ -53,11 +54,16 @@ class Validation:
         means = {f"eval/{n}": sum(c) / len(rows) for n, c in zip(names, zip(*rows))}
         return means | {"eval_seconds": time.perf_counter() - start}
 
-    def one_is_right(self, examples: list[Example], *, max_new_tokens: int) -> list[bool]:
-        """Whether one of G samples of each question is right."""
+    def one_is_right(
+        self, examples: list[Example], *, first: int, max_new_tokens: int
+    ) -> list[bool]:
+        """Whether one of G samples of each question is right; ``first`` is the place of the first
+        one among the questions of all processes.
+        """
         prompts = PromptBuilder(self.policy.tokenizer, self.settings)
-        size, heat = self.config.group_size, self.config.temperature
-        options = {"max_new_tokens": max_new_tokens, "group_size": size, "temperature": heat}
+        size = self.config.group_size
+        options = {"max_new_tokens": max_new_tokens, "group_size": size, "first": first}
+        options["temperature"] = self.config.temperature
         texts = generate(self.policy, prompts, examples, batch_size=16 * size, **options)  # P x G
         asked = self.policy.tokenizer.decode(prompts(examples[0])) if examples else ""
         sqls = [extract_sql(text, prompt=asked) for group in texts for text in group]

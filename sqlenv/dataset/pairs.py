@@ -20,7 +20,8 @@ from sqlenv.dataset.entries import read_text
 from sqlenv.dataset.example import Example
 from sqlenv.dataset.language import is_language, language_tag
 from sqlenv.errors import UserError
-from sqlenv.sandbox.sandbox import Sandbox
+from sqlenv.gold import GoldResults
+from sqlenv.sandbox.sandbox import Execution, Sandbox
 from sqlenv.schema import load_schema
 from sqlenv.text import SURROGATE, canonical_sql
 
@@ -99,20 +100,20 @@ class Pairs(Dataset):
             for (line, sql), run in zip(golds, self._run(sandbox, [sql for _, sql in golds])):
                 if run.status in ("error", "denied"):
                     raise UserError(f"{self.file}:{line}: the SQL fails: {run.error}")
-                if run.status == "ok" and not run.rows:
+                if run.status == "ok" and not run.num_rows:
                     empty += [(line, form, sql) for form in ("NFC", "NFD")]
             # The same text in another normal form is another text to SQLite.
             empty = [(line, form, unicodedata.normalize(form, sql)) for line, form, sql in empty
                      if not unicodedata.is_normalized(form, sql)]  # fmt: skip
             for (line, form, _), run in zip(empty, self._run(sandbox, [e[-1] for e in empty])):
-                if run.rows:
+                if run.num_rows:
                     raise UserError(
                         f"{self.file}:{line}: the SQL returns rows only if it is written in the "
                         f"Unicode form {form}, as the texts of {self.root} are; write it so"
                     )
 
-    def _run(self, sandbox: Sandbox, sqls: list[str]) -> list:
-        return sandbox.run_many([(self.root, sql) for sql in sqls])
+    def _run(self, sandbox: Sandbox, sqls: list[str]) -> list[Execution]:
+        return GoldResults(sandbox).run([(self.root, sql) for sql in sqls])
 
 
 def row_problem(row: dict[str, str], has_lang: bool, has_split: bool, need_gold: bool) -> str:

@@ -8,7 +8,7 @@ docs/evaluation.md lists the differences from that evaluation, from BIRD's and f
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -38,11 +38,7 @@ def results_match(gold: Execution, predicted: Execution, ordered: bool) -> bool:
         return False
     if not gold.rows:
         return True
-    values = round_floats(cell for e in (gold, predicted) for row in e.rows for cell in row)
-    gold_rows, rows = (
-        [tuple(values.get(cell, cell) for cell in row) for row in e.rows] if values else e.rows
-        for e in (gold, predicted)
-    )
+    gold_rows, rows = comparable_rows(gold, predicted)
     gold_columns, columns = (list(zip(*table, strict=True)) for table in (gold_rows, rows))
     if ordered:  # rows are aligned, so only the order of columns is free
         return Counter(gold_columns) == Counter(columns)
@@ -73,8 +69,15 @@ def result_overlap(gold: Execution, predicted: Execution) -> float:
     total = len(gold.rows) + len(predicted.rows)
     if len(gold.columns) != len(predicted.columns) or not total:
         return 0.0
-    gold_rows, rows = (Counter(map(signature, e.rows)) for e in (gold, predicted))
+    gold_rows, rows = (Counter(map(signature, t)) for t in comparable_rows(gold, predicted))
     return 2 * (gold_rows & rows).total() / total
+
+
+def comparable_rows(gold: Execution, predicted: Execution) -> Iterator[Sequence[tuple]]:
+    """The rows of both results, in which numbers within the tolerance are equal."""
+    values = round_floats(cell for e in (gold, predicted) for row in e.rows for cell in row)
+    for e in (gold, predicted):
+        yield [tuple(values.get(c, c) for c in row) for row in e.rows] if values else e.rows
 
 
 def signature(cells: tuple) -> frozenset:

@@ -43,11 +43,12 @@ def read_official(
     """
     path, questions = Path(path), dataset.questions(lang, split)
     text = _text(path)
-    answers = _bird_answers(path, text) if _is_bird(text) else _spider_answers(path, text)
-    if len(answers) != len(questions):
+    count = len(questions)
+    answers = _bird_answers(path, text) if _is_bird(text) else _spider_answers(path, text, count)
+    if len(answers) != count:
         raise UserError(
             f"{path}: has {len(answers)} answers, but the {split} split of {dataset.root} has "
-            f"{len(questions)} questions; the form needs one for each, in their order"
+            f"{count} questions; the form needs one for each, in their order"
         )
     examples, sqls, missing = [], [], Counter()
     for (where, sql, db_id), question in zip(answers, questions):
@@ -67,10 +68,14 @@ def read_official(
     return examples, sqls, {lang: missing}
 
 
-def _spider_answers(path: Path, text: str) -> list[tuple[str, str, str]]:
-    """(where, SQL, db_id or "") of each line; an empty line is a question without SQL."""
-    answers = []
-    for number, line in enumerate(text.rstrip("\r\n").split("\n"), 1):
+def _spider_answers(path: Path, text: str, count: int) -> list[tuple[str, str, str]]:
+    """(where, SQL, db_id or "") of each line; an empty line is a question without SQL, unless it is
+    at the end and there are ``count`` lines before it.
+    """
+    answers, lines = [], text.removesuffix("\n").split("\n")
+    while len(lines) > count and not lines[-1].strip():
+        lines.pop()
+    for number, line in enumerate(lines, 1):
         sql, db_id = re.fullmatch(r"(.*?)(?:\t(\S*)\s*)?", line.rstrip("\r")).groups()
         answers.append((f"{path}, line {number}", sql, db_id or ""))
     return answers

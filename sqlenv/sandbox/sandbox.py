@@ -37,7 +37,7 @@ from sqlenv.sandbox.worker import HEADER
 MAX_SQL = 100_000  # bytes of UTF-8 in a query
 FIRST_TRY = 0.03  # seconds for each query of a batch at first, if time-outs have a budget
 PATIENCE = 10  # times the timeout that a worker may be silent, on a busy machine or a slow disk
-KILL_DELAY = 0.5  # seconds more
+EXTRA_PATIENCE = 0.5  # seconds more, for short timeouts
 CPU_SIGNALS = -signal.SIGPROF, -signal.SIGXCPU  # exit codes of a worker that used too much time
 START_TIMEOUT = 60.0  # seconds in which a worker must start, on a machine under load
 HEAD_ROWS, HEAD_COLUMNS, HEAD_CELL = 3, 6, 40  # kept of a result: rows, columns, characters
@@ -141,7 +141,7 @@ class Sandbox:
         if workers < 1 or not 0 < timeout < math.inf:
             raise ValueError("a sandbox needs at least one worker and a timeout above 0")
         self.timeout = timeout
-        self._patience = PATIENCE * timeout + KILL_DELAY
+        self._patience = PATIENCE * timeout + EXTRA_PATIENCE
         self._settings = max_rows, max_bytes, MAX_SQL, memory_mb
         self._workers: list[Worker | None] = [None] * workers
         self._selector = selectors.DefaultSelector()

@@ -11,13 +11,16 @@ large that sorting their tables takes too long.
 
 from collections.abc import Iterator
 
-from sqlenv.query import Edit, Query, Select, Source, find_table, parse
+from sqlenv.query import Edit, Query, Select, Source, find_table, name_of, parse
 from sqlenv.schema import Schema
 
 ORDERS = ("ASC", "DESC")
 # Functions whose result may depend on the order of rows (any function with OVER), and those from
 # whose row SQLite takes the bare columns of a group, so that ties matter.
 ORDER_DEPENDENT = ("group_concat", "string_agg", "over", "min", "max")
+# Between these an expression is whole: no operator binds a part of it to something outside.
+STARTS = ("(", ",", "select", "distinct", "by", "having")
+ENDS = (")", ",", "as", "from", "having", "order", "limit", "asc", "desc", "")
 
 
 def perturbed_queries(sql: str, width: int, schema: Schema) -> list[str]:
@@ -73,7 +76,7 @@ def open_choices(query: Query, width: int, schema: Schema, choice: str) -> list[
 
 def tie_breakers(query: Query, select: Select, width: int, order: str) -> Iterator[Edit]:
     """Appends all columns of the result to the keys of ORDER BY."""
-    count = width if select.parent is None else len(query.items(select.clause("select")))
+    count = len(query.items(select.clause("select"))) if select.opener else width
     keys = sort_keys(count, order)
     if "order" in select.clauses:
         stop = select.clause("order").stop
@@ -100,26 +103,75 @@ def bare_columns(query: Query, select: Select, schema: Schema, order: str) -> It
     resolved = [(r, query.resolve(r, schema)) for r in query.references(select)]
     # Columns of an outer query are constant here.
     resolved = [(r, m[0].alias, m[2]) for r, m in resolved if m and m[0] in select.sources]
-    grouped = [(alias, c) for r, alias, c in resolved if r.first in select.clause("group")]
+    keys = list(grouping_keys(query, select, {r.first for r, _, _ in resolved}))
+    grouped = [(alias, c) for r, alias, c in resolved if range(r.first, r.last) in keys]
+    determined = aggregated.union(*(repetitions(query, key) for key in keys))
     for reference, alias, column in resolved:
         first, last = reference.first, reference.last
-        is_bare = first not in aggregated and (alias, column) not in grouped
+        is_bare = first not in determined and (alias, column) not in grouped
         if is_bare and any(first in span for span in spans):
             name = query.text(first, last)
             maximum = f"CASE WHEN count({name}) = count(*) THEN max({name}) END"
             yield Edit(first, last, f"min({name})" if order == "ASC" else maximum)
 
 
+def grouping_keys(query: Query, select: Select, columns: set[int]) -> Iterator[range]:
+    """Yields the expressions of GROUP BY, where an ordinal or an alias names an item of the SELECT.
+
+    Args:
+        columns: the tokens that begin the name of a column, which comes before an equal alias.
+    """
+    items = query.items(select.clause("select"))
+    for key in query.items(select.clause("group")):
+        named, token = [], query.tokens[key.start] if len(key) == 1 else None
+        if token and token.kind == "number" and token.text.isdecimal():
+            named = items[int(token.text) - 1 :][:1]
+        elif token and token.kind in ("name", "quoted") and key.start not in columns:
+            named = [item for item in items if alias_of(query, item) == name_of(token)]
+        yield from named or [key]
+
+
+def alias_of(query: Query, item: range) -> str | None:
+    """The name that an item of a SELECT gives to its expression, with or without AS."""
+    before = query.tokens[item.stop - 2] if len(item) > 1 else None
+    has_alias = before and (before.kind != "mark" or before.text == ")")
+    return name_of(query.tokens[item.stop - 1]) if has_alias else None
+
+
+def repetitions(query: Query, key: range) -> Iterator[int]:
+    """Yields the tokens of an expression, and of those that repeat it."""
+    texts = [token.text for token in query.tokens] + [""]
+    for start in range(len(texts) - len(key)):
+        stop = start + len(key)
+        is_whole = texts[start - 1] in STARTS and texts[stop] in ENDS
+        if start == key.start or is_whole and texts[start:stop] == texts[key.start : key.stop]:
+            yield from range(start, stop)
+
+
 def sorted_source(query: Query, source: Source, schema: Schema, order: str) -> list[Edit]:
     """Replaces a table of a FROM by a sorted subquery; SQLite would omit the sort without LIMIT."""
     end = source.item + (3 if query.next_text(source.item) == "." else 1)
-    if source.table is None or query.next_text(end - 1) == "(":  # a subquery; a function
+    is_function = query.next_text(end - 1) == "("
+    if source.table is None or is_function or is_recursive(query, source):
         return []
     table, name = find_table(schema, source.table), query.text(source.item, end)
     keys = sort_keys(len(table.columns) if table else 1, order)
     has_alias = end < source.last and query.tokens[end].text not in ("on", "using")
     alias = "" if has_alias else f" AS {query.text(end - 1, end)}"
     return [Edit(source.item, end, f"(SELECT * FROM {name} ORDER BY {keys} LIMIT -1){alias}")]
+
+
+def is_recursive(query: Query, source: Source) -> bool:
+    """Whether a table is the common table expression that it helps to define, which SQLite accepts
+    only in its FROM itself.
+    """
+    opening = {last: first for first, last in query.closing.items()}
+    for first, last in query.closing.items():
+        if first < source.item < last and query.tokens[first - 1].text == "as":
+            name = opening.get(first - 2, first - 1) - 1  # before the names of its columns, if any
+            if name_of(query.tokens[name]) == source.table:
+                return True
+    return False
 
 
 def sort_keys(count: int, order: str) -> str:

@@ -78,7 +78,8 @@ class DrawnDatabase:
             cursor = self.connection.execute(sql)
             rows = cursor.fetchmany(MAX_RESULT + 1)
         except sqlite3.Error as error:
-            return Execution("error", error=str(error))
+            status = "timeout" if self.checks_left < 0 else "error"
+            return Execution(status, error=str(error))
         if len(rows) > MAX_RESULT:
             return Execution("too_large")
         return Execution("ok", tuple(column[0] for column in cursor.description), rows)
@@ -99,18 +100,20 @@ class DrawnDatabase:
         """The result of gold; None if it fails or is not deterministic on this database."""
         result = self.first_result(gold)
         if gold.sql not in self.deterministic:
+            others = (self.run(sql) for sql in gold.perturbed)
+            # A rewrite that SQLite rejects says nothing.
             self.deterministic[gold.sql] = result.status == "ok" and all(
-                results_match(result, self.run(sql), gold.ordered) for sql in gold.perturbed
+                other.status == "error" or results_match(result, other, gold.ordered)
+                for other in others
             )
         return result if self.deterministic[gold.sql] else None
 
     def killed(
         self, gold: GoldQuery, mutants: Iterable[str], max_work: float = math.inf
     ) -> set[str]:
-        """The mutants whose result differs from that of gold.
-
-        None if gold is not deterministic, which is looked at last: most mutants that are still
-        alive differ on few databases, and on the others it does not matter.
+        """The mutants whose result differs from that of gold; no mutant if gold fails or is not
+        deterministic. The latter is looked at last: most mutants that are still alive differ on few
+        databases, and on the others it does not matter.
 
         Args:
             max_work: units of work of this database after which no further mutant runs.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from sqlenv.errors import UserError
 from sqlenv.query import Query, parse
-from sqlenv.schema import Schema, load_schema, open_read_only, quote_name
+from sqlenv.schema import Schema, load_schema, open_read_only, primary_key, quote_name
 from sqlenv.testsuite.literals import COUNT, columns_of, gold_literals, joined_columns
 from sqlenv.testsuite.swaps import type_family
 from sqlenv.text import ASCII_LOWER
@@ -218,7 +218,7 @@ def read_foreign_keys(
         columns = tuple(column for column, _ in pairs)
         if parent not in tables or not set(columns) <= table.columns.keys():
             continue
-        primary = [name for name, profile in tables[parent].columns.items() if profile.key]
+        primary = [lower(name) for name in primary_key(connection, tables[parent].name)]
         targets = [lower(to) if to else "" for _, to in pairs]
         targets = tuple(targets if all(targets) else primary)
         if len(targets) == len(columns) and set(targets) <= tables[parent].columns.keys():

@@ -129,19 +129,32 @@ def suite_matches(
     Raises:
         ValueError: a suite was built without the gold query.
     """
-    databases = [suite.databases(gold) for suite, gold, _ in cases]
+    given = [(suite.databases(gold)[0], gold, sql) for suite, gold, sql in cases]
+    compared = GoldResults(sandbox).compare(given, timeout_budget=timeout_budget)
+    # Most wrong predictions fail on the given database, after one query.
+    right = [case for case, (_, equal, _) in zip(cases, compared) if equal]
+    matches = iter(variants_match(sandbox, right, timeout_budget=timeout_budget))
+    return [equal and next(matches) for _, equal, _ in compared]
+
+
+def variants_match(
+    sandbox: Sandbox,
+    cases: Sequence[tuple[Suite, str, str]],
+    *,
+    timeout_budget: float | None = None,
+) -> list[bool]:
+    """As ``suite_matches``, on the variants alone: for predictions that are known to be right on
+    the given database.
+    """
+    checks = [
+        (number, (path, gold, sql))
+        for number, (suite, gold, sql) in enumerate(cases)
+        for path in suite.databases(gold)[1:]
+    ]
     results, matches = GoldResults(sandbox), [True] * len(cases)
-    # The given database first: most wrong predictions fail on it, after one query.
-    for part in (slice(0, 1), slice(1, None)):
-        checks = [
-            (number, (path, *cases[number][1:]))
-            for number, match in enumerate(matches)
-            if match
-            for path in databases[number][part]
-        ]
-        compared = results.compare([case for _, case in checks], timeout_budget=timeout_budget)
-        for (number, _), (_, equal, _) in zip(checks, compared):
-            matches[number] &= equal
+    compared = results.compare([case for _, case in checks], timeout_budget=timeout_budget)
+    for (number, _), (_, equal, _) in zip(checks, compared):
+        matches[number] &= equal
     return matches
 
 
@@ -227,7 +240,7 @@ def build(
     Returns:
         The manifest: {"files": {name: hash}, "variants_by_gold": {gold: [indices of variants]}}.
     """
-    results = sandbox.run_many((db_path, gold) for gold in golds)
+    results = GoldResults(sandbox).run([(db_path, gold) for gold in golds])
     running = [gold for gold, result in zip(golds, results) if result.status == "ok"]
     widths = {gold: len(result.columns) for gold, result in zip(golds, results)}
     schema = load_schema(db_path)

@@ -232,7 +232,8 @@ function completionRow(completion, group, rank) {
   const right = isRight(completion);
   const said = right === null ? completion.status : right ? "right" : completion.status === "ok" ? "wrong result" : completion.status.replace("_", " ");
   const times = completion.times > 1 ? `${completion.times} times, ` : "";
-  const facts = `${times}${completion.tokens} tokens, log-probability ${completion.logprob.toFixed(1)}${completion.finished ? "" : ", truncated"}`;
+  const drawn = completion.logprob === null ? "gold, not sampled" : `log-probability ${completion.logprob.toFixed(1)}`;
+  const facts = `${times}${completion.tokens} tokens, ${drawn}${completion.finished ? "" : ", truncated"}`;
   const text = completion.text !== completion.sql ? el("details", {}, el("summary", {}, "whole completion"), el("pre", {}, completion.text)) : null;
   const result = completion.status === "ok"
     ? el("details", {}, el("summary", {}, "result"), resultTable(completion.rows, completion.num_rows))

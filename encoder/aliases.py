@@ -1,0 +1,193 @@
+"""The names that a query gives to tables, windows and results, and where it uses them."""
+
+from collections.abc import Iterable, Iterator
+
+from sqlenv.query import Query, Select, name_of
+
+NAMES = ("name", "quoted")
+KEY_ENDS = ("asc", "desc", "collate", "nulls", ",")  # what may follow a name that is a sort key
+
+
+class Aliases:
+    """The names in a query, as token indices.
+
+    Attributes:
+        tables: where WITH names a table, with the tokens of the table's query.
+        listed: where WITH names a column, as in WITH t(a, b) AS.
+        sources: where a table or a subquery of FROM gets an alias.
+        results: where a result column gets one.
+        windows: where a window is named.
+        used_windows: where one is used.
+        items: the tables of FROM.
+        types: the types in CAST, which may be any words.
+        qualifiers: names before a dot.
+        columns: all other names but those of functions.
+        references: those of `columns` that are the alias of a result.
+    """
+
+    def __init__(self, query: Query):
+        self.query, tokens, bodies = query, query.tokens, dict(bodies_after_as(query))
+        begins = ("select", "values", "with")
+        self.tables = {i: b for i, b in bodies.items() if query.next_text(b.start) in begins}
+        lists = [range(i + 2, query.closing.get(i + 1, 0)) for i in self.tables]
+        self.listed = {i for span in lists for i in span if tokens[i].kind in NAMES}
+        self.sources = set(source_aliases(query))
+        self.results = set(result_aliases(query))
+        self.items = {source.item for select in query.selects for source in select.sources}
+        self.types = set(cast_types(query))
+        names = {i for i, token in enumerate(tokens) if token.kind in NAMES}
+        self.windows = bodies.keys() - self.tables
+        self.used_windows = {i for i in names if is_used_window(query, i)}
+        self.qualifiers = {i for i in names if query.next_text(i) == "."}
+        self.columns = {i for i in names if query.next_text(i) not in (".", "(")}
+        self.columns -= {*bodies, *self.listed, *self.sources, *self.results}
+        self.columns -= self.items | self.types | self.used_windows
+        scopes = Scopes(self)
+        self.references = {i for i in self.columns if scopes.is_reference(i)}
+
+    def name(self, i: int) -> str:
+        return name_of(self.query.tokens[i])
+
+    def names(self, places: Iterable[int]) -> set[str]:
+        return {self.name(i) for i in places}
+
+
+class Scopes:
+    """Where the aliases of results can be used.
+
+    Attributes:
+        own: the aliases of each SELECT's results.
+        used: the names that its results are made of: columns, even if they are aliases, too.
+        sortable: the names that its ORDER BY looks for first.
+        given: {alias: the names that this subquery or table of WITH gives to its columns}, and
+            under None those of all.
+    """
+
+    def __init__(self, aliases: Aliases):
+        self.query = query = aliases.query
+        self.own, self.used = {}, {}
+        for select in query.selects:
+            span = [i for i in select.clause("select") if query.select_of[i] is select]
+            self.own[select] = aliases.names(aliases.results.intersection(span))
+            self.used[select] = aliases.names(aliases.columns.intersection(span))
+        self.sortable = self._sortable()
+        self.given = self._given(aliases)
+
+    def _sortable(self) -> dict[Select, set[str]]:
+        """The own aliases and, after UNION and the like, those of the operands before it."""
+        names, query = dict(self.own), self.query
+        starts = {select.start: select for select in query.selects}
+        ends = {select.end: select for select in query.selects}
+        for operator in query.set_operators:
+            left, right = ends.get(operator.start), starts.get(operator.stop)
+            if left and right:
+                names[right] = names[left] | names[right]
+        return names
+
+    def _given(self, aliases: Aliases) -> dict[Select, dict[str | None, set[str]]]:
+        query, tables = self.query, aliases.names(aliases.tables)
+        inside = {i for body in aliases.tables.values() for i in body}
+        of_tables = aliases.names(aliases.results & inside | aliases.listed)
+        readers = [s.start for s in query.selects if any(f.table in tables for f in s.sources)]
+        given = {select: {None: set()} for select in query.selects}
+        for select in query.selects:
+            for source in select.sources:
+                names = of_tables if source.table in tables else set()
+                if source.table is None:
+                    span = range(source.item, query.closing.get(source.item, source.item))
+                    names = aliases.names(i for i in aliases.results if i in span)
+                    if any(start in span for start in readers):
+                        names |= of_tables
+                given[select][source.alias] = names
+                given[select][None] |= names
+        return given
+
+    def is_reference(self, i: int) -> bool:
+        """Whether the name of a column is an alias. Where only a schema could tell, it is."""
+        tokens, name = self.query.tokens, name_of(self.query.tokens[i])
+        qualifier = name_of(tokens[i - 2]) if tokens[i - 1].text == "." else None
+        for select, at in self._around(i):
+            given = self.given[select]
+            if qualifier is None:
+                if name in given[None] or self._is_own(name, select, at):
+                    return True
+            elif qualifier in given:
+                return name in given[qualifier]
+        return False
+
+    def _around(self, i: int) -> Iterator[tuple[Select, int]]:
+        """The SELECTs whose names token `i` sees, each with the token itself or its subquery's."""
+        select, at = self.query.select_of[i], i
+        while select:
+            if at == i or not is_in_from(select, at):  # tables of FROM do not see each other
+                yield select, at
+            select, at = select.parent, select.start
+
+    def _is_own(self, name: str, select: Select, at: int) -> bool:
+        """Whether a name at token `at`, or in the subquery there, is an alias of the SELECT."""
+        query, order = self.query, select.clause("order")
+        ends = at + 1 == order.stop or query.next_text(at) in KEY_ENDS
+        if at in order and query.tokens[at - 1].text in ("by", ",") and ends:
+            return name in self.sortable[select]
+        hidden = at in select.clause("select") or is_in_from(select, at)
+        return not hidden and name in self.own[select] and name not in self.used[select]
+
+
+def is_in_from(select: Select, at: int) -> bool:
+    """Whether a token is in the FROM of a SELECT, but not in a condition there."""
+    return at in select.clause("from") and not any(at in source.on for source in select.sources)
+
+
+def bodies_after_as(query: Query) -> Iterator[tuple[int, range]]:
+    """Names of WITH's tables and of windows, each with its definition, in parentheses after AS."""
+    opening = {last: first for first, last in query.closing.items()}
+    for first, last in query.closing.items():
+        at = first - 1
+        while at > 0 and query.tokens[at].text in ("not", "materialized"):
+            at -= 1
+        name = opening.get(at - 1, at) - 1  # before the list of columns, if there is one
+        if name >= 0 and query.tokens[at].text == "as" and query.tokens[name].kind in NAMES:
+            yield name, range(first, last)
+
+
+def is_used_window(query: Query, i: int) -> bool:
+    """Whether a window is named here, as in OVER w, OVER (w …) and WINDOW v AS (w …)."""
+    before = [token.text for token in query.tokens[max(i - 2, 0) : i]]
+    return before[-1:] == ["over"] or before in (["over", "("], ["as", "("])
+
+
+def source_aliases(query: Query) -> Iterator[int]:
+    """The aliases of tables and subqueries, where they are defined."""
+    tokens = query.tokens
+    for select in query.selects:
+        for source in select.sources:
+            after = query.closing.get(source.item, source.item) + 1
+            while tokens[after : after + 1] and tokens[after].text == ".":
+                after += 2
+            after = query.closing.get(after, after - 1) + 1  # the arguments of a function
+            after += after < source.last and tokens[after].text == "as"
+            is_name = after < source.last and tokens[after].kind in (*NAMES, "string")
+            if is_name and tokens[after].text != "window":
+                yield after
+
+
+def result_aliases(query: Query) -> Iterator[int]:
+    """The aliases of result columns, where they are defined."""
+    for select in query.selects:
+        for item in query.items(select.clause("select")):
+            last = item.stop - 1
+            if len(item) < 2 or query.tokens[last].kind not in (*NAMES, "string"):
+                continue
+            before = query.tokens[last - 1]
+            follows_value = before.kind in (*NAMES, "number", "string") or before.text == ")"
+            if before.text == "as" or follows_value or before.text == "end":
+                yield last
+
+
+def cast_types(query: Query) -> Iterator[int]:
+    """The words of the types in CAST."""
+    for first, last in query.closing.items():
+        if query.tokens[first - 1].text == "cast":
+            places = [i for i in range(first, last) if query.tokens[i].text == "as"]
+            words = range(places[-1] + 1, last) if places else ()
+            yield from (i for i in words if query.tokens[i].kind in (*NAMES, "string"))
