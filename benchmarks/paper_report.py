@@ -28,6 +28,7 @@ from sqlenv.metrics.tables import signed_cell as difference_text
 
 RESAMPLES = 2000
 MAIN = ("zero-shot", "SFT policy", "larger SFT policy", "GRPO", "GRPO + contrastive")
+PARTS = ("known schema", "new schema", "new words")  # of the embedded dev questions
 AMOUNTS = ("300 examples", "1000 examples", "GRPO + contrastive", "three passes")
 POOR = ("poor-3", "poor-10", "poor-30", "poor-all")
 PAPER = {  # averages over seven languages, arXiv 2510.13827: "execution" / "semantic" accuracy
@@ -82,7 +83,7 @@ class Means:
 def parts() -> dict[str, np.ndarray]:
     """Which of the Q embedded dev questions are in each part of dev: part -> (Q,) bool."""
     names = np.array([example.part for example in load_dataset(EMBEDDED, "en", "dev")])
-    return {name: names == name for name in dict.fromkeys(names.tolist())}
+    return {name: names == name for name in PARTS}
 
 
 @cache

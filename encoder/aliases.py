@@ -89,7 +89,7 @@ class Scopes:
         inside = {i for body in aliases.tables.values() for i in body}
         of_tables = aliases.names(aliases.results & inside | aliases.listed)
         readers = [s.start for s in query.selects if any(f.table in tables for f in s.sources)]
-        given = {select: {None: set()} for select in query.selects}
+        given: dict[Select, dict[str | None, set[str]]] = {s: {None: set()} for s in query.selects}
         for select in query.selects:
             for source in select.sources:
                 names = of_tables if source.table in tables else set()

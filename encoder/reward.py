@@ -81,7 +81,7 @@ class SemanticReward:
         ]
         as_read = partial(sql_text, with_schema=self.encoder.with_schema)
         schemas = [
-            load_schema(db_paths[i]) if self.encoder.with_schema or '"' in sqls[i] else None
+            load_schema(db_paths[i]) if self.encoder.with_schema or '"' in (sqls[i] or "") else None
             for i in scored
         ]
         texts = [as_read(sqls[i], schema) for i, schema in zip(scored, schemas)]

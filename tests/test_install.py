@@ -69,7 +69,8 @@ with Sandbox(timeout=10) as sandbox:
 
 question = ["How many singers are there?"] * 2
 sqls = ["SELECT count(*) FROM singer", "SELECT title FROM book WHERE year > 1990"]
-right, wrong = ContrastiveEncoder.load(sys.argv[1]).similarity(question, sqls)
+encoder = ContrastiveEncoder.load(sys.argv[1])
+right, wrong = (encoder.embed(question, "query") * encoder.embed(sqls, "sql")).sum(dim=1)
 assert right > wrong
 """
 
