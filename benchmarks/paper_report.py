@@ -373,15 +373,16 @@ def main_sections(results: Results) -> dict[str, str]:
 
 def write(folder: Path, path: Path) -> None:
     """Puts the tables into their places in ``path`` and draws results-curves.png beside it. What
-    shows the main experiment stays as it is if its cells are of another version of the dataset.
+    shows the main experiment stays as it is if it has no cells, or cells of another version of the
+    dataset.
 
     Args:
         folder: of the experiments' folders of cells.
         path: the Markdown file.
     """
     experiments = {path.name: Results(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    results, sections = experiments.pop("main"), {}
-    if is_current(folder / "main"):
+    results, sections = experiments.pop("main", None), {}
+    if results and is_current(folder / "main"):
         sections = main_sections(results)
         plot(results, path.with_name("results-curves.png"))
     sections |= {name: experiment_tables(cells) for name, cells in experiments.items()}

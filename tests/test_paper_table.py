@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -172,6 +173,9 @@ def test_the_page_is_filled_from_the_cells(tmp_path):
     page.write_text("<!-- main -->\nold\n<!-- end -->\n\n<!-- unknown -->\nx\n<!-- end -->")
     paper_report.write(folder, page)
     assert "\nold\n" in page.read_text() and "\nx\n" in page.read_text()
+    shutil.rmtree(folder / "main")
+    paper_report.write(folder, page)
+    assert "\nold\n" in page.read_text()
 
 
 def test_amounts_of_examples_are_compared_with_the_sft_policy(tmp_path):
