@@ -140,7 +140,9 @@ class PartialRewards(WordRewards):
 
 @pytest.mark.parametrize("kind", ADVANTAGES)
 def test_a_term_that_is_not_applicable_counts_for_no_one(examples, monkeypatch, kind):
-    """The mean of the two others stands in for it, and they are alone in the std and in G."""
+    """The mean of the two others stands in for it. They are alone in the std of this term; the
+    whole reward, which has another term, counts for all three.
+    """
     losses = note_calls(monkeypatch, "policy_loss")
     trainer = make_trainer(examples, PartialRewards(), advantage=kind)
     batches, rollout = [], trainer.rollout
@@ -153,16 +155,14 @@ def test_a_term_that_is_not_applicable_counts_for_no_one(examples, monkeypatch, 
     )
     applicable = torch.ones(4, 3, 2, dtype=torch.bool)
     applicable[:, 0, 0] = False
-    if kind == "per_reward":
-        values = terms
-    else:
-        values, applicable = terms @ WordRewards.weights, applicable.all(-1)
-    options = {"kind": kind, "weights": WordRewards.weights, "applicable": applicable}
+    options = {"kind": kind, "weights": WordRewards.weights}
     advantages = torch.cat([arguments[2] for arguments, _ in losses])[..., 0]
-    assert torch.equal(advantages, group_advantages(values, **options))
-    options.pop("applicable")
-    same_mean = kind in ("centered", "maxrl")  # a stand-in is the mean of the others
-    assert same_mean == torch.equal(advantages, group_advantages(values, **options))
+    if kind == "per_reward":
+        assert not torch.equal(advantages, group_advantages(terms, **options))
+        expected = group_advantages(terms, applicable=applicable, **options)
+    else:
+        expected = group_advantages(terms @ WordRewards.weights, **options)
+    assert torch.equal(advantages, expected)
 
 
 def test_more_updates_move_further(examples, sampled):
