@@ -76,21 +76,21 @@ def edits(query: Query, known: set[str] | None) -> list[Edit]:
     Args:
         known: the names in the schema; None if there is none.
     """
-    tokens, aliases, found = query.tokens, Aliases(query), []
+    tokens, aliases, changes = query.tokens, Aliases(query), []
     renamed, idle = new_names(aliases), idle_words(aliases, known)
     tables = aliases.items | aliases.qualifiers
     for i, token in enumerate(tokens):
         before = tokens[i - 1].text
         if i in aliases.sources or i in aliases.results:
             new = f"AS {renamed[i]}" if i in renamed else ""
-            found.append(Edit(i - (before == "as"), i + 1, new))
+            changes.append(Edit(i - (before == "as"), i + 1, new))
         elif i in renamed:
-            found.append(Edit(i, i + 1, renamed[i]))
+            changes.append(Edit(i, i + 1, renamed[i]))
         elif before != "." and is_needlessly_quoted(token, i in tables):
-            found.append(Edit(i, i + 1, name_of(token)))
+            changes.append(Edit(i, i + 1, name_of(token)))
         elif i in idle or (token.kind in QUOTED and len(token.text.encode()) > MAX_QUOTED):
-            found.append(Edit(i, i + 1, "'…'"))
-    return found
+            changes.append(Edit(i, i + 1, "'…'"))
+    return changes
 
 
 def new_names(aliases: Aliases) -> dict[int, str]:
