@@ -286,6 +286,10 @@ class Config:
                 settings[name] = path.relative_to(ROOT).as_posix()
         return settings
 
+    def lora_suffixes(self) -> list[str]:
+        """``lora_targets`` as ``add_lora`` takes them."""
+        return [suffix for suffix in self.lora_targets.split(",") if suffix]
+
     def differences(self, other: "Config") -> list[str]:
         """``name: other -> own`` for each setting that affects results and differs."""
         return [

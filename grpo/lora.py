@@ -120,6 +120,22 @@ def is_target(name: str, targets: Sequence[str] | str) -> bool:
     return any(name == suffix or name.endswith(f".{suffix}") for suffix in targets)
 
 
+def target_names(model: nn.Module, targets: Sequence[str] | str) -> list[str]:
+    """The names of the linear layers of the decoder blocks that ``targets`` select, see
+    ``add_lora``, which raises the same.
+    """
+    blocks = model.get_decoder().layers  # pyright: ignore[reportCallIssue]
+    path = next(name for name, module in model.named_modules() if module is blocks)
+    linear = [name for name, layer in blocks.named_modules() if isinstance(layer, nn.Linear)]
+    linear = [f"{path}.{name}" for name in linear]
+    for target in [targets] if isinstance(targets, str) else [[suffix] for suffix in targets]:
+        if not any(is_target(name, target) for name in linear):
+            names = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            wanted = target if isinstance(target, str) else target[0]
+            raise UserError(f"LoRA target {wanted!r} matches no linear layer; the layers: {names}")
+    return [name for name in linear if not targets or is_target(name, targets)]
+
+
 def add_lora(
     model: Model,
     *,
@@ -145,22 +161,12 @@ def add_lora(
         UserError: a target matches no linear layer.
     """
     model.requires_grad_(False)
-    blocks = model.get_decoder().layers  # pyright: ignore[reportCallIssue]
-    path = next(name for name, module in model.named_modules() if module is blocks)
-    linear = [name for name, layer in blocks.named_modules() if isinstance(layer, nn.Linear)]
-    linear = [f"{path}.{name}" for name in linear]
-    for target in [targets] if isinstance(targets, str) else [[suffix] for suffix in targets]:
-        if not any(is_target(name, target) for name in linear):
-            names = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-            wanted = target if isinstance(target, str) else target[0]
-            raise UserError(f"LoRA target {wanted!r} matches no linear layer; the layers: {names}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for name in linear:
-            if not targets or is_target(name, targets):
-                parent, _, child = name.rpartition(".")
-                parent = model.get_submodule(parent)
-                setattr(parent, child, LoRALinear(getattr(parent, child), rank=rank, alpha=alpha))
+        for name in target_names(model, targets):
+            parent, _, child = name.rpartition(".")
+            parent = model.get_submodule(parent)
+            setattr(parent, child, LoRALinear(getattr(parent, child), rank=rank, alpha=alpha))
     return model
 
 

@@ -7,15 +7,16 @@ the estimates with measurements.
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from grpo.config import Config
 from grpo.logprobs import chunk_size
+from grpo.lora import target_names
 from grpo.model_checks import decoder_blocks
 from grpo.models import choose_dtype, locate, named
 from grpo.prompt import SCHEMA_BUDGET
@@ -32,7 +33,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 @dataclass(frozen=True)
 class Shape:
     """What the memory of a model depends on; ``blocks`` and ``parameters`` are numbers of weights,
-    ``linear`` the sum of inputs and outputs of the blocks' linear layers, ``others`` bytes of what
+    ``linear`` the sum of inputs and outputs of the layers that LoRA wraps, ``others`` bytes of what
     else is loaded.
     """
 
@@ -83,15 +84,17 @@ def workload_of(config: Config, shape: Shape, processes: int) -> Workload:
     )
 
 
-def shape_of(config) -> Shape:
-    """The shape of the model that a transformers configuration describes; no weight is made."""
+def shape_of(config, lora_targets: Sequence[str] = ()) -> Shape:
+    """The shape of the model that a transformers configuration describes; no weight is made. Raises
+    UserError if a target of LoRA matches no linear layer.
+    """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     blocks, text = decoder_blocks(model), config.get_text_config()
     heads = text.num_attention_heads
-    linear = [module for module in blocks.modules() if isinstance(module, nn.Linear)]
+    linear = [model.get_submodule(name) for name in target_names(model, lora_targets)]
     return Shape(
         layers=len(blocks),
         hidden=text.hidden_size,
@@ -106,15 +109,15 @@ def shape_of(config) -> Shape:
     )
 
 
-def read_shape(path: str, encoder: str) -> Shape:
+def read_shape(path: str, encoder: str, lora_targets: Sequence[str] = ()) -> Shape:
     """The shape of a model directory, .gguf file or hub id, with the encoder's weights beside it.
-    Raises UserError if there is no configuration.
+    Raises UserError if there is no configuration, or a target of LoRA matches no linear layer.
     """
     from transformers import AutoConfig
 
     source, keywords = locate(path)
     with named(path):
-        shape = shape_of(AutoConfig.from_pretrained(source, **keywords))
+        shape = shape_of(AutoConfig.from_pretrained(source, **keywords), lora_targets)
     files = Path(encoder).glob("*.safetensors")
     return replace(shape, others=sum(file.stat().st_size for file in files))
 
@@ -253,7 +256,7 @@ def print_plan(config: Config, gib: float) -> None:
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    shape = read_shape(config.model, config.encoder)
+    shape = read_shape(config.model, config.encoder, config.lora_suffixes())
     work = workload_of(config, shape, int(os.environ.get("WORLD_SIZE", 1)))
     print(plan(shape, work, gib * GIB or device_memory(config.device)))
 

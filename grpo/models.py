@@ -242,13 +242,12 @@ def load_policy_with_lora(
     """The policy that ``train.py`` trains: LoRA added, and with ``--shard`` sharded over the
     processes, which then stay at the same pass.
     """
-    targets = [suffix for suffix in config.lora_targets.split(",") if suffix]
     options = {"rank": config.lora_rank, "alpha": config.lora_alpha, "seed": config.seed}
     mesh = open_mesh(distributed, device) if config.shard else None
     # One process at a time: the whole model is in memory until it is sharded.
     with distributed.rank_by_rank() if mesh else nullcontext():
         policy = load_policy(config.model, device, config.dtype, stay_on_cpu=config.shard)
-        add_lora(policy.model, targets=targets, **options)
+        add_lora(policy.model, targets=config.lora_suffixes(), **options)
         if config.checkpoint_activations:
             checkpoint_activations(policy.model)
         if mesh:

@@ -110,7 +110,7 @@ class RunFolder:
         if config.tensorboard:
             report.summary_writer()  # fails now rather than after the first measurement
         self.config, self.distributed, self.resume = config, distributed, resume
-        self.started, self.rows = time.time(), []
+        self.started, self.rows = time.time(), []  # earlier by the steps before a resume
         claim = claim_folder(config, output, resume) if distributed.is_main else (None, None)
         self.lock = claim[1]  # held as long as this process lives
         self.path: Path = distributed.all_gather(claim[0])[0]
@@ -169,6 +169,7 @@ class RunFolder:
                 cut_rollouts(self.rollouts_path, trainer.step)
                 self.rows = report.read_metrics(self.metrics_path)
             self.rows = self.distributed.all_gather(self.rows)[0]
+            self.started -= report.seconds_of_steps(self.rows)
         if self.distributed.is_main:
             path = self.path / SETTINGS
             starts = [*read_provenance(path), provenance] if path.is_file() else [provenance]

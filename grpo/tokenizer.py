@@ -19,7 +19,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from encoder.bpe import train_bpe
-from sqlenv.text import RESERVED
 
 SPECIAL = ["<s>", "</s>", "<pad>"]
 # Each alternative is a token together with the spaces around it.
@@ -130,9 +129,7 @@ def variants(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
 
 
 def vocabulary_words(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """The words of three and more letters from a to z in the vocabulary, in lower case, that can be
-    names in SQL without quotes.
-    """
+    """The words of three and more letters from a to z in the vocabulary, in lower case."""
     texts = (tokenizer.convert_tokens_to_string([token]) for token in tokenizer.get_vocab())
     words = {text.strip().lower() for text in texts}
-    return sorted(w for w in words if re.fullmatch("[a-z]{3,}", w) and w.upper() not in RESERVED)
+    return sorted(w for w in words if re.fullmatch("[a-z]{3,}", w))

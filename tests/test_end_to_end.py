@@ -90,7 +90,7 @@ def test_a_run_writes_its_folder(finished):
 
 def test_resume_after_kill_9_gives_the_same_numbers(finished, tmp_path):
     """The run is killed once step 3 is written: the last checkpoint is that of step 2, and the
-    resumed run repeats step 3.
+    resumed run repeats step 3. Its seconds are with those of step 1, which are made to be 1000.
     """
     folder = tmp_path / "killed"
     process = subprocess.Popen(
@@ -105,6 +105,10 @@ def test_resume_after_kill_9_gives_the_same_numbers(finished, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (folder / "summary.json").exists()
+    rows = read_metrics(folder / "metrics.jsonl")
+    rows[0]["train_seconds"] = 1000
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(lines))
     resumed = subprocess.run(
         train_command(folder, "--resume"), cwd=ROOT, capture_output=True, text=True
     )
@@ -112,6 +116,7 @@ def test_resume_after_kill_9_gives_the_same_numbers(finished, tmp_path):
     assert steps_of(folder) == steps_of(finished)
     ours, theirs = (json.loads((f / "summary.json").read_text()) for f in (folder, finished))
     assert ours["after"] == theirs["after"] and ours["best"] == theirs["best"]
+    assert 1000 < ours["seconds"] < 2000
     for name in ("rollouts.jsonl", "before.jsonl", "after.jsonl"):
         assert (folder / name).read_bytes() == (finished / name).read_bytes()
 

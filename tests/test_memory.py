@@ -59,6 +59,8 @@ def test_the_shape_is_counted_without_a_weight():
     blocks = 2 * (2 * 64 + 2 * 32 + 3 * 128 + 16)
     expected = Shape(2, 8, 16, 2, 1, 4, 100, 100 * 8 + blocks + 8, blocks, linear=2 * 128)
     assert shape_of(config) == expected
+    only_two = shape_of(config, ["q_proj", "down_proj"])  # 8 + 8 and 16 + 8, in two blocks
+    assert only_two == replace(expected, linear=2 * 40)
 
 
 def test_constant_bytes_by_hand():
@@ -129,6 +131,8 @@ def test_the_plan_is_printed_and_nothing_is_written(capsys, tmp_path):
     assert "--plan: must be a number above 0, not -3" in capsys.readouterr().err
     assert train.main(["--plan", "--model", str(tmp_path)]) == 2
     assert "no config.json" in capsys.readouterr().err
+    assert train.main(["--plan", "--lora-targets", "query"]) == 2
+    assert "LoRA target 'query' matches no linear layer" in capsys.readouterr().err
 
 
 def test_a_real_step_takes_about_what_is_estimated():

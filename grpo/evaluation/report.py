@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from grpo.timer import PHASES
 from sqlenv import UserError, format_sql
 from sqlenv.dataset import is_language
 from sqlenv.files import write_file
@@ -37,6 +38,11 @@ def read_metrics(path: Path) -> list[dict]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is unfinished
+
+
+def seconds_of_steps(rows: list[dict]) -> float:
+    """The time that the steps with these metrics took."""
+    return sum(row[f"{phase}_seconds"] for row in rows for phase in PHASES)
 
 
 def keep_metrics(path: Path, steps: int) -> None:
