@@ -1,10 +1,11 @@
 """Counts answers that the encoder finds right and the test suite wrong: does the policy write for
 the encoder instead of answering?
 
-    python -m benchmarks.audit runs/paper/*.jsonl                   # how many, of what kind
-    python -m benchmarks.audit runs/paper/NAME.jsonl --draw 200     # a random sample, to be read
+    python -m benchmarks.audit runs/paper/main/*-0.jsonl             # how many, of what kind
+    python -m benchmarks.audit runs/paper/main/NAME.jsonl --draw 200 # a random sample, to be read
 
-The files are those of ``evaluate.py --save-predictions``. A table also counts, in all answers,
+The files are those of ``evaluate.py --save-predictions``, as benchmarks/paper_table.py keeps them.
+Questions whose gold query fails do not count. A table also counts, in all answers,
 repetitions that cannot change the result but may raise a similarity of texts: a column selected
 twice; a condition, a value of a list or a query of a set operation repeated.
 docs/results/audit.jsonl has 200 drawn answers, each read and given a class and a reason.
@@ -21,11 +22,13 @@ from pathlib import Path
 from sqlenv.errors import UserError, exit_code
 from sqlenv.metrics.tables import Rows, markdown_table
 
+BETWEEN = re.compile(r"(\bBETWEEN\s+\S+)\s+AND(\s)", re.I)  # whose AND joins no conditions
+
 
 def sql_lists(sql: str) -> dict[str, list[str]]:
     """Lists in the SQL in which nothing should stand twice, by the name of their elements."""
     columns = re.match(r"\s*SELECT\s+(?:DISTINCT\s+)?(.*?)\s+FROM\s", sql, re.I | re.S)
-    condition = re.search(r"\bWHERE\b(.*)", sql, re.I | re.S)
+    condition = re.search(r"\bWHERE\b(.*)", re.sub(BETWEEN, r"\1,\2", sql), re.I | re.S)
     values = re.search(r"\bIN\s*\(([^()]*)\)", sql, re.I)
     return {
         "column": columns[1].split(",") if columns else [],
@@ -49,14 +52,17 @@ def repeated(sql: str) -> list[str]:
 
 
 def read_answers(path: Path) -> list[dict]:
-    """Reads a file of ``evaluate.py --save-predictions``.
+    """Reads a file of ``evaluate.py --save-predictions``, without questions whose gold query fails.
 
     Raises:
-        UserError: the file is something else, or was measured without encoder or test suite.
+        UserError: the file is something else or has no question, or was measured without encoder or
+            test suite.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-        rows = [json.loads(line) for line in lines if line]
+        rows = [row for row in map(json.loads, filter(None, lines)) if row["gold_ok"]]
+        if not rows:
+            raise UserError(f"{path}: no question whose gold query runs")
         if any(row["semantic"] is None or row["test_suite"] is None for row in rows):
             raise UserError(f"{path}: saved without --test-suite or without an encoder")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,7 +1,7 @@
 """Fuzzes the sandbox with generated and mutated statements.
 
     python -m benchmarks.fuzz_sandbox                         100,000 statements, some minutes
-    python -m benchmarks.fuzz_sandbox --start 40000           continue a run that was stopped
+    python -m benchmarks.fuzz_sandbox --start 100000          100,000 others
 
 A third of the statements are gold queries of a dataset with parts deleted, repeated, swapped or
 replaced. A third come from a grammar of functions, tables, writing statements and extreme values.
@@ -249,7 +249,7 @@ def copy_databases(data: str, folder: Path) -> list[Source]:
             names = "SELECT name FROM sqlite_master WHERE type = 'table'"
             tables = {
                 f'"{table}"': [
-                    f'"{row[1]}"' for row in connection.execute(f"PRAGMA table_info({table})")
+                    f'"{row[1]}"' for row in connection.execute(f'PRAGMA table_info("{table}")')
                 ]
                 for (table,) in connection.execute(names).fetchall()
             }

@@ -229,10 +229,12 @@ def summary(model, lengths: list[int], steps: list[dict], options: argparse.Name
     phases = mean_phases(steps)
     seconds = sum(phases.values())
     completions = options.prompts * options.group * options.new_tokens
+    is_cuda = str(model.device).startswith("cuda")
+    cuda = torch.cuda.max_memory_allocated() / 2**20 if is_cuda else 0
+    rss = peak_rss()  # before the large matrices below
     ceiling = ceilings(next(model.parameters()).dtype, str(model.device))
     sizes = {"group_size": options.group, "new_tokens": options.new_tokens, "beta": options.beta}
     floor = floors(model, lengths, ceiling, **sizes)
-    cuda = torch.cuda.max_memory_allocated() / 2**20 if options.device == "cuda" else 0
     return {
         "ours": "grpo-text2sql",
         "transformers": transformers.__version__,
@@ -242,8 +244,8 @@ def summary(model, lengths: list[int], steps: list[dict], options: argparse.Name
         "new_tokens": options.new_tokens,
         "prompt_tokens": lengths,
         "step_seconds": [round(sum(seconds.values()), 4) for seconds in steps],
-        "phase_seconds": {name: round(value, 2) for name, value in phases.items()},
-        "peak_rss_mb": round(peak_rss() / 2**20),
+        "phase_seconds": {name: round(value, 4) for name, value in phases.items()},
+        "peak_rss_mb": round(rss / 2**20),
         "peak_cuda_mb": round(cuda),
         "completion_tokens_per_second": round(completions / seconds, 1),
         **{name: round(value, 3) for name, value in floor.items()},

@@ -45,7 +45,7 @@ from sqlenv.options import COUNT, OptionParser
 
 FOLDER, PAGE = Path("docs/learning"), Path("docs/learning.md")
 MARKS = (1, 2, 4, 8)  # minutes
-QUESTIONS = 400  # validation questions
+QUESTIONS, LANG = 400, "vi"  # of validation
 METRICS = {"execution": "EX", "test_suite": "TS"}
 PLAIN, SFT = "plain", "SFT on the same questions"
 # Options of train.py. All techniques but "plain" leave zero-variance groups out, as by default.
@@ -106,12 +106,13 @@ class Clock:
         self.seconds += time.perf_counter() - self.start
 
 
-def measure_cell(technique: str, seed: int, lang: str) -> dict:
+def measure_cell(technique: str, seed: int) -> dict:
     """Trains with a technique; {"marks": [{"minutes", "steps", metric: "0101..."}, ...]}, the
     first before training.
     """
-    words = ["--lang", lang, "--seed", str(seed), "--eval-every", "1", "--steps", str(10**6)]
+    words = ["--lang", LANG, "--seed", str(seed), "--eval-every", "1", "--steps", str(10**6)]
     words += ["--eval-questions", str(QUESTIONS), "--examples", str(10**6)]
+    words += ["--dtype", "float32"]  # "auto" may choose another one in each process
     config, _ = parse_config("", words + TECHNIQUES[technique].split())
     questions, validation, _ = load_questions(replace(config, seed=0))  # the same for all seeds
     clock, marks = Clock(), []
@@ -227,7 +228,7 @@ def run(arguments: argparse.Namespace) -> None:
             for name in names:
                 path = path_of(name, seed, folder)
                 if not path.exists():
-                    write_json(path, measure_cell(name, seed, arguments.lang))
+                    write_json(path, measure_cell(name, seed))
     tables = report(folder)
     print("\n\n".join(tables.values()))
     if folder == FOLDER:
@@ -238,7 +239,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = OptionParser(__doc__)
     parser.add_argument("--only", help="comma list of techniques (all)")
     parser.add_argument("--seeds", type=COUNT, default=3, help="(3)")
-    parser.add_argument("--lang", default="vi", help="(vi)")
     parser.add_argument("--folder", default=str(FOLDER), help=f"of the cells ({FOLDER})")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     return exit_code(lambda: run(parser.parse_args(argv)))

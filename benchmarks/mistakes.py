@@ -1,8 +1,9 @@
 """Queries that people write for a gold query and that differ from it only on unusual rows.
 
 ``benchmarks/testsuite_mistakes.py`` measures how many of them test suites reject. Those of LISTED
-resemble mutants of ``sqlenv/testsuite/edge_cases.py``, in another spelling. Those of OTHERS
-resemble none, so they show how suites handle mistakes that they were not chosen for.
+are mutants of ``sqlenv/testsuite/edge_cases.py`` in another spelling, or are seen on the same rows.
+Those of OTHERS resemble none, so they show how suites handle mistakes that they were not chosen
+for.
 """
 
 from collections.abc import Iterator
@@ -249,12 +250,12 @@ LISTED = {
     "avg(coalesce(x, 0))": null_as_zero,
     "> n.5 for > n": half_more,
     "NOT EXISTS for NOT IN": not_exists,
-}
-OTHERS = {
     "LIMIT 50 added": limit_50,
     ">= n + 1 for > n": next_whole,
     "!= or NULL": unequal_or_null,
     "instr for LIKE": instr_for_like,
+}
+OTHERS = {
     "sum / count for avg": sum_by_count,
     "ORDER BY LIMIT 1 for max": first_for_extreme,
     "= (SELECT max) for LIMIT 1": extreme_for_first,

@@ -5,8 +5,8 @@
 docs/results/EXPERIMENT/cells.jsonl holds the cells of an experiment, sorted by row, language and
 seed. The keys of a line:
 
-    row, lang, seed   identify the cell; lang is a language, or "all" for joint training
-    minutes           that training and measuring took
+    row, lang, seed   identify the cell; lang is what train.py got as --lang
+    minutes           that training and measuring took, without those before an interruption
     curve             metric -> means over equal parts of training; empty without training
     golds             for each question the number of its gold query; absent if it is 0, 1, 2, ...
     outcomes          language -> metric -> a string of 0 and 1, one digit for each question
@@ -148,7 +148,9 @@ def curve(metrics: Path, points: int = 24) -> dict[str, list[float]]:
     parts = np.array_split(np.arange(len(rows)), min(points, len(rows)))
     curves = {}
     for name in CURVE + LANGUAGE_CURVES:
-        values = [[rows[i][name] for i in part if name in rows[i]] for part in parts]
+        # A number that was not finite is None.
+        known = ([rows[i].get(name) for i in part] for part in parts)
+        values = [[value for value in part if value is not None] for part in known]
         if all(values):
             curves[name] = [round(float(np.mean(part)), 4) for part in values]
     return curves

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.fill import fill
 from benchmarks.paper_cells import LANGUAGE_CURVES, METRICS, is_current, read_cells
-from sqlenv import EMBEDDED, load_dataset
+from sqlenv import EMBEDDED, UserError, load_dataset
 from sqlenv.embedded import LANGUAGES
 from sqlenv.files import write_file
 from sqlenv.metrics.bootstrap import summary
@@ -125,18 +125,24 @@ def means(cells: list[dict], questions: np.ndarray | None = None) -> Means:
 
 
 class Results:
-    """The cells of an experiment, by row: those trained on all languages or, where there are none,
-    on the languages of its first cell.
+    """The cells of an experiment, by row.
+
+    Raises:
+        UserError: the cells are of different questions, or trained on different languages.
     """
 
     def __init__(self, folder: Path):
-        cells = read_cells(folder)
-        langs = [cell["lang"] for cell in cells]
-        joint = "all" if "all" in langs or not cells else langs[0]
         self.rows: dict[str, list[dict]] = {}
+        cells = read_cells(folder)
+        for name, kinds in (
+            ("questions", {len(cell["golds"]) for cell in cells}),
+            ("languages", {cell["lang"] for cell in cells}),
+        ):
+            if len(kinds) > 1:
+                kinds = " and of ".join(map(str, sorted(kinds)))
+                raise UserError(f"{folder}: has cells of {kinds} {name}; measure one or the other")
         for cell in cells:
-            if cell["lang"] == joint:
-                self.rows.setdefault(cell["row"], []).append(cell)
+            self.rows.setdefault(cell["row"], []).append(cell)
 
     def main(self, questions: np.ndarray | None = None) -> Iterator[tuple[str, Means]]:
         """Yields name and shares of each main row that was measured."""
@@ -164,7 +170,12 @@ def shares_table(results: Results, names: list[str]) -> Rows:
 
 
 def part_table(results: Results, pairs: list[tuple[str, str]], metric: str) -> Rows:
-    """One metric of the main rows on each part of dev, and differences of (after, before)."""
+    """One metric of the main rows on each part of dev, and differences of (after, before); no row
+    if other questions than those of dev were measured.
+    """
+    dev = len(next(iter(parts().values())))
+    if any(len(cell["golds"]) != dev for cells in results.rows.values() for cell in cells):
+        return []
     rows = [(METRICS[metric], *parts())]
     by_part = [dict(results.main(questions)) for questions in parts().values()]
     for name in by_part[0]:
@@ -283,7 +294,8 @@ def experiment_tables(results: Results) -> str:
     others = [name for name in results.rows if name not in MAIN]
     if others:
         names += others
-        pairs = [(name, "SFT policy") for name in names if name != "SFT policy"]
+        rest = [name for name in names if name != "SFT policy"]
+        pairs = [(name, "SFT policy") for name in rest] if len(rest) < len(names) else []
     else:
         pairs = [(after, before) for before, after in itertools.pairwise(names)]
         if "SFT policy" in names[:-2]:
@@ -322,7 +334,7 @@ def poor_table(folders: dict[str, Results]) -> Rows:
 
 def no_gold_table(results: Results) -> Rows:
     """Adaptation to new databases: what each row gains over the SFT policy, and as a share of what
-    gold gains; and how much of what its rewards preferred in training is right.
+    gold gains with the same seeds; and how much of what its rewards preferred in training is right.
     """
     metrics = ("execution", "test_suite")
     rows = [("rewards", "seeds", "EX", "EX gained", "TS gained", "of gold's TS gain", "top answer")]
@@ -336,7 +348,7 @@ def no_gold_table(results: Results) -> Rows:
             continue
         pair = same_seeds(cells, results.rows["GRPO + contrastive"])
         gained, ceiling = (means(each).minus(start) for each in pair)
-        differences = (difference_text(gained.average(metric)) for metric in metrics)
+        differences = (difference_text(row.minus(start).average(metric)) for metric in metrics)
         ratio = share_text(part_of(gained, ceiling, "test_suite"))
         right = 100 * np.mean([cell["rewarded"]["test_suite"] for cell in cells])
         rows.append((name, str(row.seeds), share, *differences, ratio, f"{right:.1f}"))
@@ -368,7 +380,7 @@ def main_sections(results: Results) -> dict[str, str]:
         "amounts": difference_table(results, [(name, sft) for name in AMOUNTS]),
     }
     curves = {"curves": "![Rewards over training](results-curves.png)"}
-    return {name: markdown_table(rows) for name, rows in tables.items()} | curves
+    return {name: markdown_table(rows) for name, rows in tables.items() if rows[1:]} | curves
 
 
 def write(folder: Path, path: Path) -> None:
@@ -380,14 +392,17 @@ def write(folder: Path, path: Path) -> None:
         folder: of the experiments' folders of cells.
         path: the Markdown file.
     """
-    experiments = {path.name: Results(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name not in POOR]
+    experiments = {path.name: Results(path) for path in folders}
     results, sections = experiments.pop("main", None), {}
-    if results and is_current(folder / "main"):
+    if results and results.rows.keys() & set(MAIN) and is_current(folder / "main"):
         sections = main_sections(results)
         plot(results, path.with_name("results-curves.png"))
     sections |= {name: experiment_tables(cells) for name, cells in experiments.items()}
     no_gold = experiments.get("no-gold")
     if no_gold and {"SFT policy", "GRPO + contrastive"} <= no_gold.rows.keys():
         sections["no-gold"] = markdown_table(no_gold_table(no_gold))
-    sections["poor"] = markdown_table(poor_table({name: Results(folder / name) for name in POOR}))
-    fill(path, sections)
+    poor = poor_table({name: Results(folder / name) for name in POOR})
+    sections |= {"poor": markdown_table(poor)} if poor[1:] else {}
+    for name in sorted(sections.keys() - fill(path, sections)):
+        print(f"\n{path} has no place for {name!r}:\n\n{sections[name]}")

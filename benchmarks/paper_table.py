@@ -8,13 +8,13 @@
 and the main experiment on other models and data, with a name of its own:
 
     python -m benchmarks.paper_table --experiment NAME --zero-shot MODEL --model SFT --data ROOT \\
-        --encoder ENCODER --languages en --measure en,zh,vi --options "--lr 5e-5"
+        --encoder ENCODER --lang en --measure en,zh,vi --options "--lr 5e-5"
 
-A cell is one row of the table for one language (or several, trained jointly) and one seed: it runs
-train.py, then evaluate.py on the dev questions with the same encoder as the metric, and adds a line
-to docs/results/EXPERIMENT/cells.jsonl (benchmarks/paper_cells.py). Cells that have a line are not
-measured again, and a run that was interrupted goes on from its last checkpoint. Runs are in
-runs/paper/.
+A cell is one row of the table with one seed: it runs train.py, on all languages jointly unless
+--lang says otherwise, then evaluate.py on the dev questions with the same encoder as the metric,
+and adds a line to docs/results/EXPERIMENT/cells.jsonl (benchmarks/paper_cells.py). Cells that have
+a line are not measured again, and a run that was interrupted goes on from its last checkpoint. Runs
+are in runs/paper/. Tables without a place in docs/results.md are printed.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from tqdm import tqdm
 from benchmarks import paper_cells, paper_data, paper_report
 from grpo.config import ASSETS
 from sqlenv import EMBEDDED
-from sqlenv.embedded import LANGUAGES
+from sqlenv.dataset.language import parse_languages
 from sqlenv.embedded.generate import build
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_text
@@ -76,14 +76,15 @@ class Experiment:
     """What an experiment measures, unless options say otherwise.
 
     Attributes:
-        rows, languages, seeds: its cells; ``languages`` and ``rows`` are comma lists.
+        rows, seeds: its cells; ``rows`` is a comma list.
+        lang: languages to train on, as train.py takes them.
         data: a changed copy of the embedded dataset (benchmarks/paper_data.py), or "".
         options: of train.py, for all rows.
         measure: languages to measure in; "" for those trained on.
     """
 
     rows: str
-    languages: str = "all"
+    lang: str = "all"
     seeds: int = 3
     data: str = ""
     options: str = ""
@@ -93,17 +94,17 @@ class Experiment:
 ON_POOR = "GRPO,GRPO + contrastive,GRPO + test suite"
 EXPERIMENTS = {
     "main": Experiment("SFT policy,GRPO,GRPO + contrastive"),
-    **{name: Experiment(ON_POOR, languages="vi", seeds=1, data=name) for name in paper_report.POOR},
+    **{name: Experiment(ON_POOR, lang="vi", seeds=1, data=name) for name in paper_report.POOR},
     "no-gold": Experiment(
         ",".join(("SFT policy", "GRPO + contrastive", *NO_GOLD, "gold of 10 %", "gold of 1 %")),
-        languages="vi",
+        lang="vi",
         data="unseen",
         options="--steps 63",
     ),
     "unseen-language": Experiment(
         "SFT policy,GRPO,GRPO + contrastive",
         seeds=2,
-        options="--lang de,en,es,fr,ja,zh",
+        lang="de,en,es,fr,ja,zh",
         measure="vi",
     ),
 }
@@ -111,7 +112,7 @@ EXPERIMENTS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the table; ``lang`` is a language, or "all" for joint training."""
+    """One cell of the table."""
 
     row: str
     lang: str
@@ -127,20 +128,26 @@ class Cell:
         return RUNS / self.experiment / self.name
 
 
-def cells(*, rows: list[str], langs: list[str], seeds: int, experiment: str) -> list[Cell]:
+def cells(*, rows: list[str], lang: str, seeds: int, experiment: str) -> list[Cell]:
     """All cells, seed by seed, so that an unfinished table is a table with fewer seeds."""
     return [
         Cell(row, lang, seed, experiment)
         for seed in range(seeds)
-        for lang in langs
         for row in rows
         if ROWS[row] is not None or seed == 0  # greedy answers of a fixed policy have no seed
     ]
 
 
 def run_python(*words: str) -> None:
-    """Runs a command of this project, with its progress bars. Raises UserError if it fails."""
-    code = subprocess.run([sys.executable, *words]).returncode
+    """Runs a command of this project, with its progress bars. Ctrl-C in the terminal reaches it,
+    too: it is waited for, since it then saves a checkpoint. Raises UserError if it fails.
+    """
+    process, code = subprocess.Popen([sys.executable, *words]), None
+    while code is None:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            continue
     if code in (130, -2):
         raise UserError("interrupted; the same command goes on from the last checkpoint")
     if code:
@@ -156,7 +163,7 @@ def train(cell: Cell, arguments: argparse.Namespace) -> None:
     # evaluate.py measures afterwards, with the same encoder whatever the reward was.
     words += ["--dev-limit", "1", "--examples", str(arguments.examples), *DTYPE]
     words += shlex.split(arguments.options) + ROWS[cell.row]  # a later option replaces an earlier
-    if cell.run.exists():
+    if (cell.run / "config.json").exists():
         words.append("--resume")
     run_python("train.py", *words)
 
@@ -207,8 +214,8 @@ def check_rewarded(cell: Cell) -> dict[str, float]:
     write_text(chosen, lines)
     words = ["--predictions", str(chosen), "--data", str(EMBEDDED), "--test-suite"]
     run_python("evaluate.py", *words, "--json", str(cell.run / "rewarded.json"))
-    summary = json.loads((cell.run / "rewarded.json").read_text(encoding="utf-8"))[cell.lang]
-    return {name: summary[name]["value"] for name in ("execution", "test_suite")}
+    report = json.loads((cell.run / "rewarded.json").read_text(encoding="utf-8"))
+    return {name: report["average"][name]["value"] for name in ("execution", "test_suite")}
 
 
 def fill_in(arguments: argparse.Namespace) -> None:
@@ -224,20 +231,19 @@ def fill_in(arguments: argparse.Namespace) -> None:
 
 
 def wanted_cells(arguments: argparse.Namespace) -> list[Cell]:
-    """The cells asked for. Raises UserError for an unknown row or language, and where a row has no
-    model.
+    """The cells asked for. Raises UserError for an unknown row, languages that are none, and where
+    a row has no model.
     """
-    rows, langs = arguments.rows.split(","), arguments.languages.split(",")
+    rows = arguments.rows.split(",")
     unknown = [row for row in rows if row not in ROWS]
     if unknown:
         raise UserError(f"--rows {unknown[0]!r}: choose from {', '.join(ROWS)}")
     for row, option in (("zero-shot", "zero_shot"), ("larger SFT policy", "larger")):
         if row in rows and not getattr(arguments, option) and not arguments.report:
             raise UserError(f"--rows {row!r}: name its model by --{option.replace('_', '-')}")
-    unknown = [lang for lang in langs if lang not in (*LANGUAGES, "all")]
-    if unknown:
-        raise UserError(f"--languages {unknown[0]!r}: choose from all, {', '.join(LANGUAGES)}")
-    return cells(rows=rows, langs=langs, seeds=arguments.seeds, experiment=arguments.experiment)
+    parse_languages(arguments.lang)
+    names = ("lang", "seeds", "experiment")
+    return cells(rows=rows, **{name: getattr(arguments, name) for name in names})
 
 
 def check_dataset(folder: Path) -> None:
@@ -254,7 +260,8 @@ def check_dataset(folder: Path) -> None:
     if not paper_cells.is_current(folder):
         raise UserError(
             f"{folder}: its cells were measured on another version of the embedded dataset; move "
-            "them away to measure anew, or check out the commit that wrote them"
+            f"them and {RUNS / folder.name} away to measure anew, or check out the commit that "
+            "wrote them"
         )
 
 
@@ -266,6 +273,10 @@ def run(arguments: argparse.Namespace) -> None:
             check_dataset(folder)
         (RUNS / arguments.experiment).mkdir(parents=True, exist_ok=True)
         saved = set(map(paper_cells.cell_key, paper_cells.read_cells(folder)))
+        if others := {lang for _, lang, _ in saved} - {arguments.lang}:
+            raise UserError(
+                f"{folder}: has cells of --lang {others.pop()}; name another experiment"
+            )
         missing = [cell for cell in wanted if (cell.row, cell.lang, cell.seed) not in saved]
         print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are measured; missing:")
         print("".join(f"  {cell.name}\n" for cell in missing), end="", flush=True)
@@ -281,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--experiment", default="main", help=f"{', '.join(EXPERIMENTS)}, or a name of yours (main)")
     add("--rows", help=f"a comma list of {', '.join(ROWS)} (the experiment's)")
-    add("--languages", help="a comma list; all is one joint training (the experiment's)")
+    add("--lang", help="languages to train on, as train.py takes them (the experiment's)")
     add("--seeds", type=int, help="(the experiment's)")
     add("--report", action="store_true", help="only fill docs/results.md from docs/results")
     add("--zero-shot", help="model before SFT, only measured")

@@ -9,12 +9,12 @@ among the N sample values of each column, with the values chosen for the questio
 
 import argparse
 import time
+from contextlib import closing
 
-from sqlenv import EMBEDDED, load_dataset, question_values, sample_values
+from sqlenv import EMBEDDED, load_dataset, load_schema, question_values, sample_values
 from sqlenv.metrics.tables import text_table
+from sqlenv.schema import open_read_only, quote_name
 from sqlenv.text import tokenize
-
-EVERY = 1_000_000  # more values than a column has here
 
 
 def literals(sql: str) -> set[str]:
@@ -28,6 +28,18 @@ def literals(sql: str) -> set[str]:
     return {text[1:-1].replace(text[0] * 2, text[0]) for text in tokens if text[0] in "'\""}
 
 
+def all_texts(db_path) -> set[str]:
+    """All different texts of a database."""
+    texts = set()
+    with closing(open_read_only(db_path)) as connection:
+        for table in load_schema(db_path).tables:
+            for column in table.columns:
+                name = quote_name(column.name)
+                query = f"SELECT DISTINCT {name} FROM {quote_name(table.name)}"
+                texts |= {text for (text,) in connection.execute(query) if isinstance(text, str)}
+    return texts
+
+
 def values_of(samples: dict) -> set:
     return {value for values in samples.values() for value in values}
 
@@ -39,7 +51,7 @@ def main() -> None:
     parser.add_argument("--split", default="dev")
     arguments = parser.parse_args()
     examples = load_dataset(arguments.data, arguments.lang, arguments.split)
-    every = {path: values_of(sample_values(path, EVERY)) for path in {e.db_path for e in examples}}
+    every = {path: all_texts(path) for path in {e.db_path for e in examples}}
     wanted = [literals(e.gold_sql) & every[e.db_path] for e in examples]
     total, rows = sum(map(len, wanted)), [("N", "first values", "chosen for the question")]
     first = {path: {n: values_of(sample_values(path, n)) for n in (1, 2, 3, 5)} for path in every}

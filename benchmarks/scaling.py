@@ -1,6 +1,6 @@
 """Measures how the time of a GRPO step grows with group size, lengths and model width.
 
-    python -m benchmarks.scaling MODEL [--series group,prompt] [--plot FILE]
+    python -m benchmarks.scaling MODEL [--series group prompt] [--plot FILE]
 
 The middle of each series is four prompts of 400 tokens with eight completions of 48 tokens each, on
 MODEL; larger and smaller models have its shape at other widths, with random weights. One number is
@@ -108,7 +108,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="Hugging Face model directory")
-    parser.add_argument("--series", default=",".join(SERIES), help="a comma list of %(default)s")
+    parser.add_argument("--series", nargs="+", default=list(SERIES), choices=SERIES)
     parser.add_argument("--repeats", type=int, default=2, help="steps at each point (%(default)s)")
     parser.add_argument("--beta", type=float, default=0.04)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
@@ -119,7 +119,7 @@ def main() -> None:
     model = load_policy(options.model, options.device, options.dtype).model
     add_lora(model, rank=16, alpha=32.0)
     results: dict[str, dict] = {}
-    points = [(series, value) for series in options.series.split(",") for value in SERIES[series]]
+    points = [(series, value) for series in options.series for value in SERIES[series]]
     for series, value in tqdm(points):
         wider = scaled(model, value if series == "width" else 1.0)
         point = MIDDLE | {series: value}

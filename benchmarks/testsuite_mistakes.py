@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.mistakes import LISTED, OTHERS, make_mistakes
 from sqlenv import EMBEDDED, Sandbox, load_dataset, load_schema
-from sqlenv.errors import exit_code
+from sqlenv.errors import UserError, exit_code
 from sqlenv.schema import open_read_only, quote_name
 from sqlenv.testsuite.distill import DrawnDatabase, GoldQuery
 from sqlenv.testsuite.populate import draw_database
@@ -65,7 +65,10 @@ def run(options: argparse.Namespace) -> None:
     golds: dict[Path, dict[str, None]] = {}
     for example in load_dataset(options.data, "en", options.split):
         golds.setdefault(example.db_path, {})[example.gold_sql] = None
-    names = options.databases.split(",") if options.databases else [p.stem for p in golds]
+    known = [path.stem for path in golds]
+    names = options.databases.split(",") if options.databases else known
+    if unknown := set(names) - set(known):
+        raise UserError(f"--databases {min(unknown)}: choose from {', '.join(sorted(known))}")
     counts, seconds = Counts(), []
     with Sandbox() as sandbox, tempfile.TemporaryDirectory() as cache:
         for path in [path for path in golds if path.stem in names]:

@@ -35,7 +35,7 @@ from pathlib import Path
 from encoder.rewrites import KINDS as REWRITE_KINDS
 from encoder.rewrites import Rewrite, equivalent_rewrites
 from sqlenv import EMBEDDED, Sandbox, load_dataset, load_schema, results_match
-from sqlenv.errors import exit_code
+from sqlenv.errors import UserError, exit_code
 from sqlenv.schema import open_read_only
 from sqlenv.testsuite.distill import MANY_ROWS, DrawnDatabase, GoldQuery, choose_variants
 from sqlenv.testsuite.edge_cases import EDGE_KINDS
@@ -92,7 +92,10 @@ def run(options: argparse.Namespace) -> None:
     golds: dict[Path, dict[str, None]] = {}
     for example in load_dataset(options.data, options.lang, options.split):
         golds.setdefault(example.db_path, {})[example.gold_sql] = None
-    names = options.databases.split(",") if options.databases else [p.stem for p in golds]
+    known = [path.stem for path in golds]
+    names = options.databases.split(",") if options.databases else known
+    if unknown := set(names) - set(known):
+        raise UserError(f"--databases {min(unknown)}: choose from {', '.join(sorted(known))}")
     counts, variants, seconds, cpu_seconds = Counts(), [], {}, {}
     with Sandbox() as sandbox, tempfile.TemporaryDirectory() as cache:
         for path in [path for path in golds if path.stem in names]:

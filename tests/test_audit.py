@@ -18,6 +18,8 @@ from benchmarks import audit
         ("SELECT a FROM t UNION SELECT a FROM t", ["query"]),
         ("SELECT a FROM t UNION SELECT b FROM t", []),
         ("SELECT a, a FROM t WHERE b = 1 AND b = 1", ["column", "condition"]),
+        ("SELECT a FROM t WHERE a BETWEEN 3 AND 5 OR b BETWEEN 1 AND 5", []),
+        ("SELECT a FROM t WHERE a BETWEEN 3 AND 5 OR a between 3 and 5", ["condition"]),
         ("no SQL at all", []),
     ],
 )
@@ -27,7 +29,7 @@ def test_repetitions_are_seen(sql, kinds):
 
 def write_answers(path, *answers):
     names = ("semantic", "test_suite", "predicted")
-    question = {"lang": "en", "db_id": "zoo", "question": "?", "gold": "SELECT 1"}
+    question = {"lang": "en", "db_id": "zoo", "question": "?", "gold": "SELECT 1", "gold_ok": True}
     rows = [dict(zip(names, answer)) | question for answer in answers]
     path.write_text("\n".join(json.dumps(row) for row in rows))
 

@@ -1,9 +1,13 @@
 """The statistics and the bookkeeping of the paper's experiment."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -138,30 +142,33 @@ def test_the_parts_of_dev_make_up_all_questions(tmp_path):
 
 
 def test_cells_are_made_seed_by_seed_and_a_fixed_policy_once():
-    assert cells(rows=["SFT policy", "GRPO"], langs=["all"], seeds=2, experiment="main") == [
+    assert cells(rows=["SFT policy", "GRPO"], lang="all", seeds=2, experiment="main") == [
         Cell("SFT policy", "all", 0),
         Cell("GRPO", "all", 0),
         Cell("GRPO", "all", 1),
     ]
     assert Cell("GRPO + contrastive", "all", 1).name == "GRPO-contrastive-all-1"
-    every = cells(rows=list(paper_table.ROWS), langs=list(LANGUAGES), seeds=3, experiment="main")
+    every = cells(rows=list(paper_table.ROWS), lang="all", seeds=3, experiment="main")
     assert len({cell.name for cell in every}) == len(every)
 
 
-def test_the_page_is_filled_from_the_cells(tmp_path):
-    """Only what stands between the marks changes; filling twice gives the same page."""
+def test_the_page_is_filled_from_the_cells(tmp_path, capsys):
+    """Only what stands between the marks changes; filling twice gives the same page. What has no
+    place is printed.
+    """
     folder, page = tmp_path / "results", tmp_path / "results.md"
     write_cells(
         folder / "main",
         make_cell("SFT policy", 0.3),
         make_cell("GRPO", 0.4),
         make_cell("GRPO + contrastive", 0.5),
-        make_cell("GRPO", 0.9, lang="vi"),
     )
     page.write_text(
         "Text.\n\n<!-- main -->\nold\n<!-- end -->\n\n<!-- languages -->\n<!-- end -->\n"
     )
     paper_report.write(folder, page)
+    printed = capsys.readouterr().out
+    assert "has no place for 'parts':\n\n| EX | known" in printed and "'main'" not in printed
     first = page.read_text()
     assert first.startswith("Text.\n\n<!-- main -->\n\n| row |") and "\nold\n" not in first
     assert "| GRPO + contrastive | 1 | 50.0 (" in first
@@ -173,9 +180,71 @@ def test_the_page_is_filled_from_the_cells(tmp_path):
     page.write_text("<!-- main -->\nold\n<!-- end -->\n\n<!-- unknown -->\nx\n<!-- end -->")
     paper_report.write(folder, page)
     assert "\nold\n" in page.read_text() and "\nx\n" in page.read_text()
+    for left in ("dataset.txt", "cells.jsonl"):  # no cell yet, and no folder
+        (folder / "main" / left).unlink()
+        paper_report.write(folder, page)
+        assert "\nold\n" in page.read_text()
     shutil.rmtree(folder / "main")
     paper_report.write(folder, page)
     assert "\nold\n" in page.read_text()
+
+
+def test_rows_that_are_no_main_rows_are_reported_alone(tmp_path, capsys):
+    """On a part of dev, so that there is no table by part of dev either."""
+    folder, page = tmp_path / "results", tmp_path / "results.md"
+    short = {"golds": [0, 1], "outcomes": {"vi": dict.fromkeys(METRICS, "10")}}
+    write_cells(folder / "main", make_cell("300 examples", 0.5), make_cell("weaker encoder", 0.4))
+    write_cells(folder / "v1.5", *(make_cell(row, 0) | short for row in ("GRPO", "three passes")))
+    page.write_text("<!-- main -->\nold\n<!-- end -->\n<!-- v1.5 -->\nold\n<!-- end -->\n")
+    paper_report.write(folder, page)
+    assert page.read_text().count("old") == 1 and "| GRPO | 1 | 50.0 (" in page.read_text()
+    write_cells(folder / "main", make_cell("GRPO", 0) | short)
+    paper_report.write(folder, page)
+    assert "old" not in page.read_text() and "known schema" not in capsys.readouterr().out
+
+
+def test_cells_that_cannot_be_compared_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "docs/results/mine"
+    short = {"golds": [0], "outcomes": {"vi": dict.fromkeys(METRICS, "1")}}
+    write_cells(folder, make_cell("GRPO", 0.5), make_cell("GRPO", 0, seed=1) | short)
+    with pytest.raises(UserError, match=rf"mine: has cells of 1 and of {LENGTH} questions"):
+        paper_report.Results(folder)
+    write_cells(folder, make_cell("GRPO", 0.5), make_cell("GRPO", 0.5, lang="vi"))
+    with pytest.raises(UserError, match=r"mine: has cells of all and of vi languages"):
+        paper_report.Results(folder)
+    write_cells(folder, make_cell("GRPO", 0.5, lang="vi"))
+    assert paper_table.main(["--experiment", "mine", "--lang", "en"]) == 2
+    assert "mine: has cells of --lang vi" in capsys.readouterr().err
+
+
+def test_ctrl_c_waits_for_the_command_to_save(tmp_path):
+    """The command takes a second to save, as a step of training does."""
+    saving = (
+        "import pathlib, sys, time\n"
+        "try:\n    print('started', flush=True), time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(1), pathlib.Path('saved').touch()\n"
+        "    sys.exit(130)"
+    )
+    (tmp_path / "command.py").write_text(saving)
+    code = (
+        "from benchmarks.paper_table import run_python; from sqlenv.errors import exit_code\n"
+        "raise SystemExit(exit_code(lambda: run_python('command.py')))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(RESULTS.parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout and process.stdout.readline() == "started\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (tmp_path / "saved").exists() and process.returncode == 2
+    assert "interrupted; the same command goes on from the last checkpoint" in errors
 
 
 def test_amounts_of_examples_are_compared_with_the_sft_policy(tmp_path):
@@ -203,8 +272,8 @@ def test_unknown_rows_and_languages_are_refused(capsys):
     assert "--rows 'nothing': choose from zero-shot, SFT policy" in capsys.readouterr().err
     assert paper_table.main(["--rows", "zero-shot"]) == 2
     assert "--zero-shot" in capsys.readouterr().err
-    assert paper_table.main(["--languages", "xx", "--report"]) == 2
-    assert "--languages 'xx'" in capsys.readouterr().err
+    assert paper_table.main(["--lang", "e n", "--report"]) == 2
+    assert "--lang " in capsys.readouterr().err
 
 
 def write_predictions(path: Path, *rows: tuple[str, str, bool, bool]) -> Path:
@@ -295,7 +364,7 @@ def test_what_an_experiment_trains_and_measures(tmp_path, monkeypatch):
         "--encoder",
         "E",
     ]
-    words += ["--rows", "zero-shot,GRPO", "--languages", "en", "--measure", "en,vi", "--seeds", "1"]
+    words += ["--rows", "zero-shot,GRPO", "--lang", "en", "--measure", "en,vi", "--seeds", "1"]
     words += ["--examples", "50", "--options", "--lr 1e-4"]
     assert paper_table.main(words) == 0
     folder = tmp_path / "docs/results/small"
@@ -491,7 +560,8 @@ def test_poor_databases_have_a_table(tmp_path):
 
 def test_what_is_gained_without_gold_is_a_share_of_what_gold_gains(tmp_path):
     """TS 0.4 before, 0.6 with gold, 0.5 with consensus: +20, +10, half of it. What consensus
-    preferred is right three times in four.
+    preferred is right three times in four. A second seed of consensus, with TS 0.7, makes its gain
+    +20, but its share of gold's gain is that of the seed that both have.
     """
     start = make_cell("SFT policy", 0.4, lang="vi") | {"curve": {}}
     gold, consensus = (
@@ -506,11 +576,18 @@ def test_what_is_gained_without_gold_is_a_share_of_what_gold_gains(tmp_path):
     assert by_name["GRPO + contrastive"][4:] == ["100.0 (100.0-100.0)", "100.0"]
     assert by_name["consensus"][2].startswith("+10.0 (")
     assert by_name["consensus"][4].startswith("50.0 (") and by_name["consensus"][5] == "75.0"
+    more = consensus | make_cell("consensus", 0.7, seed=1, lang="vi")
+    write_cells(tmp_path, start, gold, consensus, more)
+    _, *rows = paper_report.no_gold_table(paper_report.Results(tmp_path))
+    (row,) = (row for row in rows if row[0] == "consensus")
+    assert row[1] == "2" and row[4].startswith("+20.0 (") and row[5].startswith("50.0 (")
 
 
 def test_curves_are_means_of_parts_over_the_steps_that_have_them(tmp_path):
-    """Four steps in two parts; Vietnamese is in the second step and the last two."""
-    rows = [{"reward": 1.0}, {"reward": 2.0, "language/vi": 0.5}]
+    """Four steps in two parts; Vietnamese is in the second step and the last two. A KL that was not
+    finite is none.
+    """
+    rows = [{"reward": 1.0, "kl": None}, {"reward": 2.0, "language/vi": 0.5, "kl": None}]
     rows += [{"reward": 3.0, "language/vi": 1.0}, {"reward": 5.0, "language/vi": 2.0}]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
