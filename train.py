@@ -67,7 +67,7 @@ def train(
         rewards = Rewards(verifier, semantic, config.reward, **limits)
         stack.callback(rewards.close)
         policy, distributed = load_policy_with_lora(config, device, distributed)
-        questions = folder.usable_questions(questions, verifier)
+        questions = folder.usable_questions(questions, validation + dev, verifier)
         if config.reward.get("semantic") and (check := check_on_gold(semantic, questions)):
             print(f"semantic reward: {check.report(config.data)}")
         if is_label_free(config.reward, config.semantic_target):
@@ -89,6 +89,7 @@ def train(
         def measure(label: str) -> list[Prediction]:
             own, metric = [dev[i] for i in distributed.split(len(dev))], SemanticReward(encoder)
             options = prompts | {"progress": label, "suites": suites}
+            options["batch_size"] = config.evaluated_together(distributed.size)
             with lora_merged(policy.model):
                 predictions = evaluate_policy(policy, verifier, metric, own, **options)
             return distributed.all_gather_list(predictions)

@@ -4,12 +4,13 @@ which ``train.py --help`` shows them (command_line.py).
 
 import functools
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from grpo.prompt import SCHEMA_BUDGET, read_template
 from grpo.recipes import RECIPES
-from grpo.rewards import WEIGHTS, check_weights
+from grpo.rewards import WEIGHTS, check_weights, is_label_free
 from sqlenv import EMBEDDED, UserError
 from sqlenv.dataset import parse_languages
 from sqlenv.options import (
@@ -257,20 +258,37 @@ class Config:
                 f"--train-completions: must be 0 or from 2 to --group-size ({self.group_size}), "
                 f"not {self.train_completions}"
             )
-        self.check_gold_completions()
+        self.check_combinations()
         parse_languages(self.lang)
         check_weights(self.reward, self.semantic_target)
 
-    def check_gold_completions(self) -> None:
-        """Raises UserError for an option that looks at groups before gold joins them."""
-        others = {
-            "--constrain-names": self.constrain_names,
+    def check_combinations(self) -> None:
+        """Raises UserError for two options of which one would have no effect, or a wrong one."""
+        gold, names, difference = "--gold-completions", "--constrain-names", "--credit difference"
+        used = {
+            gold: self.gold_completions,
+            names: self.constrain_names,
+            difference: self.credit == "difference",
+            "--thinking on": self.thinking == "on",
             "--dynamic-sampling": self.dynamic_sampling,
             "--ask-again": self.ask_again < 1,
             "--reward consensus": self.reward.get("consensus"),
+            "--reward test_suite": self.reward.get("test_suite"),
+            "rewards without gold SQL": is_label_free(self.reward, self.semantic_target),
         }
-        for name in [name for name, used in others.items() if used and self.gold_completions]:
-            raise UserError(f"--gold-completions: not with {name}, which is about sampled SQL")
+        sampled, execution = "which is about sampled SQL", "since it finds SQL right by execution"
+        for option, other, reason in (
+            (gold, names, sampled),
+            (gold, "--dynamic-sampling", sampled),
+            (gold, "--ask-again", sampled),
+            (gold, "--reward consensus", sampled),
+            (gold, "--reward test_suite", execution),
+            (difference, "--reward test_suite", execution),
+            (difference, "rewards without gold SQL", execution),
+            (names, "--thinking on", "since only SQL can be drawn"),
+        ):
+            if used[option] and used[other]:
+                raise UserError(f"{option}: not with {other}, {reason}")
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -286,17 +304,21 @@ class Config:
                 settings[name] = path.relative_to(ROOT).as_posix()
         return settings
 
+    def evaluated_together(self, processes: int) -> int:
+        """How many questions each process measures at once: no more than ``--plan`` counts."""
+        return min(32, 2 * math.ceil(self.prompts_per_step / processes))
+
     def lora_suffixes(self) -> list[str]:
         """``lora_targets`` as ``add_lora`` takes them."""
         return [suffix for suffix in self.lora_targets.split(",") if suffix]
 
     def differences(self, other: "Config") -> list[str]:
         """``name: other -> own`` for each setting that affects results and differs."""
+        own, others = self.saved(), other.saved()
         return [
-            f"{f.name}: {shown(getattr(other, f.name))} -> {shown(getattr(self, f.name))}"
+            f"{f.name}: {shown(others[f.name])} -> {shown(own[f.name])}"
             for f in fields(self)
-            if getattr(other, f.name) != getattr(self, f.name)
-            and f.metadata.get("affects_results", True)
+            if others[f.name] != own[f.name] and f.metadata.get("affects_results", True)
         ]
 
 

@@ -4,8 +4,8 @@ right sibling.
 In GRPO every token of a completion has the completion's advantage. A wrong query is often right but
 for one name or value, so most of the tokens that a negative advantage makes less likely are right.
 Comparing siblings to find the wrong ones, after EXPO-SQL (arXiv 2606.23693) and CAPER (arXiv
-2606.03327), needs nothing but the group. Advantages then no longer sum to 0 over a group: right
-tokens are made more likely on balance.
+2606.03327), needs gold SQL, which tells the right ones by execution. Advantages then no longer sum
+to 0 over a group: right tokens are made more likely on balance.
 """
 
 from collections.abc import Sequence

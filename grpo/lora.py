@@ -30,20 +30,28 @@ class LoRALinear(nn.Module):
         base: the layer to wrap; its weight (out, in) and bias are frozen.
         rank: r, the inner width of the update.
         alpha: the update is scaled by alpha / rank (arXiv 2106.09685, section 4.1).
+        generator: of the random A, on the CPU, so that A is the same on every device; default:
+            torch's global one.
     """
 
-    def __init__(self, base: nn.Linear, *, rank: int, alpha: float):
+    def __init__(
+        self,
+        base: nn.Linear,
+        *,
+        rank: int,
+        alpha: float,
+        generator: torch.Generator | None = None,
+    ):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.scale = alpha / rank
         device = base.weight.device
-        self.lora_A = nn.Parameter(
-            torch.empty(rank, base.in_features, dtype=torch.float32, device=device)
-        )
+        lora_A = torch.empty(rank, base.in_features, dtype=torch.float32, device="cpu")
+        nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5), generator=generator)
+        self.lora_A = nn.Parameter(lora_A.to(device))
         self.lora_B = nn.Parameter(
             torch.zeros(base.out_features, rank, dtype=torch.float32, device=device)
         )
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.enabled = True
         self.merged: Tensor | None = None  # W + scale * B A, within ``lora_merged``
 
@@ -161,12 +169,11 @@ def add_lora(
         UserError: a target matches no linear layer.
     """
     model.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name in target_names(model, targets):
-            parent, _, child = name.rpartition(".")
-            parent = model.get_submodule(parent)
-            setattr(parent, child, LoRALinear(getattr(parent, child), rank=rank, alpha=alpha))
+    options = {"rank": rank, "alpha": alpha, "generator": torch.Generator().manual_seed(seed)}
+    for name in target_names(model, targets):
+        parent, _, child = name.rpartition(".")
+        parent = model.get_submodule(parent)
+        setattr(parent, child, LoRALinear(getattr(parent, child), **options))
     return model
 
 

@@ -64,6 +64,7 @@ class Workload:
     checkpoint_activations: bool = False
     devices: int = 1  # that the blocks are spread over (--shard)
     device: str = "cpu"
+    train_completions: int = 0  # of a group; 0 for all
 
 
 def workload_of(config: Config, shape: Shape, processes: int) -> Workload:
@@ -81,6 +82,7 @@ def workload_of(config: Config, shape: Shape, processes: int) -> Workload:
         checkpoint_activations=config.checkpoint_activations,
         devices=processes if config.shard else 1,
         device=config.device,
+        train_completions=config.train_completions,
     )
 
 
@@ -130,26 +132,34 @@ def constant_bytes(shape: Shape, work: Workload) -> float:
 
 
 def sampling_bytes(shape: Shape, work: Workload) -> float:
-    """The copy of the blocks with LoRA merged, the KV cache, and the larger of the prefill's and a
-    decoding step's activations.
+    """The copy of the blocks with LoRA merged, and the larger of what a step's groups take and what
+    the questions take that are measured at once.
     """
-    b, count = BYTES[work.dtype], work.prompts_per_step * work.group_size
+    b = BYTES[work.dtype]
     merged = shape.blocks * b if work.devices == 1 else 2 * shape.blocks / shape.layers * b
-    tokens = work.prompts_per_step * work.prompt_tokens
+    prompts, measured = work.prompts_per_step, min(32, 2 * work.prompts_per_step)
+    step = decoding_bytes(shape, work, prompts, prompts * work.group_size)
+    return merged + max(step, decoding_bytes(shape, work, measured, measured))
+
+
+def decoding_bytes(shape: Shape, work: Workload, prompts: int, completions: int) -> float:
+    """The KV cache, and the larger of the prefill's and a decoding step's activations."""
+    b, tokens = BYTES[work.dtype], prompts * work.prompt_tokens
     per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * b
-    cache = per_token * (tokens + count * work.max_new_tokens)
+    cache = per_token * (tokens + completions * work.max_new_tokens)
     attention = shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim
     prefill = tokens * b * (4 * shape.hidden + 2 * attention + 3 * shape.intermediate)
     # logits, their probabilities, and the sums of these in float64
-    drawing = count * shape.vocab * (b + 4 + 4 + 8)
-    return merged + cache + max(prefill, drawing)
+    drawing = completions * shape.vocab * (b + 4 + 4 + 8)
+    return cache + max(prefill, drawing)
 
 
 def training_bytes(shape: Shape, work: Workload) -> float:
     """What a forward pass keeps for the backward pass, or with activation checkpointing the inputs
     of the blocks and one block's; and a chunk of logits.
     """
-    b, completions = BYTES[work.dtype], work.micro_batch * work.group_size
+    trained = min(work.train_completions or work.group_size, work.group_size)
+    b, completions = BYTES[work.dtype], work.micro_batch * trained
     tokens = work.micro_batch * work.prompt_tokens + completions * work.max_new_tokens
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 2 * (4 + b) * shape.hidden  # input in float32, and output

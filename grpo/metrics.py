@@ -75,6 +75,8 @@ def first_group_kl(
     logprobs: list[Tensor],
     reference: Callable[[Rollout, slice], Tensor],
     distributed: Distributed,
+    *,
+    include_truncated: bool = True,
 ) -> float:
     """The metric ``kl`` where no reference pass is made (``beta`` is 0): the mean of k3 over the
     tokens of the step's first group, which costs one P-th of a pass. A noisy figure: look at its
@@ -84,13 +86,15 @@ def first_group_kl(
         parts: this process's micro-batches.
         logprobs: (p, G, T) float32 of each, under the policy that sampled.
         reference: gives the log-probs of some prompts' completions under the reference.
+        include_truncated: whether completions without an end count, as in the loss.
     """
     values = []
     if parts and parts[0].start == 0:
         ref_logprobs = reference(rollout, slice(0, 1))  # (1, G, T)
         size = ref_logprobs.shape[-1]  # T of the micro-batch may be that of a longer group
         kl = token_kl(logprobs[0][:1, :, :size], ref_logprobs, torch.ones(()), kl="k3")
-        values.append((kl.sum() / sum(len(ids) for ids in rollout.completion_ids[0])).item())
+        mask = rollout.completion_mask(include_truncated=include_truncated)[:1, :, :size]
+        values.append((kl.cpu() * mask).sum().item() / max(1, int(mask.sum())))
     return distributed.all_gather_list(values)[0]
 
 
@@ -141,15 +145,17 @@ def rollout_metrics(
 
 def repeated_answers(rollout: Rollout) -> float:
     """The share of groups whose commonest SQL is that of a group for another question, too: a
-    policy that answers everything alike agrees with itself, and has learned nothing.
+    policy that answers everything alike agrees with itself, and has learned nothing. Questions with
+    the same gold SQL, such as translations, are one.
     """
-    asked_by: dict[str, set[str]] = {}
+    asked_by: dict[str, set[tuple[str, str]]] = {}
     answers = []
     for example, verdicts in zip(rollout.examples, rollout.verdicts):
         ((sql, _),) = Counter(verdict.sql for verdict in verdicts).most_common(1)
         answers.append(sql)
         if sql is not None:
-            asked_by.setdefault(sql, set()).add(example.question)
+            asked = example.db_id, example.gold_sql or example.question
+            asked_by.setdefault(sql, set()).add(asked)
     return sum(len(asked_by.get(sql, ())) > 1 for sql in answers) / len(answers)
 
 

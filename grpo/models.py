@@ -201,6 +201,10 @@ def read_tokenizer(path: str):
     with named(path):
         tokenizer = AutoTokenizer.from_pretrained(source, **keywords)
         config = AutoConfig.from_pretrained(source, **keywords)
+        if getattr(config, "quantization_config", None):
+            raise UserError(
+                "its weights are quantised, which LoRA here cannot merge with; use others"
+            )
         with torch.device("meta"):  # no weights yet
             decoder_blocks(AutoModelForCausalLM.from_config(config))
         config = config.get_text_config()

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from sqlenv.text import KEYWORDS
 
+NAMING = ("as", "with", "recursive")  # before a name that the query gives
+KNOWN = 200_000  # places and texts to remember
 CANDIDATES = 64  # most probable tokens that are looked at, and then as many more as it takes
 FUNCTIONS = """
     abs avg cast char coalesce concat count date datetime dense_rank first_value format glob
@@ -68,6 +70,8 @@ class NameConstraint:
         """The place behind a text; None if the text makes a word that is not allowed."""
         key = place, text
         if key not in self.known:
+            if len(self.known) >= KNOWN:
+                self.known.clear()
             self.known[key] = self._after(place, text)
         return self.known[key]
 
@@ -83,7 +87,7 @@ class NameConstraint:
         if place.quote:
             return self._in_quotes(place, character)
         if character == UNREADABLE:
-            free = self._may_be_cut(place) or place.before in ("as", "with")
+            free = self._may_be_cut(place) or place.before in NAMING
             return replace(place, free=True, word=place.word + character) if free else None
         if character.isalnum() or character in "_$":
             word = place.word + character.lower()
@@ -110,7 +114,7 @@ class NameConstraint:
 
     def _may_become(self, place: Place, word: str) -> bool:
         """Whether a word may begin like this: a name or keyword, a number, an alias."""
-        if place.free or word[0].isdigit() or is_alias(word) or place.before in ("as", "with"):
+        if place.free or word[0].isdigit() or is_alias(word) or place.before in NAMING:
             return True
         return word in self.prefixes or any(own.startswith(word) for own in place.own)
 
@@ -120,7 +124,7 @@ class NameConstraint:
         if not word:
             return place
         own = place.own
-        if place.before in ("as", "with") and word not in KEYWORDS:
+        if place.before in NAMING and word not in KEYWORDS:
             own = own | {word}
         known = word in self.words or word in own or word[0].isdigit() or is_alias(word)
         if not (known or place.free):

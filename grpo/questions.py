@@ -96,14 +96,22 @@ def hash_of(questions: list[Example]) -> str:
 
 
 def decide_left_out(
-    path: Path, questions: list[Example], verifier: ExecutionVerifier, *, resume: bool
+    path: Path,
+    questions: list[Example],
+    verifier: ExecutionVerifier,
+    *,
+    measured: list[Example],
+    resume: bool,
 ) -> dict:
     """``without_result``, written to ``path``; with ``resume`` what was written there.
 
+    Args:
+        measured: the validation and dev questions of the run.
+
     Raises:
-        UserError: it was written for other questions.
+        UserError: it was written for other training questions or others to measure.
     """
-    digest = hash_of(questions)
+    digest = hash_of(questions + measured)
     if not resume or not path.is_file():
         decided = {"hash": digest, **without_result(questions, verifier)}
         write_json(path, decided)
@@ -111,10 +119,21 @@ def decide_left_out(
     decided = json.loads(path.read_text(encoding="utf-8"))
     if decided["hash"] != digest:
         raise UserError(
-            "--resume: --data has other training questions than when the run was started "
+            "--resume: --data has other questions than when the run was started "
             f"({path}); start a new run"
         )
     return decided
+
+
+def mixed_seed(seed: int, position: int) -> int:
+    """The seed of a generator for one position of the run with this seed. It has 32 bits, since
+    torch's generator on a CPU ignores all others. The multiplier, 2**32 divided by the golden
+    ratio, keeps the positions of runs with different seeds apart.
+
+    >>> mixed_seed(0, 7), mixed_seed(1, 7)
+    (7, 2654435776)
+    """
+    return (seed * 2654435769 + position) % 2**32
 
 
 class QuestionStream:
@@ -142,11 +161,11 @@ class QuestionStream:
         self.drawn, seeds = [], []
         while len(seeds) < count:
             epoch, index = divmod(self.cursor, len(self.examples))
-            generator = torch.Generator().manual_seed(self.seed + epoch)
+            generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
             question = int(torch.randperm(len(self.examples), generator=generator)[index])
             if self.asks(question):
                 self.drawn.append(question)
-                seeds.append((self.seed << 32) + self.cursor)
+                seeds.append(mixed_seed(self.seed, self.cursor))
             self.cursor += 1
         return [self.examples[question] for question in self.drawn], seeds
 

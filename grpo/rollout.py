@@ -103,7 +103,9 @@ def sample_rollout(
         lengths = [[len(completion) for completion in group] for group in ids]  # P x G
         asked = policy.tokenizer.batch_decode(prompt_ids)
         scored, verdicts = rewards.score(examples, texts, prompts=asked, lengths=lengths)
-    logprobs, finished = list(samples.logprobs.cpu()), samples.finished.cpu()
+    # Clones: of a view, other processes would be sent all that it is a view of.
+    logprobs = [group.clone() for group in samples.logprobs.cpu()]  # P of (G, T)
+    finished = samples.finished.cpu()
     terms, applicable = fill_not_applicable(scored), ~scored.isnan()  # (P, G, R)
     outputs = {"completion_ids": ids, "texts": texts, "verdicts": verdicts}
     scores = {"reward_terms": terms, "applicable": applicable, "rewards": terms @ rewards.weights}

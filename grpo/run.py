@@ -176,18 +176,22 @@ class RunFolder:
             write_json(path, self.config.saved() | {"provenance": starts})
 
     def usable_questions(
-        self, questions: list[Example], verifier: ExecutionVerifier
+        self, questions: list[Example], measured: list[Example], verifier: ExecutionVerifier
     ) -> list[Example]:
         """The training questions whose gold query returns rows. Gold queries run against the clock,
         so the main process decides, once for all processes and for every resume.
 
+        Args:
+            measured: the validation and dev questions, which a resume has to have, too.
+
         Raises:
-            UserError: no question is left, or the resumed run was trained on others.
+            UserError: no question is left, or the resumed run was of others.
         """
         decided = None
         if self.distributed.is_main:
             path = self.path / QUESTIONS
-            decided = decide_left_out(path, questions, verifier, resume=self.resume)
+            options = {"measured": measured, "resume": self.resume}
+            decided = decide_left_out(path, questions, verifier, **options)
         decided = self.distributed.all_gather(decided)[0]
         left_out = set(decided["left_out"])
         useful = [e for i, e in enumerate(questions) if i not in left_out]
@@ -287,12 +291,20 @@ class RunFolder:
             append_rollouts(self.rollouts_path, rows)
 
     def save(self, trainer: Trainer) -> None:
-        """Writes a checkpoint and the adapter, and keeps the best adapter."""
+        """Writes a checkpoint and the adapter, and keeps the best adapter: at the same steps in an
+        interrupted run as in any other, and not when a run is ended, with the weights of a collapse
+        whose mean reward may still be high.
+        """
         if self.distributed.is_main:
             save_state(self.state_path, training_state(trainer))
             save_adapter(trainer.model, self.path / "adapter", self.config.model)
-            window = self.config.save_every
-            keep_best(self.path, trainer.model, self.config.model, self.rows, window)
+            window, finished = self.config.save_every, trainer.step == trainer.total_steps
+            if self.reason_to_end():
+                due = best_record(self.path) is None
+            else:
+                due = trainer.step % window == 0 or finished or TS in self.rows[-1]
+            if due:
+                keep_best(self.path, trainer.model, self.config.model, self.rows, window)
 
     def finish(self, before: list[Prediction], after: list[Prediction]) -> None:
         """Writes summary.json and curves.png, and prints the table of before and after."""
@@ -346,9 +358,12 @@ def claim_folder(config: Config, output: str | None, resume: bool) -> tuple[Path
 
 def is_unused(folder: Path) -> bool:
     """Whether a folder is missing, empty, or left by a run that ended before it began."""
-    if not folder.exists():
-        return True
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
+    try:
+        if not folder.exists():
+            return True
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
+    except OSError as error:
+        raise UserError(f"--output {folder}: cannot be read ({error})") from error
     return not names or LOCK in names and names <= EARLY
 
 

@@ -64,6 +64,7 @@ def sample_groups(
         uniforms = _uniforms(seeds, group_size, max_new_tokens, model.device)  # (C, T)
     prompts, logits = prefill(model, prompt_ids)
     decoding = Decoding(prompts, group_size, max_new_tokens - 1)  # nothing sees the last token
+    prompts.kv_cache.clear()  # it is in ``decoding``, and shrinks there
     with torch.device(model.device):
         eos = torch.tensor(sorted(eos_ids))
         rows = torch.arange(len(prompt_ids) * group_size)  # the completions still running (C,)

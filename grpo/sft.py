@@ -80,6 +80,9 @@ PASS_TOKENS, GPU_PASS_TOKENS = 256, 2**15
 class SftBatches:
     """Batches for an existing policy, in the form of ``PretrainingBatches``: train.py's prompts and
     gold as completions. The common prefix of a row's prompts, the schema, is in it once.
+
+    Raises:
+        UserError: by an index, if prompts have no common prefix.
     """
 
     def __init__(
@@ -106,6 +109,11 @@ class SftBatches:
             picked = rng.choices(self.by_db[first.db_id], k=self.size)
             prompts = [self.prompts(example) for example in picked]
             common = len(os.path.commonprefix(prompts))
+            if not common:
+                raise UserError(
+                    "the prompts about a database have to begin alike: put {question} behind "
+                    "{schema} in --prompt"
+                )
             starts.append(prompts[0][:common])
             golds = [self.prompts.encode(example.gold_sql) + [self.end] for example in picked]
             groups.append([prompt[common:] + gold for prompt, gold in zip(prompts, golds)])

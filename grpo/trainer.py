@@ -104,7 +104,9 @@ class Trainer:
                     break  # with the same weights, and no smaller scale, the others would fail, too
             if not config.beta:
                 arguments = rollout, parts, old_logprobs, self.reference_logprobs, distributed
-                updates[0]["kl"] = metrics.first_group_kl(*arguments)
+                updates[0]["kl"] = metrics.first_group_kl(
+                    *arguments, include_truncated=not config.mask_truncated
+                )
         return self.finish_step(sampled, rollout, sampling, updates)
 
     def rollout(self, count: int) -> Rollout:

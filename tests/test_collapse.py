@@ -127,5 +127,7 @@ def test_repeated_answers_by_hand(sampled):
     verdicts = [[Verdict(sql, None, False) for sql in group] for group in answers]
     asked = [replace(e, question=q) for e, q in zip(sampled.examples, "abcd")]
     assert repeated_answers(replace(sampled, verdicts=verdicts, examples=asked)) == 0.5
-    same = [replace(e, question="a") for e in sampled.examples]
-    assert repeated_answers(replace(sampled, verdicts=verdicts, examples=same)) == 0
+    for same in ({"question": "a"}, {"gold_sql": "SELECT 1"}):  # asked again, or translated
+        examples = [replace(e, db_id="zoo", **same) for e in asked]
+        expected = 0 if "gold_sql" in same else 0.5
+        assert repeated_answers(replace(sampled, verdicts=verdicts, examples=examples)) == expected

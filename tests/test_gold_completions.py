@@ -145,6 +145,7 @@ def test_a_batch_in_which_all_groups_are_right_is_the_same(examples):
         {"dynamic_sampling": 2},
         {"ask_again": 0.5},
         {"reward": WEIGHTS | {"consensus": 0.1}},
+        {"reward": WEIGHTS | {"test_suite": 1.0}},
     ],
 )
 def test_options_about_sampled_sql_are_refused_beside_gold(others):

@@ -51,6 +51,19 @@ def test_lora_by_hand():
     assert layer.lora_A.grad.tolist() == [[3.0, 5.0]]  # scale * B^T x
 
 
+def test_random_weights_depend_on_the_seed_alone():
+    """Not on torch's global generator, which stays as it was."""
+    drawn = []
+    for seed, before in ((3, 0), (3, 1), (4, 1)):
+        model = make_model()
+        torch.manual_seed(before)
+        state = torch.get_rng_state()
+        add_lora(model, seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        drawn.append(torch.cat([tensor.flatten() for tensor in lora_parameters(model).values()]))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+
+
 def test_a_target_is_a_whole_name_or_ends_after_a_dot():
     assert doctest.testmod(grpo.lora).failed == 0
 

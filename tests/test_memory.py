@@ -31,6 +31,7 @@ from grpo.memory import (
     peak_bytes,
     sampling_bytes,
     shape_of,
+    training_bytes,
     workload_of,
 )
 from grpo.prompt import SCHEMA_BUDGET
@@ -88,6 +89,23 @@ def test_more_work_never_takes_less(name, data):
     assert peak_bytes(SHAPE, more) >= peak_bytes(SHAPE, work)
     assert peak_bytes(SHAPE, replace(work, checkpoint_activations=True)) <= peak_bytes(SHAPE, work)
     assert peak_bytes(SHAPE, replace(work, dtype="float32")) > peak_bytes(SHAPE, work)
+
+
+def test_only_the_completions_that_are_trained_on_are_in_a_training_pass():
+    """Sampling takes what all of them take."""
+    some = replace(WORK, group_size=32, train_completions=3)
+    assert training_bytes(SHAPE, some) == training_bytes(SHAPE, WORK)
+    assert sampling_bytes(SHAPE, some) == sampling_bytes(SHAPE, replace(WORK, group_size=32))
+    assert training_bytes(SHAPE, replace(some, group_size=2)) < training_bytes(SHAPE, WORK)
+
+
+def test_questions_that_are_measured_together_count():
+    """With groups of one, four questions are measured at once where two are sampled: 4 x 15 tokens
+    in the KV cache, and a prefill of 40 x 2 x 112.
+    """
+    assert sampling_bytes(SHAPE, replace(WORK, group_size=1)) == 1400 + 32 * 60 + 40 * 2 * 112
+    assert Config(prompts_per_step=7).evaluated_together(3) == 6
+    assert Config(prompts_per_step=64).evaluated_together(1) == 32
 
 
 def test_the_largest_setting_fits_and_twice_of_it_does_not():

@@ -333,6 +333,14 @@ def test_numbers_too_large_for_float16_are_a_user_error(folder):
         load_policy(str(folder), "cpu", "float16")
 
 
+def test_quantised_weights_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="policy: its weights are quantised"):
+        load_policy(str(folder))
+
+
 # ------------------------------------------------------------------------- kinds of models
 
 GPT = dict(vocab_size=262, n_embd=16, n_layer=1, n_head=2, eos_token_id=1)

@@ -46,6 +46,7 @@ def accepts(text: str, ends: bool = True) -> bool:
         'SELECT "birth date", [birth date], `Name` FROM singer',
         "SELECT count(*) AS total FROM singer ORDER BY total DESC",
         "WITH best AS (SELECT name FROM singer) SELECT name FROM best",
+        "WITH RECURSIVE tree(n) AS (SELECT 1) SELECT name FROM singer, tree",
         "SELECT 1.5e3, 0x1F, -2 FROM singer",
         "SELECT CAST(name AS INTEGER) FROM singer",
         "",

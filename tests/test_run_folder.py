@@ -17,7 +17,7 @@ from grpo.config import ASSETS, Config, resumed_config
 from grpo.distributed.parallel import SINGLE_PROCESS
 from grpo.questions import load_questions, without_result
 from grpo.run import RunFolder
-from sqlenv import Example, ExecutionVerifier, Sandbox, UserError
+from sqlenv import EMBEDDED, Example, ExecutionVerifier, Sandbox, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = [
@@ -110,7 +110,7 @@ def test_a_run_that_ended_before_it_began_is_not_in_the_way(tmp_path):
         raise KeyError
     assert not (tmp_path / "run").exists()
     killed = RunFolder(Config(), SINGLE_PROCESS, str(tmp_path / "run"), False)
-    killed.usable_questions(QUESTIONS, left_out([]))
+    killed.usable_questions(QUESTIONS, [], left_out([]))
     killed.lock.close()
     begun = open_folder(tmp_path / "run")
     assert begun.path == tmp_path / "run"
@@ -125,6 +125,15 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="exists; add --resume"):
         RunFolder(Config(), SINGLE_PROCESS, str(tmp_path), False)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UserError, match=r"--output .*: cannot be read \(.*Permission denied"):
+        RunFolder(Config(), SINGLE_PROCESS, str(tmp_path), False)
 
 
 def test_a_resume_that_fails_leaves_the_folder(tmp_path):
@@ -161,10 +170,10 @@ def test_settings_of_an_older_version_have_the_defaults(tmp_path):
 def test_questions_are_left_out_once_and_for_all(tmp_path):
     """A resume keeps the decision of the start, though gold is now slower or faster."""
     folder = open_folder(tmp_path / "run")
-    assert folder.usable_questions(QUESTIONS, left_out([1, 3])) == [QUESTIONS[0], QUESTIONS[2]]
+    assert folder.usable_questions(QUESTIONS, [], left_out([1, 3])) == [QUESTIONS[0], QUESTIONS[2]]
     folder.lock.close()
     again = open_folder(tmp_path / "run", resume=True)
-    assert again.usable_questions(QUESTIONS, left_out([])) == [QUESTIONS[0], QUESTIONS[2]]
+    assert again.usable_questions(QUESTIONS, [], left_out([])) == [QUESTIONS[0], QUESTIONS[2]]
 
 
 def test_gold_that_the_sandbox_stops_is_counted_apart(tmp_path, capsys):
@@ -174,7 +183,7 @@ def test_gold_that_the_sandbox_stops_is_counted_apart(tmp_path, capsys):
         for status in ("ok", "timeout", "error", "too_large")
     ]
     verifier = SimpleNamespace(run_gold=lambda questions: results)
-    assert open_folder(tmp_path / "run").usable_questions(QUESTIONS, verifier) == QUESTIONS[:1]
+    assert open_folder(tmp_path / "run").usable_questions(QUESTIONS, [], verifier) == QUESTIONS[:1]
     shown = capsys.readouterr().out
     assert "left out 3 of 4" in shown and "of these the sandbox refuses or stops 2" in shown
 
@@ -191,11 +200,13 @@ def test_gold_that_the_sandbox_stops_is_counted_apart(tmp_path, capsys):
 )
 def test_other_questions_than_at_the_start_are_refused(tmp_path, others):
     folder = open_folder(tmp_path / "run")
-    folder.usable_questions(QUESTIONS, left_out([]))
+    folder.usable_questions(QUESTIONS, [], left_out([]))
     folder.lock.close()
     again = open_folder(tmp_path / "run", resume=True)
-    with pytest.raises(UserError, match="has other training questions"):
-        again.usable_questions(others, left_out([]))
+    with pytest.raises(UserError, match="--data has other questions than when"):
+        again.usable_questions(others, [], left_out([]))
+    with pytest.raises(UserError, match="--data has other questions than when"):
+        again.usable_questions(QUESTIONS, others[:1], left_out([]))  # of dev
 
 
 def test_questions_without_gold(tmp_path):
@@ -252,7 +263,7 @@ def test_the_languages_of_other_data(tmp_path):
 
 def test_a_run_needs_a_question(tmp_path):
     with pytest.raises(UserError, match="no training question has a gold query"):
-        open_folder(tmp_path / "run").usable_questions(QUESTIONS, left_out([0, 1, 2, 3]))
+        open_folder(tmp_path / "run").usable_questions(QUESTIONS, [], left_out([0, 1, 2, 3]))
 
 
 @pytest.mark.parametrize("more", [[], ["--recipe", "dapo"], ["--beta", "0.1", "--lr", "1e-3"]])
@@ -262,10 +273,12 @@ def test_options_that_agree_with_the_run_may_be_repeated(tmp_path, more):
     """
     words = ["--recipe", "dapo", "--beta", "0.1", "--reward", "semantic=0.1", "--lr", "1e-3"]
     config, _ = parse_config("", words)
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()), "utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(config.saved()), "utf-8")
     resume = ["--resume", "--output", str(tmp_path)]
-    for given in (words, more, [*more, "--reward", "semantic=0.1", "--device", "auto"]):
-        assert parse_config("", [*given, *resume])[0] == config
-    assert parse_config("", [*resume, "--save-every", "7"])[0] == replace(config, save_every=7)
+    paths = ["--model", str(ASSETS / "policy"), "--data", str(EMBEDDED)]
+    for given in (words, more, [*more, "--reward", "semantic=0.1", "--device", "auto"], paths):
+        assert parse_config("", [*given, *resume])[0].saved() == config.saved()
+    changed = parse_config("", [*resume, "--save-every", "7"])[0]
+    assert changed.saved() == replace(config, save_every=7).saved()
     with pytest.raises(UserError, match=r"has other settings \(beta: 0.1 -> 0.2\)"):
         parse_config("", [*resume, "--beta", "0.2"])

@@ -18,7 +18,7 @@ from grpo.models import load_policy
 from grpo.prompt import PromptBuilder, PromptSettings, saved_prompt
 from grpo.schedules import trapezoid_schedule
 from grpo.sft import SftBatches
-from sqlenv import load_dataset
+from sqlenv import UserError, load_dataset
 from sqlenv.embedded import LANGUAGES
 from sqlenv.embedded.generate import build
 
@@ -135,6 +135,14 @@ def test_prompts_of_a_row_share_their_beginning_and_nothing_changes(root, templa
     whole = completion_logprobs(policy.model, [t[:n] for t, n in pairs], golds)
     loss = -whole.sum() / sum(len(gold[0]) for gold in golds)
     assert sft.backward(policy.model, batch) == pytest.approx(loss.item(), rel=1e-2)
+
+
+def test_prompts_without_a_common_beginning_are_refused(root, monkeypatch):
+    """Questions before the schema, and no token that begins every text."""
+    batches = SftBatches(load_dataset(str(root), "en", "sft"), make_policy(), 3, 4, 0)
+    monkeypatch.setattr(batches, "prompts", lambda example: [*example.question.encode(), 9])
+    with pytest.raises(UserError, match="have to begin alike: put {question} behind {schema}"):
+        [batches[step] for step in range(9)]
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -302,14 +302,16 @@ def test_tokens_per_second(examples):
         assert product == pytest.approx(tokens)
 
 
-def test_without_beta_the_kl_is_that_of_the_first_group(examples, monkeypatch):
+@pytest.mark.parametrize("masked", [False, True])
+def test_without_beta_the_kl_is_that_of_the_first_group(examples, monkeypatch, masked):
     """k3 under the policy that sampled, over the tokens of the first group; the reference sees no
-    other prompt.
+    other prompt. With ``mask_truncated`` a completion without an end does not count.
     """
-    trainer = make_trainer(examples, beta=0.0, num_iterations=2)
+    trainer = make_trainer(examples, beta=0.0, num_iterations=2, mask_truncated=masked)
     batch = trainer.rollout(4)
+    batch.finished[0] = torch.tensor([True, False, True])
     replay(trainer, batch)
-    alone = Config(beta=0.0)
+    alone = Config(beta=0.0, mask_truncated=masked)
     expected, _ = plain_step(trainer.model, select_groups(batch, [0]), torch.zeros(1, 3), alone)
     passes = note_passes(monkeypatch, trainer.model)
     assert trainer.train_step()["kl"] == pytest.approx(expected["kl"], rel=1e-4)

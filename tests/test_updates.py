@@ -35,7 +35,7 @@ from grpo.loss import policy_loss
 from grpo.questions import QuestionStream
 from grpo.rewards import Rewards
 from grpo.rollout import Rollout
-from grpo.sampler import Samples, sample_groups
+from grpo.sampler import Samples, _uniforms, sample_groups
 from grpo.trainer import Trainer
 
 # torch warns when a step's only update is skipped
@@ -254,6 +254,13 @@ def test_each_epoch_is_another_permutation(examples):
     assert other.draw(40)[0] != epochs[0] != list(range(40))
 
 
+def test_a_group_of_a_rollout_is_no_view_of_all(examples):
+    """What other processes are sent would be the memory that a view is of."""
+    rollout = make_trainer(examples).rollout(3)
+    for logprobs in rollout.sampling_logprobs:
+        assert logprobs.untyped_storage().nbytes() == logprobs.numel() * logprobs.element_size()
+
+
 @ANY_SPEED
 @given(st.integers(1, 9), st.lists(st.integers(0, 12), max_size=8), st.integers(0, 3))
 def test_no_question_is_skipped_or_repeated(size, counts, seed):
@@ -267,6 +274,9 @@ def test_no_question_is_skipped_or_repeated(size, counts, seed):
     assert stream.cursor == len(drawn) == sum(counts)
     assert (drawn, seeds) == single.draw(sum(counts))
     assert len(set(seeds)) == len(drawn)
+    other = QuestionStream(list(range(size)), seed + 1).draw(len(drawn))[1]
+    for one, another in zip(seeds, other):  # of another run: the noise differs, too
+        assert not torch.equal(*(_uniforms([n], 1, 4, torch.device("cpu")) for n in (one, another)))
     for start in range(0, len(drawn), size):
         epoch = drawn[start : start + size]
         assert len(set(epoch)) == len(epoch) and set(epoch) <= set(range(size))

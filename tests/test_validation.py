@@ -183,15 +183,20 @@ def test_a_resumed_run_remembers_its_evaluations(trainer, tmp_path):
         RunFolder(replace(run.config, steps=9), SINGLE_PROCESS, str(run.path), True)
 
 
-@pytest.mark.parametrize("save_every, best", [(1, 0), (20, 2)])
+@pytest.mark.parametrize(
+    "save_every, rewards, best",
+    [(1, [0.9, 0.5, 0.1], 0), (20, [0.9, 0.5, 0.1], 2), (2, [0.2, 0.4, 0.9], 1)],
+)
 def test_a_run_that_falls_apart_ends_with_its_best_adapter(
-    trainer, tmp_path, capsys, save_every, best
+    trainer, tmp_path, capsys, save_every, rewards, best
 ):
-    """That of the best checkpoint; before the first one, that of the step at which it ends."""
+    """That of the best checkpoint; before the first one, that of the step at which it ends. The
+    weights of that step are no better because the mean of the last steps is high.
+    """
     config = Config(stop_on_collapse=True, save_every=save_every)
     run = RunFolder(config, SINGLE_PROCESS, str(tmp_path / "run"), False)
     run.start(trainer, {})
-    rewards, weights = iter([0.9, 0.5, 0.1, 0.0]), []
+    rewards, weights = iter(rewards), []
 
     def step() -> dict:
         trainer.step += 1

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -162,7 +163,9 @@ def open_distributed(device: str):
             stack.enter_context(redirect_stderr(null))
             logging.disable(logging.WARNING)
             stack.callback(logging.disable, logging.NOTSET)
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        # The others wait while the main process runs gold queries and builds test suites.
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=1))
         stack.callback(dist.destroy_process_group)
         try:
             yield distributed, device

@@ -197,6 +197,7 @@ def evaluate_policy(
     votes: int = 0,
     temperature: float = 1.0,
     progress: str = "",
+    batch_size: int = 32,
     suites: dict[Path, Suite] | None = None,
 ) -> list[Prediction]:
     """Answers every example and measures the answers.
@@ -205,10 +206,11 @@ def evaluate_policy(
         settings: of the prompts.
         votes: samples that vote for an answer (``grpo/evaluation/vote.py``); 0: it is greedy.
         temperature: of these samples.
+        progress, batch_size: see ``generate``.
     """
     verifier.run_gold(examples)  # a damaged database shows before the model has worked for an hour
     prompts = PromptBuilder(policy.tokenizer, settings)
-    options = {"max_new_tokens": max_new_tokens, "progress": progress}
+    options = {"max_new_tokens": max_new_tokens, "progress": progress, "batch_size": batch_size}
     if votes:
         options |= {"group_size": votes, "temperature": temperature}
     texts = generate(policy, prompts, examples, **options)  # P x G

@@ -42,6 +42,7 @@ class Validation:
         limit = {"max_new_tokens": config.max_new_tokens}
         with lora_merged(self.policy.model):
             options = limit | {"settings": self.settings, "suites": self.suites}
+            options["batch_size"] = config.evaluated_together(self.distributed.size)
             answers = evaluate_policy(self.policy, self.verifier, None, own, **options)
             passed = self.one_is_right(own, first=places.start, **limit)
         rows = [
@@ -64,7 +65,8 @@ class Validation:
         size = self.config.group_size
         options = {"max_new_tokens": max_new_tokens, "group_size": size, "first": first}
         options["temperature"] = self.config.temperature
-        texts = generate(self.policy, prompts, examples, batch_size=16 * size, **options)  # P x G
+        batch = self.config.evaluated_together(self.distributed.size) // 2 * size
+        texts = generate(self.policy, prompts, examples, batch_size=batch, **options)  # P x G
         asked = self.policy.tokenizer.decode(prompts(examples[0])) if examples else ""
         sqls = [extract_sql(text, prompt=asked) for group in texts for text in group]
         flat = [example for example in examples for _ in range(size)]
