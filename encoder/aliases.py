@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 
-from sqlenv.query import Query, Select, name_of
+from sqlenv.query import QUERY_STARTS, Query, Select, is_alias, name_of
 
-NAMES = ("name", "quoted")
+NAMES = ("name", "quoted", "string")  # SQLite accepts a string where only a name can stand
+OPERATORS = frozenset(
+    "all and between case collate distinct else escape from in is or then when".split()
+)  # the words before an operand, but for those that may also be a name: LIKE, GLOB and OVER
 KEY_ENDS = ("asc", "desc", "collate", "nulls", ",")  # what may follow a name that is a sort key
 
 
@@ -20,6 +23,7 @@ class Aliases:
         used_windows: where one is used.
         items: the tables of FROM.
         types: the types in CAST, which may be any words.
+        collations: the names after COLLATE, which may be any words where nothing is compared.
         qualifiers: names before a dot.
         columns: all other names but those of functions.
         references: those of `columns` that are the alias of a result.
@@ -27,21 +31,23 @@ class Aliases:
 
     def __init__(self, query: Query):
         self.query, tokens, bodies = query, query.tokens, dict(bodies_after_as(query))
-        begins = ("select", "values", "with")
-        self.tables = {i: b for i, b in bodies.items() if query.next_text(b.start) in begins}
+        self.tables = {i: b for i, b in bodies.items() if query.next_text(b.start) in QUERY_STARTS}
         lists = [range(i + 2, query.closing.get(i + 1, 0)) for i in self.tables]
         self.listed = {i for span in lists for i in span if tokens[i].kind in NAMES}
         self.sources = set(source_aliases(query))
         self.results = set(result_aliases(query))
-        self.items = {source.item for select in query.selects for source in select.sources}
+        self.items = {source.item for select in query.selects for source in select.all_sources()}
         self.types = set(cast_types(query))
         names = {i for i, token in enumerate(tokens) if token.kind in NAMES}
         self.windows = bodies.keys() - self.tables
         self.used_windows = {i for i in names if is_used_window(query, i)}
-        self.qualifiers = {i for i in names if query.next_text(i) == "."}
-        self.columns = {i for i in names if query.next_text(i) not in (".", "(")}
+        self.collations = {i for i in range(1, len(tokens)) if tokens[i - 1].text == "collate"}
+        # A table of WITH may be called "left".
+        self.qualifiers = {i for i in range(len(tokens)) if query.next_text(i) == "."}
+        strings = {i for i in names if tokens[i].kind == "string" and tokens[i - 1].text != "."}
+        self.columns = {i for i in names - strings if query.next_text(i) not in (".", "(")}
         self.columns -= {*bodies, *self.listed, *self.sources, *self.results}
-        self.columns -= self.items | self.types | self.used_windows
+        self.columns -= self.items | self.types | self.collations | self.used_windows
         scopes = Scopes(self)
         self.references = {i for i in self.columns if scopes.is_reference(i)}
 
@@ -88,10 +94,12 @@ class Scopes:
         query, tables = self.query, aliases.names(aliases.tables)
         inside = {i for body in aliases.tables.values() for i in body}
         of_tables = aliases.names(aliases.results & inside | aliases.listed)
-        readers = [s.start for s in query.selects if any(f.table in tables for f in s.sources)]
+        readers = [
+            s.start for s in query.selects if any(f.table in tables for f in s.all_sources())
+        ]
         given: dict[Select, dict[str | None, set[str]]] = {s: {None: set()} for s in query.selects}
         for select in query.selects:
-            for source in select.sources:
+            for source in select.all_sources():
                 names = of_tables if source.table in tables else set()
                 if source.table is None:
                     span = range(source.item, query.closing.get(source.item, source.item))
@@ -135,7 +143,8 @@ class Scopes:
 
 def is_in_from(select: Select, at: int) -> bool:
     """Whether a token is in the FROM of a SELECT, but not in a condition there."""
-    return at in select.clause("from") and not any(at in source.on for source in select.sources)
+    conditions = [source.on for source in select.all_sources()]
+    return at in select.clause("from") and not any(at in condition for condition in conditions)
 
 
 def bodies_after_as(query: Query) -> Iterator[tuple[int, range]]:
@@ -146,7 +155,8 @@ def bodies_after_as(query: Query) -> Iterator[tuple[int, range]]:
         while at > 0 and query.tokens[at].text in ("not", "materialized"):
             at -= 1
         name = opening.get(at - 1, at) - 1  # before the list of columns, if there is one
-        if name >= 0 and query.tokens[at].text == "as" and query.tokens[name].kind in NAMES:
+        is_name = name >= 0 and query.tokens[name].kind in (*NAMES, "keyword")
+        if is_name and query.tokens[at].text == "as":
             yield name, range(first, last)
 
 
@@ -160,14 +170,14 @@ def source_aliases(query: Query) -> Iterator[int]:
     """The aliases of tables and subqueries, where they are defined."""
     tokens = query.tokens
     for select in query.selects:
-        for source in select.sources:
+        for source in select.all_sources():
             after = query.closing.get(source.item, source.item) + 1
             while tokens[after : after + 1] and tokens[after].text == ".":
                 after += 2
             after = query.closing.get(after, after - 1) + 1  # the arguments of a function
-            after += after < source.last and tokens[after].text == "as"
-            is_name = after < source.last and tokens[after].kind in (*NAMES, "string")
-            if is_name and tokens[after].text != "window":
+            has_as = after < source.last and tokens[after].text == "as"
+            after += has_as
+            if after < source.last and is_alias(tokens[after], has_as):
                 yield after
 
 
@@ -176,12 +186,29 @@ def result_aliases(query: Query) -> Iterator[int]:
     for select in query.selects:
         for item in query.items(select.clause("select")):
             last = item.stop - 1
-            if len(item) < 2 or query.tokens[last].kind not in (*NAMES, "string"):
-                continue
-            before = query.tokens[last - 1]
-            follows_value = before.kind in (*NAMES, "number", "string") or before.text == ")"
-            if before.text == "as" or follows_value or before.text == "end":
+            has_as = len(item) > 1 and query.tokens[last - 1].text == "as"
+            if is_alias(query.tokens[last], has_as) and (has_as or is_after_value(query, item)):
                 yield last
+
+
+def is_after_value(query: Query, item: range) -> bool:
+    """Whether the last word of a result follows a whole expression, which makes it an alias."""
+    is_whole, i = False, item.start
+    while i < item.stop - 1:
+        token, before = query.tokens[i], query.tokens[i - 1]
+        word = token.text if token.kind == "keyword" else ""
+        if i in query.closing:
+            is_whole, i = True, query.closing[i]
+        elif token.kind == "mark" or word in OPERATORS:
+            is_whole = False
+        elif word in ("like", "glob"):  # names where an operand stands
+            is_whole = not is_whole
+        elif word == "over":
+            is_whole = before.text != ")"
+        elif word != "not":  # NOT a, a NOT LIKE b and a NOT NULL
+            is_whole = True
+        i += 1
+    return is_whole
 
 
 def cast_types(query: Query) -> Iterator[int]:
@@ -190,4 +217,4 @@ def cast_types(query: Query) -> Iterator[int]:
         if query.tokens[first - 1].text == "cast":
             places = [i for i in range(first, last) if query.tokens[i].text == "as"]
             words = range(places[-1] + 1, last) if places else ()
-            yield from (i for i in words if query.tokens[i].kind in (*NAMES, "string"))
+            yield from (i for i in words if query.tokens[i].kind in NAMES)

@@ -18,13 +18,15 @@ from collections.abc import Iterable
 from encoder.aliases import Aliases
 from sqlenv.query import Edit, Query, Token, name_of, parse
 from sqlenv.schema import Schema
-from sqlenv.text import ASCII_LOWER, KEYWORDS, canonical_sql, tokenize
+from sqlenv.text import ASCII_LOWER, KEYWORDS, WORD, canonical_sql, tokenize
 
 MAX_LENGTH = 20_000  # characters of a query that is read
 MAX_DEPTH = 50  # of nested parentheses
 MAX_QUOTED = 48  # bytes of a quoted text; the longest in Spider's 8,000 gold queries has 39
-PLAIN = re.compile(r"[^\W\d]\w*")
+PLAIN = re.compile(WORD)
 QUOTED = ("string", "quoted")
+DATABASES = ("main", "temp")
+COLLATIONS = ("binary", "nocase", "rtrim")
 TYPES = "int integer real float double decimal numeric char varchar text blob".split()
 
 
@@ -54,7 +56,7 @@ def sql_text(sql: str, schema: Schema | None = None, *, with_schema: bool = True
         return ""
     query = parse(sql)
     text = canonical_sql(query.edited(edits(query, schema and names_in(schema))))
-    named = {source.table for select in query.selects for source in select.sources}
+    named = {source.table for select in query.selects for source in select.all_sources()}
     tables = schema.tables if schema and with_schema else ()
     listed = [
         f"{t.name}({', '.join(column.name for column in t.columns)})"
@@ -86,7 +88,7 @@ def edits(query: Query, known: set[str] | None) -> list[Edit]:
             changes.append(Edit(i - (before == "as"), i + 1, new))
         elif i in renamed:
             changes.append(Edit(i, i + 1, renamed[i]))
-        elif before != "." and is_needlessly_quoted(token, i in tables):
+        elif i not in idle and before != "." and is_needlessly_quoted(token, i in tables):
             changes.append(Edit(i, i + 1, name_of(token)))
         elif i in idle or (token.kind in QUOTED and len(token.text.encode()) > MAX_QUOTED):
             changes.append(Edit(i, i + 1, "'…'"))
@@ -118,14 +120,17 @@ def new_names(aliases: Aliases) -> dict[int, str]:
 
 
 def idle_words(aliases: Aliases, known: set[str] | None) -> set[int]:
-    """Strings in an expression that names no column, or in none, and types that SQL does not have.
+    """Strings in an expression that names no column, or in none, and words that SQL does not have.
+
+    SQLite accepts any word as a type, as a collation where nothing is compared, and as a database
+    before a function in FROM.
 
     Args:
         known: the names in the schema, where other names in double quotes are strings.
     """
     query, tokens = aliases.query, aliases.query.tokens
-    strings = {i for i, token in enumerate(tokens) if token.kind == "string"}
     columns = aliases.columns
+    strings = {i for i, token in enumerate(tokens) if token.kind == "string"} - columns
     if known is not None:
         unknown = {i for i in columns - aliases.references if aliases.name(i) not in known}
         strings |= {i for i in unknown if tokens[i].text[0] == '"' and tokens[i - 1].text != "."}
@@ -134,12 +139,15 @@ def idle_words(aliases: Aliases, known: set[str] | None) -> set[int]:
     for select in query.selects:
         for clause in ("select", "group", "order"):
             spans += query.items(select.clause(clause))
-        spans += [leaf for condition in select.conditions() for leaf in query.leaves(condition)]
-        spans += [range(s.item, s.last) for s in select.sources if s.table is None]
+        conditions = [*select.conditions(), *(s.on for s in select.grouped if s.on)]
+        spans += [leaf for condition in conditions for leaf in query.leaves(condition)]
+        spans += [range(s.item, s.last) for s in select.all_sources() if s.table is None]
     named = {i for span in spans if not columns.isdisjoint(span) for i in span}
     unnamed = {i for span in spans if columns.isdisjoint(span) for i in span}
-    types = {i for i in aliases.types if aliases.name(i) not in TYPES}
-    return {i for i in strings if i in unnamed or i not in named} | types
+    words = {i for i in aliases.types if aliases.name(i) not in TYPES}
+    words |= {i for i in aliases.collations if aliases.name(i) not in COLLATIONS}
+    words |= {i for i in aliases.items & aliases.qualifiers if aliases.name(i) not in DATABASES}
+    return {i for i in strings if i in unnamed or i not in named} | words
 
 
 def is_needlessly_quoted(token: Token, is_table: bool) -> bool:

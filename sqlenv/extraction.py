@@ -52,6 +52,8 @@ FENCE = re.compile(rf"`{{3,}}[ \t]*(?P<language>{_LANGUAGE})?", re.IGNORECASE)
 MARKER = re.compile(r"\bsql(?:ite)?(?:\s+query)?\W{0,3}?[:：]", re.IGNORECASE)
 COMMENT = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 SPACE = re.compile(r"[\s;]*")
+# The end of a line and a line of white space, which people may write as U+3000 or a no-break space.
+BLANK_LINE = re.compile(r"[^\S\n]*+\n[^\S\n]*+\n")
 FROM = re.compile(r"\bfrom\b", re.IGNORECASE)
 # The text up to a closing quote. A quote that follows a word, a bracket or a quote closes; any
 # other one opens a name or a string in the SQL: `SELECT `a` FROM t`.
@@ -127,12 +129,17 @@ def statement_in(text: str) -> str | None:
         if kind == "fence" or value == "<" and text.startswith(TAG_STARTS, token.start()):
             end = token.start()
             break
-        blank_line = kind == "space" and value.count("\n") > 1 and not fenced
-        if first_end is None and (value == ";" or blank_line):
+        if first_end is None and (value == ";" or (not fenced and is_blank_line(text, token))):
             first_end, rest = token.span()
     if first_end is not None and leading_statement(text[rest:end]) is None:
         end = first_end
     return text[start:end].strip()
+
+
+def is_blank_line(text: str, token: re.Match) -> bool:
+    """Whether a blank line begins at a token. To SQL, U+3000 is no white space but a letter."""
+    ends_line = token.lastgroup == "space" and "\n" in token.group()
+    return ends_line and bool(BLANK_LINE.match(text, token.start()))
 
 
 def find_statement(text: str) -> tuple[str, int | None, bool]:

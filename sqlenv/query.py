@@ -14,11 +14,12 @@ from typing import NamedTuple
 from sqlenv.schema import Column, Schema, Table
 from sqlenv.text import ASCII_LOWER, KEYWORDS, tokenize
 
-CLAUSES = {"from": 1, "where": 1, "group": 2, "having": 1, "order": 2, "limit": 1}
+CLAUSES = {"from": 1, "where": 1, "group": 2, "having": 1, "window": 1, "order": 2, "limit": 1}
 SET_OPERATORS = ("union", "intersect", "except")
 JOIN_WORDS = frozenset("natural left right full outer inner cross join".split())
 COMPARISONS = frozenset(("=", "==", "!=", "<>", "<", "<=", ">", ">="))
 AGGREGATES = ("count", "sum", "avg", "min", "max")
+QUERY_STARTS = ("select", "values", "with")  # after a parenthesis
 VALUE_FOLLOWS = COMPARISONS | {"like", "glob", "between", "and", "(", ","}
 
 
@@ -60,6 +61,9 @@ class Select:
         opener: the token before its parenthesis ("in", "exists", "=", …); "" at the top level.
         compound: whether it is an operand of UNION, INTERSECT or EXCEPT.
         clauses: the span of each clause, without its keyword.
+        sources: the tables and subqueries of its FROM. One without a table may also be several
+            tables in parentheses, as in FROM a JOIN (b JOIN c).
+        grouped: the tables and subqueries in such parentheses.
     """
 
     start: int
@@ -69,6 +73,11 @@ class Select:
     compound: bool = False
     clauses: dict[str, range] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
+    grouped: list[Source] = field(default_factory=list)
+
+    def all_sources(self) -> list[Source]:
+        """Those of FROM itself, and those in parentheses there."""
+        return self.sources + self.grouped
 
     def clause(self, name: str) -> range:
         """The span of a clause; empty if the SELECT does not have it."""
@@ -248,7 +257,7 @@ def parse(sql: str) -> Query:
             select.clauses["select"] = range(i + 1, i + 1)
             frames[-1][0] = query.select_of[i] = select
             query.selects.append(select)
-        elif current and token.kind == "keyword":
+        elif current and (token.kind == "keyword" or is_window_clause(tokens, i)):
             if token.text in SET_OPERATORS:
                 finish(current, i)
                 current.compound, frames[-1][0] = True, None
@@ -262,6 +271,7 @@ def parse(sql: str) -> Query:
         finish(select, len(tokens))
     for select in query.selects:
         select.sources = list(read_sources(query, select.clause("from")))
+        select.grouped = list(read_grouped(query, select.sources))
     return query
 
 
@@ -300,6 +310,12 @@ def is_distinct_from(tokens: list[Token], i: int) -> bool:
     return tokens[i].text == "from" and words in (["is", "distinct"], ["not", "distinct"])
 
 
+def is_window_clause(tokens: list[Token], i: int) -> bool:
+    """Whether a token is the WINDOW of WINDOW w AS (…); elsewhere this word is a name."""
+    texts = [token.text for token in tokens[i : i + 4]]
+    return texts[:1] == ["window"] and texts[2:] == ["as", "("]
+
+
 def close_clause(select: Select, end: int) -> None:
     """Ends the current clause of a SELECT before token ``end``."""
     name, span = list(select.clauses.items())[-1]
@@ -318,8 +334,8 @@ def read_sources(query: Query, span: range) -> Iterator[Source]:
     tokens, i = query.tokens, span.start
     while i < span.stop:
         first = i
-        while i < span.stop and (tokens[i].text in JOIN_WORDS or tokens[i].text == ","):
-            i += 1
+        if i > span.start:
+            i = after_join_words(query, span, i)
         if i == span.stop:
             return
         item, table = i, None
@@ -330,14 +346,47 @@ def read_sources(query: Query, span: range) -> Iterator[Source]:
             table = name_of(tokens[i])
         i += 1
         alias = table or ""
-        i += i < span.stop and tokens[i].text == "as"
-        if i < span.stop and tokens[i].kind in ("name", "quoted", "string"):
+        has_as = i < span.stop and tokens[i].text == "as"
+        i += has_as
+        if i < span.stop and is_alias(tokens[i], has_as):
             alias, i = name_of(tokens[i]), i + 1
         start = i
-        while i < span.stop and tokens[i].text not in JOIN_WORDS and tokens[i].text != ",":
+        while i < span.stop and not is_join_word(query, i):
             i = query.closing.get(i, i) + 1
         has_on = start < i and tokens[start].text == "on"
         yield Source(first, item, i, table, alias, range(start + 1, i) if has_on else range(0))
+
+
+def read_grouped(query: Query, sources: list[Source]) -> Iterator[Source]:
+    """Yields the tables and subqueries in the parentheses of a FROM that hold no subquery."""
+    pending = list(sources)
+    while pending:  # no recursion: a text may have any number of parentheses
+        item = pending.pop().item
+        if item in query.closing and query.next_text(item) not in QUERY_STARTS:
+            inner = list(read_sources(query, range(item + 1, query.closing[item])))
+            pending += inner
+            yield from inner
+
+
+def after_join_words(query: Query, span: range, i: int) -> int:
+    """The position after JOIN and the words before it, or after a comma."""
+    while i < span.stop and is_join_word(query, i):
+        i += 1
+        if query.tokens[i - 1].text in ("join", ","):
+            break  # what follows is a table, even if it is called "left"
+    return i
+
+
+def is_join_word(query: Query, i: int) -> bool:
+    """Whether token ``i`` is a comma or a word of a join. In a.left and left.a it is a name."""
+    token = query.tokens[i]
+    is_word = token.kind == "keyword" and token.text in JOIN_WORDS and query.next_text(i) != "."
+    return is_word or token.text == ","
+
+
+def is_alias(token: Token, has_as: bool) -> bool:
+    """Whether a token after a table, and perhaps AS, is its alias."""
+    return token.kind in ("name", "quoted", "string") or (has_as and token.kind == "keyword")
 
 
 def name_of(token: Token) -> str:

@@ -6,7 +6,6 @@ one pass over any text, valid or not. It is no parser: SQLite decides what is va
 
 import re
 import string
-import unicodedata
 from collections.abc import Iterator
 
 import sqlparse
@@ -33,25 +32,25 @@ LINE_WIDTH = 80  # of the lists in a query that `format_sql` lays out
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair: not valid Unicode, and not in UTF-8
 
-# What is a part of a name to SQLite, and not to Python: accents that follow their letter (NFD), the
-# vowel signs of Hindi or Thai, and the joiners of Persian and Indic scripts.
-MARKS = "\u200c\u200d" + "".join(
-    chr(code) for code in range(0x300, 0x10000) if unicodedata.category(chr(code))[0] == "M"
-)
+# To SQLite every character beyond ASCII is a letter: an accent of its own (NFD), an emoji, "¿", the
+# no-break space. Only U+FEFF, the byte order mark, is white space where a token begins.
+_LETTER = r"A-Za-z_\x80-\U0010ffff"
+WORD = rf"(?!\ufeff)[{_LETTER}][{_LETTER}0-9$]*+"
 
 # Unterminated strings and comments extend to the end of the text.
 TOKEN = re.compile(
     rf"""
-      (?P<space>\s+)
+      (?P<space>[\t-\r\x20\ufeff]+)
     | (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))
     | (?P<fence>```)
-    | (?P<string>x?'[^']*+(?:''[^']*+)*+(?:'|\Z))
+    | (?P<string>[xX]?'[^']*+(?:''[^']*+)*+(?:'|\Z))
     | (?P<quoted>"[^"]*+(?:""[^"]*+)*+(?:"|\Z)|`[^`]*+(?:``[^`]*+)*+(?:`|\Z)|\[[^\]]*+(?:\]|\Z))
-    | (?P<number>(?:0x[0-9a-f]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)\w*)
-    | (?P<word>[^\W0-9][\w${MARKS}]*)
+    | (?P<number>(?:0[xX][0-9a-fA-F]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)
+        [{_LETTER}0-9$]*)
+    | (?P<word>{WORD})
     | (?P<mark>->>|->|<=|>=|<>|!=|==|\|\||<<|>>|.)
     """,
-    re.VERBOSE | re.DOTALL | re.IGNORECASE,
+    re.VERBOSE | re.DOTALL,
 )
 
 

@@ -3,6 +3,7 @@
 import doctest
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -72,6 +73,109 @@ def test_docstring():
 )
 def test_names_that_a_query_gives_do_not_count(sql, other):
     assert sql_text(sql) == sql_text(other)
+
+
+@pytest.mark.parametrize(
+    "sql, text",
+    [
+        # A name without quotes has any character beyond ASCII.
+        ("SELECT a AS ¿cuántos_hay FROM t", "SELECT a FROM t"),
+        ("SELECT a AS 有多少？本书 FROM t", "SELECT a FROM t"),
+        ("SELECT a nombre_d’albums FROM t", "SELECT a FROM t"),
+        ("SELECT a AS how\xa0many\u3000🎵・\u200bare FROM t", "SELECT a FROM t"),
+        ("SELECT \ufeffa AS how\ufeffmany FROM t", "SELECT a FROM t"),
+        ("SELECT ¿x.a FROM t AS ¿x ORDER BY ¿x.a", "SELECT t1.a FROM t AS t1 ORDER BY t1.a"),
+        # Tables in parentheses have names of their own, and so has what is in the parentheses.
+        ("SELECT count(*) FROM (t AS how_many)", "SELECT count(*) FROM (t AS t1)"),
+        ("SELECT count(*) FROM (((t) how)) many", "SELECT count(*) FROM (((t) AS t1)) AS t2"),
+        (
+            "SELECT how.a FROM u JOIN (t how JOIN (SELECT 1 AS many) m ON how.a = many) x",
+            "SELECT t1.a FROM u JOIN (t AS t1 JOIN (SELECT 1 AS c1) AS t2 ON t1.a = c1) AS t3",
+        ),
+        (
+            "SELECT 1 FROM (t JOIN u ON 'how' = a OR 'many')",
+            "SELECT 1 FROM (t JOIN u ON 'how' = a OR '…')",
+        ),
+        (
+            "WITH left AS (SELECT a FROM t) SELECT 1 FROM left how JOIN left many",
+            "WITH w1 AS (SELECT a FROM t) SELECT 1 FROM w1 AS t2 JOIN w1 AS t3",
+        ),
+        ("SELECT 1 FROM t window JOIN u AS full", "SELECT 1 FROM t AS t1 JOIN u AS t2"),
+        (
+            "WITH left(how) AS (SELECT a FROM t) SELECT left.how FROM left JOIN left AS right",
+            "WITH w1(c1) AS (SELECT a FROM t) SELECT w1.c1 FROM w1 JOIN w1 AS t2",
+        ),
+        # Where only a name can stand, a string is one.
+        (
+            "SELECT 'how'.a, sum(a) OVER 'many' FROM t AS 'how' WINDOW 'many' AS (ORDER BY a)",
+            "SELECT t1.a, sum(a) OVER w1 FROM t AS t1 window w1 AS (ORDER BY a)",
+        ),
+        (
+            "SELECT 1 FROM (WITH 'how'('many') AS (SELECT a FROM t) SELECT how.'many' FROM 'how')",
+            "SELECT 1 FROM (WITH w1(c1) AS (SELECT a FROM t) SELECT w1.c1 FROM w1)",
+        ),
+        # Some words are never looked up.
+        ("SELECT 1 FROM how.json_each('[1]')", "SELECT 1 FROM '…' .json_each('…')"),
+        ("SELECT 1 FROM \"how\".json_each('[1]')", "SELECT 1 FROM '…' .json_each('…')"),
+        ("SELECT main.t.a FROM main.t", "SELECT main.t.a FROM main.t"),
+        (
+            "SELECT a COLLATE how_many, a COLLATE 'b c' FROM t",
+            "SELECT a COLLATE '…', a COLLATE '…' FROM t",
+        ),
+        ("SELECT 'how' COLLATE rtrim FROM t", "SELECT '…' COLLATE rtrim FROM t"),
+        # A result's name may follow a keyword.
+        ("SELECT NULL how_many FROM t", "SELECT NULL FROM t"),
+        (
+            "SELECT a IS NOT NULL how, a NOTNULL many FROM t",
+            "SELECT a IS NOT NULL, a NOTNULL FROM t",
+        ),
+        ("SELECT CURRENT_DATE how_many, 1 AS left", "SELECT CURRENT_DATE, 1"),
+        ("SELECT filter how FROM (SELECT 1 AS filter)", "SELECT FILTER FROM (SELECT 1)"),
+        ("SELECT over how FROM (SELECT 1 AS over)", "SELECT OVER FROM (SELECT 1)"),
+        ("SELECT NOT like how FROM (SELECT 1 AS like)", "SELECT NOT LIKE FROM (SELECT 1)"),
+        (
+            "SELECT count(*) OVER w how, 1 many WINDOW w AS ()",
+            "SELECT count(*) OVER w1, 1 window w1 AS ()",
+        ),
+    ],
+)
+def test_a_name_that_sqlite_accepts_is_not_read(sql, text):
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript("CREATE TABLE t (a); CREATE TABLE u (b)")
+        connection.execute(sql)
+    assert sql_text(sql) == text
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        "DISTINCT a",
+        "ALL a",
+        "t.a",
+        "- a",
+        "1 + a",
+        "NOT a",
+        "1 IN t",
+        "1 NOT IN t",
+        "1 AND a",
+        "1 IS a",
+        "1 IS NOT a",
+        "1 IS DISTINCT FROM a",
+        "1 LIKE a",
+        "1 NOT LIKE a",
+        "1 BETWEEN 0 AND a",
+        "a COLLATE nocase",
+        "a ->> 'b'",
+        "a || 'b'",
+        "a LIKE '%' ESCAPE 'b'",
+    ],
+)
+def test_an_operand_is_not_the_name_of_a_result(result):
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE t (a)")
+        connection.execute(f"SELECT {result} FROM t")
+    assert sql_text(f"SELECT {result} FROM t") == f"SELECT {result} FROM t"
+    assert sql_text(f"SELECT {result} how_many FROM t") == f"SELECT {result} FROM t"
 
 
 @pytest.mark.parametrize(
@@ -170,8 +274,8 @@ def test_what_cannot_be_read_to_its_end_has_no_text():
     assert sql_text(f"SELECT {'(' * 51}1{')' * 51} AS words") == ""
 
 
-def test_there_are_twenty_attacks_and_nine_are_not_trained_against():
-    assert len(ATTACKS) == 20 and len(TRAINED) == 11 and set(TRAINED) < set(ATTACKS)
+def test_there_are_23_attacks_and_twelve_are_not_trained_against():
+    assert len(ATTACKS) == 23 and len(TRAINED) == 11 and set(TRAINED) < set(ATTACKS)
 
 
 @pytest.mark.parametrize("kind", ATTACKS)
@@ -188,12 +292,22 @@ def test_an_attack_runs_and_hardly_ever_gives_golds_rows(kind, examples):
 
 
 @pytest.mark.parametrize(
-    "kind", ["question as an alias", "question as a table's alias", "question as a table of WITH"]
+    "kind",
+    [
+        "question as an alias",
+        "question as an alias without quotes",
+        "question as an alias of NULL",
+        "question as a table's alias",
+        "question as a table's alias in parentheses",
+        "question as a table of WITH",
+    ],
 )
 def test_words_in_a_comment_or_an_alias_do_not_reach_the_encoder(kind, examples):
     example = examples[0]
     inputs = AttackInput("Which zebra?", "", example.gold_sql, load_schema(example.db_path))
-    assert "zebra" in attack(kind, inputs) and "zebra" not in sql_text(attack(kind, inputs))
+    other = attack(kind, replace(inputs, question="x"))
+    assert "zebra" in attack(kind, inputs) and sql_text(attack(kind, inputs)) == sql_text(other)
+    assert "zebra" not in sql_text(attack(kind, inputs))
     assert "zebra" not in sql_text(attack("question in a comment", inputs))
 
 

@@ -62,6 +62,10 @@ EXTRACTED = {
     "The steps: begin; analyze it; end.\nSELECT 1": "SELECT 1",
     # A blank line may stand in a query before another SELECT.
     "SELECT 1\nUNION\n\nSELECT 2\n\nSo.": None,
+    # To SQLite an ideographic space is a letter; a line of it is blank all the same.
+    "SELECT a FROM t\u3000\n\u3000\n这是 SQL。": "SELECT a FROM t",
+    "SELECT a FROM t\n\xa0\n\nSo.": "SELECT a FROM t",
+    "SELECT a\n\u3000FROM t\n": "SELECT a\n\u3000FROM t",
     "VALUES (1), (2);": "VALUES (1), (2)",
     "VALUES ((SELECT 1\n\n))": "VALUES ((SELECT 1",
     ";SELECT 1": "SELECT 1",

@@ -3,6 +3,7 @@
 import doctest
 import sqlite3
 from collections import Counter
+from contextlib import closing
 
 import pytest
 from hypothesis import example, given, settings
@@ -325,6 +326,49 @@ def test_the_structure_of_a_query():
     ]
     names = {(r.qualifier, r.column) for r in query.references(main)}
     assert names == {("m", "a"), ("v", "b"), (None, "a"), (None, "b"), (None, "c"), (None, "d")}
+
+
+def test_tables_in_parentheses():
+    sql = "SELECT 1 FROM a JOIN (b AS c LEFT JOIN (d) e ON c.x = e.x, (SELECT 2) f) ON a.x = c.x"
+    query = parse(sql)
+    outer, inner = query.selects[0].sources, query.selects[0].grouped
+    assert [(s.table, s.alias, query.text(s.on.start, s.on.stop)) for s in outer] == [
+        ("a", "a", ""),
+        (None, "", "a.x = c.x"),
+    ]
+    assert [(s.table, s.alias, query.text(s.first, s.last)) for s in inner] == [
+        ("b", "c", "b AS c"),
+        (None, "e", "LEFT JOIN (d) e ON c.x = e.x"),
+        (None, "f", ", (SELECT 2) f"),
+        ("d", "d", "d"),
+    ]
+    deep = parse(f"SELECT 1 FROM {'(' * 5000}a{')' * 5000}").selects[0]
+    assert len(deep.grouped) == 5000 and deep.grouped[-1].table == "a"
+
+
+def test_tables_and_columns_that_are_called_like_a_join():
+    sql = "SELECT 1 FROM left a JOIN right AS full ON full.left = a.right, cross NATURAL JOIN b"
+    query = parse(sql)
+    sources = [(s.table, s.alias) for s in query.selects[0].sources]
+    assert sources == [("left", "a"), ("right", "full"), ("cross", "cross"), ("b", "b")]
+    on = query.selects[0].sources[1].on
+    assert query.text(on.start, on.stop) == "full.left = a.right"
+
+
+def test_mutants_of_a_query_with_a_window_run():
+    """WINDOW ends the clause before it; elsewhere it is a name."""
+    sql = (
+        "SELECT a, rank() OVER w FROM t window WHERE window.b > 1 AND a > 2 GROUP BY a"
+        " WINDOW w AS (ORDER BY a) ORDER BY a LIMIT 3"
+    )
+    clauses = parse(sql).selects[0].clauses
+    assert list(clauses) == ["select", "from", "where", "group", "window", "order", "limit"]
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE t (a, b)")
+        changes = [*make_mutants(sql, edge_cases=True), *equivalent_rewrites(sql)]
+        for change in changes:
+            connection.execute(change.sql)
+    assert "having" in {change.kind for change in changes}
 
 
 @pytest.mark.parametrize("module", [literals, mutants, determinism, rewrites])

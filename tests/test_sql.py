@@ -2,7 +2,9 @@
 
 import doctest
 import json
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from sqlenv import (
     load_dataset,
 )
 from sqlenv import text as text_module
-from sqlenv.text import MAX_FORMATTED
+from sqlenv.text import MAX_FORMATTED, tokenize
 
 HOSTILE = Path(__file__).with_name("hostile_sql.jsonl")
 
@@ -64,11 +66,29 @@ def test_is_ordered(sql, ordered):
         ("SELECT می\u200cخواهم FROM t", "SELECT می\u200cخواهم FROM t"),  # a joiner
         ("SELECT 이름 FROM 책 WHERE 값>-1", "SELECT 이름 FROM 책 WHERE 값 > -1"),
         ("SELECT a FROM t WHERE b>-５", "SELECT a FROM t WHERE b > - ５"),  # a name to SQLite
+        ("SELECT a AS ¿Cuántos？ from t", "SELECT a AS ¿cuántos？ FROM t"),
+        ("SELECT a AS How\xa0many\u3000are FROM t", "SELECT a AS how\xa0many\u3000are FROM t"),
+        ("\ufeffSELECT \ufeff A,1 AS b\ufeffFROM", "SELECT a, 1 AS b\ufefffrom"),
         ("", ""),
     ],
 )
 def test_canonical(sql, canonical):
     assert canonical_sql(sql) == canonical
+
+
+def test_names_end_where_sqlite_ends_them():
+    """One of a hundred characters, the white space and punctuation among them, and some others."""
+    others = "\x80\x85\xa0¿’\u200b\u200c\u2028\u3000・，？\ufeff\ufffe🎵"
+    characters = [chr(code) for code in range(0x80, 0x110000, 97)] + list(others)
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for character in characters:
+            if "\ud800" <= character <= "\udfff":
+                continue
+            for name in (f"a{character}b", f"{character}b"):
+                sql = f"SELECT 1 AS {name}"
+                words = [m.group() for m in tokenize(sql) if m.lastgroup == "word"]
+                column = connection.execute(sql).description[0][0]
+                assert words == ["SELECT", "AS", column], ascii(sql)
 
 
 PIECES = [
@@ -90,6 +110,7 @@ PIECES = [
     "1.",
 ]
 PIECES += ["'a  B'", '"Q"', "`q`", "[w]", "--", "/*", "*/", "\n", "x'", "'", "=", "<", "|"]
+PIECES += ["é", "¿", "\xa0", "\u3000", "\ufeff", "\v", "\x1c", "$"]
 
 
 @given(st.lists(st.sampled_from(PIECES)))
@@ -135,6 +156,11 @@ def test_formatted_sql():
     )
     assert format_sql(line) == FORMATTED
     assert format_sql(FORMATTED) == FORMATTED
+
+
+def test_a_name_with_a_no_break_space_is_not_split():
+    sql = "select a as how\xa0many from t where b > 1"
+    assert format_sql(sql) == sql  # sqlparse would break the line there
 
 
 def test_formatted_sql_has_the_same_meaning():
