@@ -244,8 +244,8 @@ def load_predictions(
     """The answers of a predictions file, and how many were skipped for each missing database, with
     a line to say so.
     """
-    path, dataset = arguments.predictions, open_dataset(arguments.data, arguments.questions)
-    langs, limit = parse_languages(arguments.lang or "all"), {"limit": arguments.limit}
+    path, langs = arguments.predictions, parse_languages(arguments.lang or "all")
+    dataset = open_dataset(arguments.data, arguments.questions, need_gold=False)
     if is_official(path):
         split = arguments.split or "dev"
         langs = chosen_languages(dataset, arguments.lang or "all", [split])
@@ -253,13 +253,27 @@ def load_predictions(
             raise UserError(
                 f"{path}: answers questions in one language; give --lang, of {', '.join(langs)}"
             )
-        examples, sqls, absent = read_official(path, dataset, langs[0], split, **limit)
+        options = {"limit": arguments.limit}
+        examples, sqls, absent = read_official(path, dataset, langs[0], split, **options)
     else:
-        examples, sqls, absent = read_predictions(path, dataset, langs=langs, **limit)
-        check_complete(arguments, dataset, examples)
+        examples, sqls, absent = read_predictions(path, dataset, langs=langs)
+        check_complete(arguments, dataset, examples)  # of the whole file, whose order is its own
+        examples, sqls = first_of_each_language(examples, sqls, arguments.limit)
     for lang, missing in absent.items():
         report_missing(lang, missing)
     return examples, sqls, sum(absent.values(), Counter())
+
+
+def first_of_each_language(
+    examples: list[Example], sqls: list[str | None], limit: int
+) -> tuple[list[Example], list[str | None]]:
+    """The first questions of each language with their SQL, at most ``limit``; 0 for all."""
+    counts, kept = Counter(), []
+    for i, example in enumerate(examples):
+        counts[example.lang] += 1
+        if not limit or counts[example.lang] <= limit:
+            kept.append(i)
+    return [examples[i] for i in kept], [sqls[i] for i in kept]
 
 
 def check_complete(
@@ -274,7 +288,8 @@ def check_complete(
     langs = parse_languages(arguments.lang or "all") or [example.lang for example in examples]
     for lang in dict.fromkeys(langs):
         try:
-            questions += dataset.read(lang, split)[0][: arguments.limit or None]
+            asked = dataset.read(lang, split)[0][: arguments.limit or None]
+            questions += [question for question in asked if question.gold_sql]
         except UserError:
             if arguments.split:
                 raise  # and without, the databases are enough

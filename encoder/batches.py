@@ -7,8 +7,10 @@ suite. They are derived from the parsed query, which leaves the inside of litera
 """
 
 import functools
+import hashlib
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from encoder.attacks import TRAINED, AttackInput, attack
@@ -33,7 +35,8 @@ class Entry:
 def load_entries(dataset: Dataset, *, langs: Sequence[str], splits: Sequence[str]) -> list[Entry]:
     """The distinct SQL queries of some splits, each with its questions in all of `langs`.
 
-    Queries of a database whose `sql_text` is equal are one entry.
+    Queries of a database whose `sql_text` is equal are one entry. Questions without SQL are left
+    out.
 
     Raises:
         UserError: a language, a split or a file does not exist.
@@ -44,6 +47,8 @@ def load_entries(dataset: Dataset, *, langs: Sequence[str], splits: Sequence[str
     for split in splits:
         for lang in langs:
             for example in dataset.load(lang, split):
+                if not example.gold_sql:
+                    continue
                 if example.db_id not in schemas:
                     schemas[example.db_id] = load_schema(example.db_path)
                 key = example.db_id, sql_text(example.gold_sql)
@@ -57,14 +62,13 @@ def load_entries(dataset: Dataset, *, langs: Sequence[str], splits: Sequence[str
 def hold_out(entries: list[Entry], *, share: float, seed: int) -> tuple[list[Entry], list[Entry]]:
     """Splits entries at random: those to train on, and a share to calibrate on.
 
-    Only entries of databases that have several are held out: calibration compares each with
-    another SQL query of its database.
+    Only entries are held out that calibration can compare with another SQL query.
 
     Raises:
         UserError: there is nothing left to train on, or nothing to hold out.
     """
     databases = by_database(entries)
-    eligible = [entry for entry in entries if len(databases[entry.db_id]) > 1]
+    eligible = [entry for entry in entries if any(wrong_entries(entry, databases[entry.db_id]))]
     held_out = random.Random(seed).sample(eligible, round(share * len(eligible)))
     held_out_ids = set(map(id, held_out))
     known = [entry for entry in entries if id(entry) not in held_out_ids]
@@ -73,6 +77,24 @@ def hold_out(entries: list[Entry], *, share: float, seed: int) -> tuple[list[Ent
             f"{len(eligible)} different SQL texts are too few to train and calibrate an encoder"
         )
     return known, held_out
+
+
+def wrong_entries(entry: Entry, entries: Sequence[Entry]) -> Iterator[Entry]:
+    """Yields those of a database's entries whose SQL answers none of the questions of `entry`."""
+    questions = set(entry.questions)
+    for other in entries:
+        if other is not entry and questions.isdisjoint(other.questions):
+            yield other
+
+
+def hash_of(entries: list[Entry]) -> str:
+    """A hash of the questions, the SQL and the schemas."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(json.dumps([entry.db_id, entry.gold, entry.questions]).encode())
+    for db_id, (first, *_) in by_database(entries).items():
+        digest.update(json.dumps([db_id, repr(first.schema)]).encode())
+    return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=100_000)

@@ -48,9 +48,11 @@ def chosen_entries(
     """The entries of a split on the databases that these patterns name, or on all if there is none.
 
     Raises:
-        UserError: the split has no such database.
+        UserError: the split has no such database, or no SQL.
     """
     entries = load_entries(dataset, langs=langs, splits=[split])
+    if not entries:
+        raise UserError(f"the {split} split of {dataset.root} has no SQL to measure on")
     names = sorted({entry.db_id for entry in entries})
     chosen = set()
     for pattern in databases or ["*"]:
@@ -88,7 +90,7 @@ def measure(encoder: ContrastiveEncoder, args: argparse.Namespace) -> dict:
     Raises:
         UserError: the data, the samples or the options cannot be used.
     """
-    dataset = open_dataset(args.data, args.questions)
+    dataset = open_dataset(args.data, args.questions, need_gold=False)
     langs = chosen_languages(dataset, args.lang, [args.split])
     patterns = args.databases.split(",") if args.databases else []
     entries = chosen_entries(dataset, langs=langs, split=args.split, databases=patterns)

@@ -41,6 +41,8 @@ MAX_TOKENS = 256
 MAX_LOG_SCALE = math.log(100.0)  # CLIP's bound: sharper temperatures are unstable
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "vocab.json", "*.model"]
+# RuntimeError: weights of another size. ImportError: a tokenizer that needs sentencepiece.
+LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
 
 
 class ContrastiveEncoder(nn.Module):
@@ -159,14 +161,15 @@ class ContrastiveEncoder(nn.Module):
             dim: size of a new, untrained projection for an encoder that has none. None: its
                 embedding is the pooled state itself, as in sentence encoders such as e5.
         Raises:
-            UserError: no such directory or model, no tokenizer in it, or damaged files.
+            UserError: no such directory or model, no tokenizer in it, files that are damaged or do
+                not fit together, or a library that the tokenizer needs is missing.
         """
         folder = _local_folder(path)
         try:
             encoder = cls(_load_backbone(folder), AutoTokenizer.from_pretrained(folder), dim=dim)
             if (folder / "contrastive.json").exists():
                 _load_contrastive(encoder, folder)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except LOAD_ERRORS as error:
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"{path} cannot be loaded as an encoder: {reason}") from error
         return encoder
@@ -230,6 +233,8 @@ def _load_contrastive(encoder: ContrastiveEncoder, folder: Path) -> None:
     state = {name: tensor.float() for name, tensor in tensors.items()}
     if "projection.weight" in state:
         size, hidden = state["projection.weight"].shape
+        if hidden != encoder.backbone.config.hidden_size:
+            raise ValueError(f"the projection in contrastive.safetensors is of {hidden} numbers")
         encoder.projection = nn.Linear(hidden, size, bias=False)
         encoder.projection.load_state_dict({"weight": state["projection.weight"]})
     encoder.log_scale.data.copy_(state["log_scale"])

@@ -24,9 +24,11 @@ from encoder.batches import (
     draw_negatives,
     epoch_batches,
     hard_negatives,
+    hash_of,
     hold_out,
     load_entries,
     make_batch,
+    wrong_entries,
 )
 from encoder.calibration import Calibration, fit_calibration
 from encoder.checkpoint import load_state, save_state
@@ -74,6 +76,7 @@ def train(
     args: argparse.Namespace,
     checkpoint: Path | None = None,
     fresh: FreshEntries | None = None,
+    data_hash: str = "",
 ) -> Iterator[tuple[int, float, float]]:
     """Trains in place for `args.steps` batches.
 
@@ -87,11 +90,12 @@ def train(
         checkpoint: where to save the state. Training resumes from it if it exists, and ends with
             the same weights as without the interruption.
         fresh: draws the entries of a share `args.fresh` of the batches.
+        data_hash: of all data, which a resumed run must have, too.
     Yields:
         (steps done, loss, accuracy) after each step. The accuracy is the share of questions whose
         own SQL is the closest in the batch, hard negatives included.
     Raises:
-        UserError: the checkpoint is damaged, of other settings, or cannot be written.
+        UserError: the checkpoint is damaged, of other settings or data, or cannot be written.
     """
     optimizer = make_optimizer(encoder, args.lr)
     warmup = max(1, round(0.05 * args.steps))
@@ -100,7 +104,7 @@ def train(
         lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / args.steps)),
     )
     parts = {"encoder": encoder, "optimizer": optimizer, "schedule": schedule}
-    start = load_checkpoint(checkpoint, parts, vars(args)) if checkpoint else 0
+    start = load_checkpoint(checkpoint, parts, vars(args), data_hash) if checkpoint else 0
     if args.dtype == "auto":
         width = encoder.backbone.config.hidden_size
         args.dtype = fastest_dtype(args.device, width, 4 * width)
@@ -121,7 +125,7 @@ def train(
         yield step + 1, *train_step(encoder, batch, optimizer, args, rng)
         schedule.step()
         if checkpoint and (step + 1) % args.save_every == 0:
-            save_checkpoint(checkpoint, parts, vars(args), step + 1)
+            save_checkpoint(checkpoint, parts, vars(args), data_hash, step + 1)
     encoder.eval()
 
 
@@ -154,23 +158,32 @@ def train_step(
     return loss.item(), is_closest.float().mean().item()
 
 
-def save_checkpoint(path: Path, parts: dict, settings: dict, step: int) -> None:
+def save_checkpoint(path: Path, parts: dict, settings: dict, data_hash: str, step: int) -> None:
     """Writes everything that the next step depends on."""
     states = {name: part.state_dict() for name, part in parts.items()}
-    save_state(path, {"settings": settings, "step": step, "parts": states})
+    state = {"settings": settings, "data_hash": data_hash, "step": step, "parts": states}
+    save_state(path, state)
 
 
-def load_checkpoint(path: Path, parts: dict, settings: dict) -> int:
+def load_checkpoint(path: Path, parts: dict, settings: dict, data_hash: str) -> int:
     """Restores the parts, and the dtype if it is "auto"; returns the steps done, 0 without a file.
 
     Raises:
-        UserError: the file is damaged, or of a run with other settings.
+        UserError: the file is damaged, or of a run with other settings or data.
     """
     if not path.is_file():
         return 0
     state = load_state(path)
     if settings["dtype"] == "auto":  # a new measurement might choose another
         settings["dtype"] = state["settings"]["dtype"]
+    # A tokenizer made of other texts has other tokens. Older checkpoints have no hash. --epochs
+    # makes other steps of other data.
+    same_but_steps = state["settings"] | {"steps": settings["steps"]} == settings
+    if same_but_steps and state.get("data_hash", data_hash) != data_hash:
+        raise UserError(
+            f"{path} is of a run on other data: --data has changed since; restore it, or remove "
+            "the checkpoint to start anew"
+        )
     if state["settings"] != settings:
         raise UserError(f"{path} is of a run with other settings: repeat those, or remove it")
     for name, part in parts.items():
@@ -183,14 +196,15 @@ def calibrate(
 ) -> dict[str, Calibration]:
     """Fits a calibration for each target of the reward to held-out questions.
 
-    Right SQL is gold or an equivalent rewrite of it, wrong SQL another SQL query of the database or
-    a hard negative, drawn for each question, so that no kind belongs to a language.
+    Right SQL is gold or an equivalent rewrite of it, wrong SQL another SQL query of the database
+    (with other questions) or a hard negative, drawn for each question, so that no kind belongs to a
+    language.
     """
     rng, databases = random.Random(seed), by_database(entries)
     questions, golds, right, wrong = [], [], [], []
     for entry in held_out:
         schema = entry.schema if encoder.with_schema else None
-        others = [other.gold for other in databases[entry.db_id] if other is not entry]
+        others = [other.gold for other in wrong_entries(entry, databases[entry.db_id])]
         negatives = hard_negatives(entry.gold, entry.schema)
         rewrites = [rewrite.sql for rewrite in equivalent_rewrites(entry.gold)]
         for _, question in entry.questions:
@@ -332,7 +346,8 @@ def run(args: argparse.Namespace) -> None:
     checkpoint = output.with_name(output.name + ".checkpoint.pt")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(total=args.steps) as bar:
-        for done, loss, accuracy in train(encoder, known, args, checkpoint, fresh):
+        data_hash = hash_of(known + held_out)
+        for done, loss, accuracy in train(encoder, known, args, checkpoint, fresh, data_hash):
             if not bar.n:  # of a resumed run: the estimate of the time left counts its steps only
                 bar.initial = bar.n = done - 1
             bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", refresh=False)

@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -58,7 +59,9 @@ def write_directory(
     errors: tuple[type[Exception], ...] = WRITE_ERRORS,
 ) -> None:
     """Writes a new directory atomically; the arguments are those of ``write_file``."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # In containers, a process that was killed and left its directory had the same number, and so
+    # has one that writes from another container. mkdtemp() would let only this user read it.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         temporary.mkdir(parents=True)
         write(temporary)

@@ -145,14 +145,19 @@ def pieces(text: str) -> set[str]:
 
 
 def _read_values(db_path: str | os.PathLike, sql: str) -> Values:
-    """What a query returns for each column of each table, named by {table} and {column} in it."""
+    """What a query returns for each column of each table, named by {table} and {column} in it;
+    nothing for a column whose values SQLite cannot compute or compare.
+    """
     schema, values = load_schema(db_path), {}
     with contextlib.closing(open_read_only(db_path)) as connection:
         try:
             for table in schema.tables:
                 for column in table.columns:
                     names = {"table": quote_name(table.name), "column": quote_name(column.name)}
-                    rows = connection.execute(sql.format(**names))
+                    try:
+                        rows = connection.execute(sql.format(**names)).fetchall()
+                    except sqlite3.OperationalError:  # a missing collation, malformed JSON
+                        rows = []
                     values[table.name, column.name] = tuple(value for (value,) in rows)
         except sqlite3.Error as error:
             raise UserError(f"{os.fspath(db_path)}: cannot be read ({error})") from error

@@ -1,10 +1,12 @@
 """The contrastive encoder: loss by hand, invariances, calibration, save and load."""
 
+import json
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from encoder import ContrastiveEncoder
@@ -212,6 +214,42 @@ def test_plain_hugging_face_encoder(encoder, tmp_path):
     (tmp_path / "plain" / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match="cannot be loaded"):
         ContrastiveEncoder.load(tmp_path / "plain")
+
+
+def change_json(path, **changed):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+def change_tensor(path, name, tensor):
+    save_file(load_file(path) | {name: tensor}, path)
+
+
+def need_sentencepiece(folder):
+    """Slow tokenizers need this library, which is not among the requirements."""
+    (folder / "tokenizer.json").unlink()
+    (folder / "spiece.model").write_bytes(b"")
+    change_json(folder / "tokenizer_config.json", tokenizer_class="BertGenerationTokenizer")
+
+
+DAMAGES = {
+    "wider": lambda folder: change_json(folder / "config.json", hidden_size=96),
+    "projection": lambda folder: change_tensor(
+        folder / "contrastive.safetensors", "projection.weight", torch.ones(32, 63)
+    ),
+    "scale": lambda folder: change_tensor(
+        folder / "contrastive.safetensors", "log_scale", torch.ones(3)
+    ),
+    "tokenizer": need_sentencepiece,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_files_that_do_not_fit_together_are_one_line(encoder, tmp_path, damage):
+    encoder.save(tmp_path / "saved")
+    DAMAGES[damage](tmp_path / "saved")
+    with pytest.raises(UserError, match="saved cannot be loaded as an encoder: .") as caught:
+        ContrastiveEncoder.load(tmp_path / "saved")
+    assert "\n" not in str(caught.value)
 
 
 def test_no_such_encoder_is_one_clear_line(tmp_path):

@@ -434,7 +434,7 @@ def test_shipped_encoder(tmp_path, capsys):
     assert (
         "english_recall@1" not in report["en"] and report["average"]["english_recall@1"]["n"] == 18
     )
-    assert list(report["gaming"]["attacks"]) == list(ATTACKS) and len(ATTACKS) == 20
+    assert list(report["gaming"]["attacks"]) == list(ATTACKS) and len(ATTACKS) == 23
     assert report["gaming"]["none_above"]["n"] == 21
     assert report["calibration"]["ece"]["all"]["n"] == 42
     assert sum(row["right"]["n"] for row in report["calibration"]["bins"]) == 42
@@ -476,6 +476,31 @@ def test_plain_encoder_has_no_calibration(tmp_path, capsys):
     assert not {"calibration", "auc", "en"} & set(report) and report["vi"]["mrr"]["n"] == 2
     assert "english_recall@1" not in report["vi"] and (tmp_path / "a.png").is_file()
     assert "Calibration" not in capsys.readouterr().out
+
+
+def test_questions_without_sql_are_not_measured(tmp_path, capsys):
+    """Of three dev questions one has no SQL; the samples are answers to the two others."""
+    shop, questions = tmp_path / "shop.sqlite", tmp_path / "pairs.csv"
+    connection = sqlite3.connect(shop)
+    connection.execute("CREATE TABLE book (title TEXT, price INT)")
+    connection.close()
+    golds = {"How many?": "SELECT count(*) FROM book", "Which?": "SELECT title FROM book"}
+    lines = ["split,question,sql", "dev,Why?,", *(f"dev,{q},{sql}" for q, sql in golds.items())]
+    questions.write_text("\n".join(lines))
+    options = ["--data", str(shop), "--questions", str(questions), "--device", "cpu"]
+    rows = [
+        {"db_id": "shop", "question": question, "lang": "und", "gold": gold, "predicted": gold,
+         "valid": True, "execution": question == "Which?"}
+        for question, gold in golds.items()
+    ]  # fmt: skip
+    samples = write_rows(tmp_path / "samples.jsonl", rows)
+    out = tmp_path / "out.json"
+    assert evaluate.main([*options, "--samples", str(samples), "--json", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["und"]["gold_too_long"]["n"] == 2 == report["auc"]["all"]["n"]
+    questions.write_text("split,question,sql\ndev,Why?,\ntrain,Which?,SELECT title FROM book\n")
+    assert evaluate.main(options) == 2
+    assert "the dev split of" in (error := capsys.readouterr().err) and "has no SQL" in error
 
 
 def test_databases_are_named_by_patterns():

@@ -320,6 +320,69 @@ def test_calibration_has_all_kinds_of_pairs_with_one_question_per_query(monkeypa
     assert len(pairs) == 4 and min(pairs.values()) >= 4
 
 
+def test_another_answer_to_the_same_question_is_not_wrong(monkeypatch):
+    """Two queries that answer "Who?" and one that does not: this one is wrong SQL for both."""
+    asked, schema = [], synthetic_entries()[0].schema
+    entries = [
+        Entry("SELECT name FROM customers", "shop", schema, (("en", "Who?"), ("en", "Names?"))),
+        Entry("SELECT phone FROM customers", "shop", schema, (("en", "Who?"),)),
+        Entry("SELECT age FROM customers", "shop", schema, (("en", "Ages?"), ("vi", "Who?"))),
+    ]
+
+    def cosines(_, questions, golds, sqls):
+        asked.append(sqls)
+        return torch.linspace(0, 1, len(sqls))
+
+    monkeypatch.setattr(SemanticReward, "cosines", cosines)
+    monkeypatch.setattr(training, "hard_negatives", lambda *_: ())
+    training.calibrate(tiny(arguments()), entries[:2], entries, seed=0)
+    assert asked[1] == [sql_text(entries[2].gold)] * 3
+    assert len(hold_out(entries[1:], share=0.5, seed=0)[1]) == 1
+    with pytest.raises(UserError, match="0 different SQL texts are too few"):
+        hold_out(entries[:2], share=0.5, seed=0)
+
+
+@pytest.mark.parametrize(
+    "changed", ["a question", "a held-out question", "a column", "the number of questions"]
+)
+def test_a_run_on_other_data_is_not_resumed(tmp_path, capsys, monkeypatch, changed):
+    """The tokenizer would have other tokens. With the data as it was, the same command goes on,
+    also from a checkpoint that was written before there was a hash.
+    """
+    write_dataset(tmp_path / "data")
+    options = ["--data", str(tmp_path / "data"), "--lang", "en", "--batch-size", "8", "--epochs"]
+    options += ["1", "--save-every", "2", "--hidden", "32", "--output", str(tmp_path / "out")]
+    calibrate = training.calibrate
+    monkeypatch.setattr(training, "calibrate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        training.run(training.parse_arguments(options))
+    monkeypatch.setattr(training, "calibrate", calibrate)
+    file = tmp_path / "data" / "dataset" / "multispider" / "with_English_value" / "train_en.json"
+    before = file.read_text()
+    shop = tmp_path / "data" / "dataset" / "spider" / "database" / "shop" / "shop.sqlite"
+    if changed == "a column":
+        connection = sqlite3.connect(shop)
+        connection.execute("ALTER TABLE orders ADD COLUMN day")
+        connection.close()
+    elif changed == "the number of questions":  # one batch less
+        file.write_text(json.dumps(json.loads(before)[8:]))
+    else:
+        entries = load_entries(open_dataset(tmp_path / "data"), langs=["en"], splits=["train"])
+        known, held_out = hold_out(entries, share=0.1, seed=0)
+        ((_, question),) = (held_out if changed == "a held-out question" else known)[0].questions
+        file.write_text(before.replace(question, "Quite another question?"))
+    assert training.main(options) == 2
+    error = capsys.readouterr().err
+    assert "out.checkpoint.pt is of a run on other data" in error and "Traceback" not in error
+    if changed != "a column":
+        file.write_text(before)
+        if changed == "a held-out question":
+            state = torch.load(tmp_path / "out.checkpoint.pt")
+            del state["data_hash"]
+            torch.save(state, tmp_path / "out.checkpoint.pt")
+        assert training.main(options) == 0
+
+
 def test_a_resumed_run_keeps_the_dtype_that_was_measured(tmp_path, monkeypatch):
     entries = synthetic_entries()
     monkeypatch.setattr(training, "fastest_dtype", lambda *_: "bfloat16")

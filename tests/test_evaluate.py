@@ -181,6 +181,13 @@ def test_parts_by_hand():
     assert full_report(predictions[-1:])["parts"] == {}
 
 
+def test_questions_without_a_part_or_a_difficulty_have_none(root, tmp_path):
+    """null, as other tools write what is missing, is no level named "None"."""
+    rows = [line(GOLD, part=None, difficulty=None), line(GOLD, part=1, difficulty="hard")]
+    examples, *_ = read_predictions(write(tmp_path / "p.jsonl", rows), open_dataset(root))
+    assert [(e.part, e.difficulty) for e in examples] == [("", ""), ("1", "hard")]
+
+
 def test_translations_are_drawn_together():
     """Two languages, right on the same 30 of 60 questions. The interval of their average is as wide
     as that of each, 1.96 * sqrt(1/4 / 60) = 0.127 to either side, and that of their gap has width
@@ -350,6 +357,7 @@ def test_compare_raises_what_the_command_line_says():
         (json.dumps(line(GOLD, gold=" ")).encode(), ["line 1", "'gold' is empty"]),
         (json.dumps(line(["x"])).encode(), ["line 1", "'predicted' is not a text"]),
         (json.dumps(line("\ud800")).encode(), ["line 1", "'predicted' is not valid Unicode"]),
+        (json.dumps(line(GOLD, part="\udc00")).encode(), ["line 1", "'part' is not valid Unicode"]),
         (json.dumps(line(GOLD, lang="x_x")).encode(), ["line 1", "lang 'x_x' is not the tag"]),
         (json.dumps(line(GOLD, db_id="rock")).encode(), ["no database 'rock'", "rock.sqlite"]),
         (json.dumps(line(GOLD, db_id="../pop")).encode(), ["line 1", "not a plain name"]),
@@ -397,6 +405,59 @@ def test_languages_and_limit_of_a_predictions_file(root, tmp_path, capsys):
     assert "en" not in report and report["vi"]["execution"]["value"] == 1
     assert run(root, path, "--lang", "de") == 2
     assert "no prediction in ['de']" in capsys.readouterr().err
+
+
+def test_a_complete_file_in_another_order_is_complete_with_a_limit(root, tmp_path, capsys):
+    """The first line answers the dataset's second question; the first question has a line, too."""
+    lines = [line(None, "Who is the youngest?", ORDERED), line(GOLD)]
+    path, out = write(tmp_path / "p.jsonl", lines), tmp_path / "out.json"
+    assert run(root, path, "--limit", 1, "--split", "dev", "--json", out) == 0
+    assert "have no line" not in capsys.readouterr().out
+    report = json.loads(out.read_text())
+    assert report["en"]["execution"]["n"] == 1 and report["en"]["execution"]["value"] == 0
+    write(path, lines[:1])
+    assert run(root, path, "--limit", 1, "--split", "dev") == 2
+    assert "1 of the 1 dev questions" in capsys.readouterr().err
+
+
+@pytest.fixture
+def half_answered(tmp_path):
+    """Options for three dev questions on a shop, one of them without SQL."""
+    shop, questions = tmp_path / "shop.sqlite", tmp_path / "pairs.csv"
+    connection = sqlite3.connect(shop)
+    connection.execute("CREATE TABLE book AS SELECT 'Dom Casmurro' AS title")
+    connection.close()
+    rows = ["split,question,sql", "dev,How many?,SELECT count(*) FROM book", "dev,Why?,"]
+    questions.write_text("\n".join([*rows, "dev,Which?,SELECT title FROM book"]))
+    return ["--data", str(shop), "--questions", str(questions)]
+
+
+def test_questions_without_sql_are_not_measured(half_answered, tmp_path, capsys):
+    """Whoever gave the answers: a model, whose saved predictions are complete without them, or
+    another system in an official form, which has a line for each question.
+    """
+    saved, out, official = (tmp_path / name for name in ("saved.jsonl", "out.json", "p.sql"))
+    model = ["--model", POLICY, "--device", "cpu", "--max-new-tokens", "4"]
+    assert evaluate.main([*model, *half_answered, "--save-predictions", str(saved)]) == 0
+    assert len(saved.read_text().splitlines()) == 2
+    options = [*half_answered, "--split", "dev", "--json", str(out)]
+    official.write_text("SELECT count(*) FROM book\nSELECT 1\nSELECT 'wrong'\n")
+    for path, limit, count in [(saved, 0, 2), (official, 0, 2), (official, 2, 1), (saved, 2, 2)]:
+        limited = ["--limit", str(limit)] if limit else []
+        assert evaluate.main(["--predictions", str(path), *options, *limited]) == 0
+        assert json.loads(out.read_text())["und"]["execution"]["n"] == count
+    assert "have no line" not in capsys.readouterr().out
+    assert evaluate.main(["--compare", str(saved), str(official), *options]) == 0
+    saved.write_text(saved.read_text().splitlines()[0])
+    assert evaluate.main(["--predictions", str(saved), *options]) == 2
+    assert "1 of the 2 dev questions" in capsys.readouterr().err
+
+
+def test_an_official_file_without_a_question_with_sql(half_answered, tmp_path, capsys):
+    (tmp_path / "p.sql").write_text("SELECT 1\n")
+    (tmp_path / "pairs.csv").write_text("split,question,sql\ndev,Why?,\ntrain,Who?,SELECT 1\n")
+    assert evaluate.main(["--predictions", str(tmp_path / "p.sql"), *half_answered]) == 2
+    assert "p.sql: answers no question with gold SQL" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 100])

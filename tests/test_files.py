@@ -160,6 +160,23 @@ def test_a_relative_path_is_resolved_at_each_call(tmp_path, monkeypatch):
         assert f"/{folder}/a.sqlite" in read_only_uri("a.sqlite")
 
 
+def test_a_folder_that_a_killed_process_left_is_not_in_the_way(tmp_path):
+    """In a container each process has the number of the one before it."""
+    code = (
+        "import os, sys; from pathlib import Path; from sqlenv import files\n"
+        "os.getpid = lambda: 7\n"
+        "files.write_directory(Path(sys.argv[1]), lambda new: eval(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "model")]
+    assert subprocess.run([*command, "os._exit(9)"], cwd=ROOT).returncode == 9
+    (left,) = tmp_path.iterdir()
+    subprocess.run([*command, "(new / 'a.txt').touch()"], cwd=ROOT, check=True)
+    assert sorted(tmp_path.iterdir()) == sorted([left, tmp_path / "model"])
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["a.txt"]
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "model").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_lock_is_held_until_the_end_of_the_block(tmp_path):
     order = []
 

@@ -2,13 +2,17 @@
 is recognised. MultiSpider is in test_dataset.py, one SQLite file with questions in test_pairs.py.
 """
 
+import errno
 import logging
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from dataset_kit import make_database, texts, write_json
 
 from sqlenv import Example, UserError, chosen_languages, open_dataset
+from sqlenv.dataset.base import listing
 from tests.test_dataset import multispider
 
 COUNT, NAMES = "SELECT count(*) FROM pet", "SELECT name FROM pet"
@@ -203,7 +207,52 @@ def test_two_dev_splits_of_bird(bird):
         open_dataset(bird / "mini").read("en", "dev")
 
 
+def test_what_macos_and_other_programs_leave_in_a_folder_of_bird(bird):
+    """A folder with the split's databases is the split, whatever is in it; hidden folders and what
+    an archive from macOS has in __MACOSX are no splits.
+    """
+    for name in ("__MACOSX", ".Trash"):
+        (bird / "dev_20240627" / name / "dev_databases").mkdir(parents=True)
+        (bird / name / "dev_databases").mkdir(parents=True)
+    for root in (bird, bird / "dev_20240627"):
+        assert texts(open_dataset(root), "en", "dev") == ["How simple?", "How challenging?"]
+    (bird / "dev_20240627" / "old" / "dev_databases").mkdir(parents=True)
+    assert len(open_dataset(bird / "dev_20240627").load("en", "dev")) == 2
+
+
 # ---------------------------------------------------------------------------------- recognition
+
+
+def without_permission(monkeypatch, folder):
+    """Forbids to look into a folder, as a test that root runs cannot do by its mode."""
+    stat, listdir = os.stat, os.listdir
+
+    def checked(call, looks_into):
+        def wrapper(path, *args, **options):
+            if isinstance(path, (str, os.PathLike)) and looks_into(Path(path)):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return call(path, *args, **options)
+
+        return wrapper
+
+    monkeypatch.setattr(os, "stat", checked(stat, lambda path: folder in path.parents))
+    monkeypatch.setattr(os, "listdir", checked(listdir, folder.__eq__))
+    monkeypatch.setattr(os, "scandir", checked(os.scandir, folder.__eq__))
+
+
+def test_a_folder_that_cannot_be_read_is_no_split(spider, monkeypatch):
+    """lost+found, at the root of a disk."""
+    (spider / "lost+found").mkdir()
+    without_permission(monkeypatch, spider / "lost+found")
+    assert len(open_dataset(spider).load("en", "train")) == 2
+
+
+def test_a_dataset_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    without_permission(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path}: cannot be read .Permission denied"):
+        open_dataset(tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path}: cannot be listed .Permission denied"):
+        listing(tmp_path)
 
 
 def test_two_formats_in_one_folder(spider):

@@ -100,6 +100,27 @@ def test_empty_answers_at_the_end(spider, tmp_path, text, sqls):
         answers(path, spider)
 
 
+def test_a_db_id_with_spaces(tmp_path):
+    """A file name such as "minha loja.sqlite" is the db_id of one SQLite file."""
+    shop = make_database(tmp_path / "minha loja.sqlite")
+    questions = tmp_path / "pairs.csv"
+    questions.write_text(f"split,question,sql\ndev,A?,{COUNT}\ndev,B?,{NAMES}\n")
+    dataset, path = open_dataset(shop, questions), tmp_path / "pred.sql"
+    path.write_text("SELECT 1\tminha loja\r\nSELECT\t2 x\tminha loja \n", newline="")
+    assert read_official(path, dataset, "pt", "dev")[1] == ["SELECT 1", "SELECT\t2 x"]
+    path.write_text("minha loja\nSELECT\t2 x\n")  # without db_ids
+    assert read_official(path, dataset, "pt", "dev")[1] == ["minha loja", "SELECT\t2 x"]
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.sql", "p.jsonl", "p.json"])
+def test_json_lines_are_recognised_whatever_the_name(tmp_path, name):
+    path = tmp_path / name
+    path.write_text('\n {"db_id": "pets", "question": "0?"}\n')
+    assert not is_official(path)
+    path.write_text('{"0": "SELECT 1"}')
+    assert is_official(path)
+
+
 @pytest.mark.parametrize("separator", ["\n", " "])
 def test_the_form_of_bird(bird, tmp_path, separator):
     """Its own JSON on many lines, or on one."""
@@ -122,6 +143,7 @@ def test_the_form_of_bird(bird, tmp_path, separator):
         ("p.json", '{"0": "A", "2": "B", "3": "C"}', "p.json: no key '1'; the keys number"),
         ("p.json", '{"0": "A",\n"1": }', "p.json, line 2: not JSON"),
         ("p.json", '{"0": "A", "x": "B"}', "p.json, line 1: not JSON"),
+        ("p.json", '{"0": "\\ud83d"}', "p.json, key '0': the SQL is not valid Unicode"),
     ],
 )
 def test_bad_files(bird, tmp_path, name, text, words):

@@ -93,6 +93,25 @@ def test_drawn_databases_have_rows_everywhere_mostly(odd):
     assert {("AB-xx-Z",), ("AB-yy-Z",)} <= codes
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        "CREATE TABLE e (n INT, data TEXT CHECK (json_type(data) = 'object'))",
+        "CREATE TABLE e (n INT, data TEXT, id INT AS (json_extract(data, '$.id')) STORED)",
+        "CREATE TABLE e (n INT, data TEXT); CREATE INDEX i ON e (json_extract(data, '$.id'))",
+    ],
+)
+def test_rows_that_a_function_of_the_schema_cannot_read_are_replaced(tmp_path, table):
+    """Drawn texts such as '{"id": 1} 1' are no JSON: an error, not a violated constraint."""
+    script = f"""{table}; INSERT INTO e (n, data) VALUES (1, '{{"id": 1}}'), (2, '{{"id": 2}}');"""
+    profile = read_profile(write_database(tmp_path / "json.sqlite", script), ["SELECT n FROM e"])
+    counts = []
+    for seed in range(10):
+        connection = draw_database(profile, [0], random.Random(seed))
+        counts += connection.execute("SELECT count(*) FROM e WHERE json_valid(data)").fetchone()
+    assert sum(count >= 3 for count in counts) >= 8  # the smallest of SIZES; a table may be empty
+
+
 def test_a_suite_for_an_odd_database(sandbox, odd, tmp_path):
     suite = load_suite(odd, ODD_GOLDS, sandbox, cache=tmp_path)
     assert all(suite.variants_by_gold[gold] for gold in ODD_GOLDS)

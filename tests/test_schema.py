@@ -5,7 +5,16 @@ import sqlite3
 import pytest
 from test_dataset import multispider
 
-from sqlenv import Column, ForeignKey, Table, UserError, load_schema, sample_values, schema_text
+from sqlenv import (
+    Column,
+    ForeignKey,
+    Sandbox,
+    Table,
+    UserError,
+    load_schema,
+    sample_values,
+    schema_text,
+)
 from sqlenv.schema import shown_type, table_line
 
 
@@ -64,6 +73,26 @@ def test_generated_columns_are_columns(tmp_path):
     (line,) = load_schema(path).tables
     assert line.columns[2:] == (Column("total", "REAL", False), Column("label", "TEXT", False))
     assert sample_values(path, 1)["line", "label"] == ("n2",)
+
+
+def test_virtual_tables_are_left_out(tmp_path):
+    """The sandbox denies them; a module that this SQLite lacks, as vec0 here, hides only its own.
+    The tables in which a module stores its data are tables like others.
+    """
+    script = """CREATE TABLE docs (id INTEGER PRIMARY KEY, body TEXT);
+    CREATE VIRTUAL TABLE search USING fts5(body);
+    INSERT INTO docs VALUES (1, 'hello');
+    PRAGMA writable_schema = ON;
+    INSERT INTO sqlite_master VALUES
+        ('table', 'places', 'places', 0, 'CREATE VIRTUAL TABLE places USING vec0(at float[2])');"""
+    path = make(tmp_path / "docs.sqlite", script)
+    with Sandbox() as sandbox:
+        runs = [sandbox.run(path, f"SELECT * FROM {t}") for t in ("docs", "search", "places")]
+    assert [run.status for run in runs] == ["ok", "denied", "error"]
+    names = [table.name for table in load_schema(path).tables]
+    assert names[0] == "docs" and "search_content" in names
+    assert "search" not in names and "places" not in names
+    assert sample_values(path, 1)["docs", "body"] == ("hello",)
 
 
 FULL = """\

@@ -109,3 +109,19 @@ def test_missing_and_damaged_files_are_a_user_error(tmp_path):
     for path in (tmp_path / "missing.sqlite", tmp_path / "text.sqlite", tmp_path):
         with pytest.raises(UserError, match=str(path)):
             question_values(path, "Lima?", 1)
+
+
+def test_a_column_that_cannot_be_read_has_no_values(tmp_path):
+    """Its expression fails on a row, or its order is one that only another program defines."""
+    script = """
+    CREATE TABLE river (note TEXT, name TEXT COLLATE nocase);
+    INSERT INTO river VALUES ('no JSON', 'Rímac');
+    ALTER TABLE river ADD COLUMN source TEXT AS (note ->> 'source');
+    PRAGMA writable_schema = ON;
+    UPDATE sqlite_master SET sql = replace(sql, 'nocase', 'locale');
+    """
+    path = make(tmp_path / "c.sqlite", [(1, "Lima", None, None)], script)
+    matches, samples = question_values(path, "Is there no JSON in Lima?", 3)
+    assert matches == {("city", "name"): ("Lima",), ("river", "note"): ("no JSON",)}
+    assert samples["city", "name"] == ("Lima",) and samples["river", "note"] == ("no JSON",)
+    assert samples["river", "name"] == samples["river", "source"] == ()

@@ -127,7 +127,10 @@ def check_plain_name(db_id: str) -> None:
 
 
 def listing(folder: Path) -> str:
-    """The first names in a folder, for messages."""
-    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    """The first names in a folder, for messages. Raises UserError if it cannot be read."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from error
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return (", ".join(names[:20]) or "nothing") + more

@@ -4,11 +4,14 @@
     ROOT/dev/dev.json or mini_dev_sqlite.json, ROOT/dev/dev_databases/<db_id>/<db_id>.sqlite
     .../<db_id>/database_description/<table>.csv
 
-The folders of the splits may have any name (dev_20240627), and ROOT may be one of them.
+The folders of the splits may have any name (dev_20240627), and ROOT may be one of them. Hidden
+folders and __MACOSX are not looked at.
 """
 
 import csv
 import logging
+import os
+import re
 from pathlib import Path
 
 from sqlenv.dataset.base import Dataset, check_plain_name, listing
@@ -19,6 +22,7 @@ from sqlenv.schema import load_schema
 
 FILES = {"train": ["train.json"], "dev": ["dev.json", "mini_dev_sqlite.json"]}
 FIELDS = SPIDER_FIELDS | {"gold_sql": ["SQL"]}
+IGNORED = re.compile(r"\.|__MACOSX$")  # names of folders that are no split
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +79,18 @@ class Bird(Dataset):
 
 
 def _folders(root: Path, split: str) -> list[Path]:
-    """The folders that may be that of a split: the root, or folders in it."""
-    places = [root, *sorted(root.iterdir())] if root.is_dir() else []
-    return [place for place in places if (place / f"{split}_databases").is_dir()]
+    """The folders that may be that of a split: the root if it has the split's databases, otherwise
+    folders in it that have them.
+    """
+
+    def has_databases(place: Path) -> bool:
+        # Unlike Path.is_dir(), this is false in a folder that cannot be read, such as lost+found.
+        return os.path.isdir(place / f"{split}_databases")
+
+    if has_databases(root):
+        return [root]
+    children = sorted(root.iterdir()) if root.is_dir() else []
+    return [place for place in children if not IGNORED.match(place.name) and has_databases(place)]
 
 
 def _database(folder: Path, split: str, db_id: str) -> Path:

@@ -27,7 +27,7 @@ def open_dataset(
         need_gold: refuse questions without gold SQL, which only such a file can have.
 
     Raises:
-        UserError: it is in none of the formats, or in several; or as in ``Pairs``.
+        UserError: it cannot be read, is in none of the formats, or in several; or as in ``Pairs``.
     """
     root = Path(path)
     if questions:
@@ -36,7 +36,10 @@ def open_dataset(
         from sqlenv.embedded.generate import build  # loaded only if the embedded dataset is used
 
         return MultiSpider(build())
-    matching = [format for format in FORMATS if format.matches(root)]
+    try:
+        matching = [format for format in FORMATS if format.matches(root)]
+    except OSError as error:
+        raise UserError(f"{root}: cannot be read ({error.strerror})") from error
     if len(matching) > 1:
         formats = " and ".join(format.looked_for for format in matching)
         raise UserError(f"{root}: has two formats, {formats}; name a folder that has one of them")

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ from sqlenv.schema import load_schema
 from sqlenv.text import SURROGATE, canonical_sql
 
 SEPARATORS = (",", ";", "\t")  # of a CSV file
+# How the sandbox's errors end for what reads the clock: date('now'), CURRENT_DATE.
+CLOCK = re.compile(r"of the current time\)$|\(current_(date|time|timestamp)\)$")
 DEV_SHARE = 0.2  # of the queries, where no column names the splits
 # Our name -> its names in files.
 COLUMNS = {"question": ["question"], "gold_sql": ["sql", "query"]} | {
@@ -98,6 +101,11 @@ class Pairs(Dataset):
         empty = []
         with Sandbox() as sandbox:
             for (line, sql), run in zip(golds, self._run(sandbox, [sql for _, sql in golds])):
+                if run.status == "denied" and CLOCK.search(run.error or ""):
+                    raise UserError(
+                        f"{self.file}:{line}: the sandbox refuses the SQL: its result depends on "
+                        "the clock; write a fixed date or time"
+                    )
                 if run.status in ("error", "denied"):
                     raise UserError(f"{self.file}:{line}: the SQL fails: {run.error}")
                 if run.status == "ok" and not run.num_rows:

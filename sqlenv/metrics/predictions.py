@@ -9,6 +9,8 @@ The official forms hold the SQL alone, for the questions of a split in their ord
 - Spider's, ``*.sql`` or ``*.txt``: a line a question, the SQL, then maybe a tab and the db_id
 - BIRD's, a JSON object: ``{"0": "SELECT ...\\t----- bird -----\\t<db_id>", "1": ...}``
 
+A file that starts as a JSON object has no SQL in lines, whatever its name.
+
 The SQL is used unchanged: no statement is extracted from a longer text.
 """
 
@@ -23,19 +25,23 @@ from sqlenv.errors import UserError
 from sqlenv.text import SURROGATE
 
 FIELDS = ("db_id", "question", "lang", "gold", "predicted")
+LEVELS = ("part", "difficulty")  # fields by which results are reported where they are there
 BIRD_SEPARATOR = "\t----- bird -----\t"
 
 
 def is_official(path: str | PathLike) -> bool:
     """Whether a predictions file is in one of the official forms, which lack the questions."""
-    return Path(path).suffix in (".sql", ".txt") or _is_bird(_text(Path(path)))
+    path = Path(path)
+    text = _text(path)
+    is_object = re.match(r'\s*\{\s*"', text) is not None
+    return _is_bird(text) or (path.suffix in (".sql", ".txt") and not is_object)
 
 
 def read_official(
     path: str | PathLike, dataset: Dataset, lang: str, split: str, *, limit: int = 0
 ) -> tuple[list[Example], list[str | None], dict[str, Counter]]:
     """As ``read_predictions``, for a file in an official form: one answer for each question of a
-    split, those whose database is missing included.
+    split, those included whose database is missing or that have no gold. Both are left out.
 
     Raises:
         UserError: the file is malformed, or not for these questions: their number or a database
@@ -44,13 +50,16 @@ def read_official(
     path, questions = Path(path), dataset.questions(lang, split)
     text = _text(path)
     count = len(questions)
-    answers = _bird_answers(path, text) if _is_bird(text) else _spider_answers(path, text, count)
+    if _is_bird(text):
+        answers = _bird_answers(path, text)
+    else:
+        answers = _spider_answers(path, text, count, {question.db_id for question in questions})
     if len(answers) != count:
         raise UserError(
             f"{path}: has {len(answers)} answers, but the {split} split of {dataset.root} has "
             f"{count} questions; the form needs one for each, in their order"
         )
-    examples, sqls, missing = [], [], Counter()
+    asked, missing = [], Counter()
     for (where, sql, db_id), question in zip(answers, questions):
         if db_id not in ("", question.db_id):
             raise UserError(
@@ -59,24 +68,32 @@ def read_official(
             )
         if not question.db_path.is_file():
             missing[question.db_id] += 1
-        elif not limit or len(examples) < limit:
-            examples.append(question)
-            sqls.append(sql.strip() or None)
-    if not examples:
+        else:
+            asked.append((question, sql.strip() or None))
+    if not asked:
         db_id = next(iter(missing))
         raise UserError(f"{path}: no database {db_id!r} at {dataset.database_path(db_id)}")
-    return examples, sqls, {lang: missing}
+    # Limited before those without gold are left out, as the questions of a model are.
+    asked = [(question, sql) for question, sql in asked[: limit or None] if question.gold_sql]
+    if not asked:
+        raise UserError(f"{path}: answers no question with gold SQL, so nothing can be measured")
+    return [question for question, _ in asked], [sql for _, sql in asked], {lang: missing}
 
 
-def _spider_answers(path: Path, text: str, count: int) -> list[tuple[str, str, str]]:
+def _spider_answers(
+    path: Path, text: str, count: int, db_ids: set[str]
+) -> list[tuple[str, str, str]]:
     """(where, SQL, db_id or "") of each line; an empty line is a question without SQL, unless it is
-    at the end and there are ``count`` lines before it.
+    at the end and there are ``count`` lines before it. A word behind the last tab is a db_id, and
+    so is one of ``db_ids``, which may have spaces.
     """
     answers, lines = [], text.removesuffix("\n").split("\n")
     while len(lines) > count and not lines[-1].strip():
         lines.pop()
     for number, line in enumerate(lines, 1):
-        sql, db_id = re.fullmatch(r"(.*?)(?:\t(\S*)\s*)?", line.rstrip("\r")).groups()
+        sql, tab, db_id = line.rstrip().rpartition("\t")
+        if not tab or db_id not in db_ids:
+            sql, db_id = re.fullmatch(r"(.*?)(?:\t(\S*)\s*)?", line.rstrip("\r")).groups()
         answers.append((f"{path}, line {number}", sql, db_id or ""))
     return answers
 
@@ -105,12 +122,14 @@ def _bird_answers(path: Path, text: str) -> list[tuple[str, str, str]]:
         sql, _, db_id = (values[key] if isinstance(values[key], str) else "").partition(
             BIRD_SEPARATOR
         )
-        answers.append((f"{path}, key {key!r}", sql, db_id.strip()))
+        where = f"{path}, key {key!r}"
+        _check_unicode(where, "the SQL", sql)
+        answers.append((where, sql, db_id.strip()))
     return answers
 
 
 def read_predictions(
-    path: str | PathLike, dataset: Dataset, *, langs: list[str] | None = None, limit: int = 0
+    path: str | PathLike, dataset: Dataset, *, langs: list[str] | None = None
 ) -> tuple[list[Example], list[str | None], dict[str, Counter]]:
     """Returns the questions of a file, the predicted SQL for each, and for each language the number
     of questions that are skipped for each missing database.
@@ -119,7 +138,6 @@ def read_predictions(
         path: the predictions file.
         dataset: has the databases.
         langs: read only these languages; None for all.
-        limit: the number of questions of each language; 0 for all.
 
     Raises:
         UserError: the file is missing, is not UTF-8 or has no line in these languages, a line is
@@ -134,9 +152,7 @@ def read_predictions(
         for lang, asked in by_lang.items()
     }
     rows = [
-        row
-        for lang, asked in by_lang.items()
-        for row in [row for row in asked if row["db_id"] not in absent[lang]][: limit or None]
+        row for lang, asked in by_lang.items() for row in asked if row["db_id"] not in absent[lang]
     ]
     if not rows:
         missing = next((db for counts in absent.values() for db in counts), None)
@@ -150,8 +166,7 @@ def read_predictions(
             row["db_id"],
             row["gold"],
             databases[row["db_id"]],
-            part=str(row.get("part", "")),
-            difficulty=str(row.get("difficulty", "")),
+            **{name: str(row[name]) for name in LEVELS if row.get(name) is not None},
         )
         for row in rows
     ]
@@ -220,8 +235,14 @@ def _row(where: str, line: str) -> dict[str, str | None]:
             raise UserError(f"{where}: {field!r} is not a text")
         if not optional and not value.strip():
             raise UserError(f"{where}: {field!r} is empty")
-        if SURROGATE.search(value or ""):
-            raise UserError(f"{where}: {field!r} is not valid Unicode (half of a surrogate pair)")
+    for field in (*FIELDS, *LEVELS):
+        _check_unicode(where, repr(field), str(row.get(field)))
     if not is_language(row["lang"]):
         raise UserError(f"{where}: lang {row['lang']!r} is not the tag of a language (BCP 47)")
     return row | {"lang": language_tag(row["lang"])}
+
+
+def _check_unicode(where: str, what: str, text: str) -> None:
+    """Raises UserError for a text that cannot be written to a file or sent to the sandbox."""
+    if SURROGATE.search(text):
+        raise UserError(f"{where}: {what} is not valid Unicode (half of a surrogate pair)")

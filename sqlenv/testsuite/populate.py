@@ -318,7 +318,9 @@ def insert_row(connection: sqlite3.Connection, insert: str, row: Iterable) -> bo
     """Inserts a row; returns whether the schema allows it."""
     try:
         return connection.execute(insert, tuple(row)).rowcount == 1
-    except sqlite3.IntegrityError:  # OR IGNORE does not cover wrong types in STRICT tables
+    # OR IGNORE does not cover wrong types in STRICT tables, nor errors of functions in the schema,
+    # such as json_type() of a text that is no JSON.
+    except sqlite3.Error:
         return False
 
 
