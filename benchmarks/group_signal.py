@@ -3,11 +3,12 @@ semantic reward changes the advantages.
 
     python -m benchmarks.group_signal                                     # the shipped policy
     python -m benchmarks.group_signal --adapter runs/all-1/adapter        # after a run
+    python -m benchmarks.group_signal --runs runs/all-1 runs/all-2        # what runs have sampled
 
 GRPO learns from groups in which some completions are better than others. A question that the policy
 never gets right in k samples has no right answer to prefer. pass@k is the unbiased estimate from
 n >= k samples (Chen et al. 2021, arXiv 2107.03374, eq. 1). Questions are drawn from the dev split
-of all languages.
+of all languages; with --runs the groups are those in the runs' rollouts.jsonl.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from encoder import ContrastiveEncoder, SemanticReward
 from grpo.advantages import group_advantages
 from grpo.checkpoint import load_adapter
 from grpo.config import ASSETS
+from grpo.evaluation.rollouts import read_rollouts
 from grpo.lora import lora_merged
 from grpo.models import Policy, load_policy
 from grpo.prompt import PromptBuilder
@@ -31,7 +33,7 @@ from grpo.rewards import WEIGHTS, ExecutionVerifier, Rewards
 from grpo.sampler import sample_groups
 from sqlenv import EMBEDDED, Example, Sandbox, load_dataset
 from sqlenv.embedded import LANGUAGES
-from sqlenv.errors import exit_code
+from sqlenv.errors import UserError, exit_code
 from sqlenv.metrics.tables import markdown_table
 
 SAMPLES, GROUP_SIZE, BATCH, MAX_NEW_TOKENS = 16, 8, 16, 96
@@ -101,6 +103,32 @@ def semantic_signal(terms: Tensor, weights: Tensor) -> dict[str, float]:
     }
 
 
+def sampled_terms(run: Path) -> Tensor:
+    """(P, G, R), the reward terms of the groups that a run has kept.
+
+    Raises:
+        UserError: it has none, or not with the default rewards.
+    """
+    groups = [
+        [[answer["terms"].get(name) for name in WEIGHTS] for answer in group["completions"]]
+        for group in read_rollouts(run / "rollouts.jsonl")
+    ]
+    if not groups or any(None in terms for group in groups for terms in group):
+        raise UserError(f"{run}: has no groups with the rewards {', '.join(WEIGHTS)}")
+    return torch.tensor(groups)
+
+
+def report_runs(runs: list[Path]) -> None:
+    """Prints a row for each run, and one for all of them."""
+    terms, weights, rows = [sampled_terms(run) for run in runs], list(WEIGHTS.values()), []
+    for label, groups in zip([*(run.name for run in runs), "all"], [*terms, torch.cat(terms)]):
+        signal = semantic_signal(groups, torch.tensor(weights))
+        rows = rows or [("groups of", "n", *signal)]
+        shares = (f"{100 * share:.1f}" for share in signal.values())
+        rows.append((label, str(len(groups)), *shares))
+    print(markdown_table(rows))
+
+
 def report(terms: Tensor, parts: list[str]) -> None:
     """Prints the two tables.
 
@@ -125,6 +153,9 @@ def report(terms: Tensor, parts: list[str]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.runs:
+        report_runs(arguments.runs)
+        return
     dev = [example for lang in LANGUAGES for example in load_dataset(EMBEDDED, lang, "dev")]
     random.Random(0).shuffle(dev)
     dev = dev[: arguments.questions]
@@ -146,6 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--encoder", type=Path, default=ASSETS / "encoder")
     parser.add_argument("--questions", type=int, default=400)
+    parser.add_argument("--runs", type=Path, nargs="+", help="instead of sampling")
     return exit_code(lambda: run(parser.parse_args(argv)))
 
 

@@ -1,5 +1,6 @@
 """pass@k against the count of all draws of k samples; what the semantic reward changes, by hand."""
 
+import json
 from itertools import combinations
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.group_signal import pass_at_k, semantic_signal
+from benchmarks.group_signal import main, pass_at_k, semantic_signal
 from grpo.rewards import WEIGHTS
 
 
@@ -43,3 +44,28 @@ def test_semantic_signal_by_hand():
         "cosine": pytest.approx(1),
         "right above wrong": 0,
     }
+
+
+def test_the_groups_of_runs(tmp_path, capsys):
+    """Two runs of a group of two answers: of the first one is right, of the other none. A run
+    without the encoder has no term of it.
+    """
+    for name, terms in (
+        ("one", [[1, 1, 1, 0.2], [0, 1, 0, 0.6]]),
+        ("two", [[0, 1, 0, 0.2], [0, 1, 0, 0.6]]),
+        ("other", [[0, 1, 0], [1, 1, 1]]),
+    ):
+        (tmp_path / name).mkdir()
+        answers = [{"terms": dict(zip(WEIGHTS, values))} for values in terms]
+        line = json.dumps({"completions": answers}) + "\n"
+        (tmp_path / name / "rollouts.jsonl").write_text(line)
+    runs = [str(tmp_path / name) for name in ("one", "two", "other")]
+    assert main(["--runs", *runs[:2]]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:4] for row in rows] == [
+        ["| one", "1", "0.0", "100.0"],
+        ["| two", "1", "100.0", "0.0"],
+        ["| all", "2", "50.0", "50.0"],
+    ]
+    assert main(["--runs", runs[2]]) == 2
+    assert "other: has no groups with the rewards execution, syntax," in capsys.readouterr().err
