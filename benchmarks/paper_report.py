@@ -368,6 +368,7 @@ def main_sections(results: Results) -> dict[str, str]:
     best, sft, larger = "GRPO + contrastive", "SFT policy", "larger SFT policy"
     pairs = [(best, sft), ("GRPO", sft), (best, "GRPO"), (best, larger)]
     pairs = [pair for pair in pairs if set(pair) <= results.rows.keys()]
+    amounts = AMOUNTS if (set(AMOUNTS) - {best}) & results.rows.keys() else ()
     ablations = [(name, best) for name in results.rows if name not in MAIN + AMOUNTS]
     tables = {
         "main": main_table(results),
@@ -377,7 +378,7 @@ def main_sections(results: Results) -> dict[str, str]:
         + gain_table(results, pairs, "execution")[1:],
         "gaps": gap_table(results),
         "ablations": difference_table(results, ablations),
-        "amounts": difference_table(results, [(name, sft) for name in AMOUNTS]),
+        "amounts": difference_table(results, [(name, sft) for name in amounts]),
     }
     curves = {"curves": "![Rewards over training](results-curves.png)"}
     return {name: markdown_table(rows) for name, rows in tables.items() if rows[1:]} | curves

@@ -180,7 +180,7 @@ def test_the_page_is_filled_from_the_cells(tmp_path, capsys):
     page.write_text("<!-- main -->\nold\n<!-- end -->\n\n<!-- unknown -->\nx\n<!-- end -->")
     paper_report.write(folder, page)
     assert "\nold\n" in page.read_text() and "\nx\n" in page.read_text()
-    for left in ("dataset.txt", "cells.jsonl"):  # no cell yet, and no folder
+    for left in ("cells.jsonl", "dataset.txt"):  # no cell yet
         (folder / "main" / left).unlink()
         paper_report.write(folder, page)
         assert "\nold\n" in page.read_text()
