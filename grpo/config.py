@@ -305,8 +305,8 @@ class Config:
         return settings
 
     def evaluated_together(self, processes: int) -> int:
-        """How many questions each process measures at once: no more than ``--plan`` counts."""
-        return min(32, 2 * math.ceil(self.prompts_per_step / processes))
+        """How many questions each process measures at once; ``--plan`` counts them, too."""
+        return evaluated_together(math.ceil(self.prompts_per_step / processes))
 
     def lora_suffixes(self) -> list[str]:
         """``lora_targets`` as ``add_lora`` takes them."""
@@ -325,6 +325,11 @@ class Config:
 def shown(value) -> str:
     """A setting in one line."""
     return repr(value) if "\n" in str(value) else str(value)
+
+
+def evaluated_together(prompts: int) -> int:
+    """How many questions a process measures at once that samples ``prompts`` groups in a step."""
+    return min(32, 2 * prompts)
 
 
 def option_name(name: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from grpo.config import Config
+from grpo.config import Config, evaluated_together
 from grpo.logprobs import chunk_size
 from grpo.lora import target_names
 from grpo.model_checks import decoder_blocks
@@ -137,7 +137,7 @@ def sampling_bytes(shape: Shape, work: Workload) -> float:
     """
     b = BYTES[work.dtype]
     merged = shape.blocks * b if work.devices == 1 else 2 * shape.blocks / shape.layers * b
-    prompts, measured = work.prompts_per_step, min(32, 2 * work.prompts_per_step)
+    prompts, measured = work.prompts_per_step, evaluated_together(work.prompts_per_step)
     step = decoding_bytes(shape, work, prompts, prompts * work.group_size)
     return merged + max(step, decoding_bytes(shape, work, measured, measured))
 

@@ -57,7 +57,7 @@ class Range:
 
 COUNT, COUNT_OR_ZERO = Range(int, 1), Range(int, 0)
 POSITIVE, NON_NEGATIVE = Range(float, 0, above=True), Range(float, 0)
-SEED = Range(int, 0, 2**32 - 1)  # what numpy and torch take, and (seed << 32) + position fits
+SEED = Range(int, 0, 2**32 - 1)  # what numpy and torch take
 
 
 class OptionParser(argparse.ArgumentParser):

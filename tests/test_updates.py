@@ -1,6 +1,7 @@
 """Several updates on a batch, truncated completions, the order of questions, dynamic sampling."""
 
 import copy
+import doctest
 import math
 
 import pytest
@@ -26,6 +27,7 @@ from trainer_kit import (
     without_clocks,
 )
 
+import grpo.questions
 import grpo.rollout
 from grpo.advantages import group_advantages
 from grpo.dynamic_sampling import select_groups
@@ -254,6 +256,11 @@ def test_each_epoch_is_another_permutation(examples):
     assert other.draw(40)[0] != epochs[0] != list(range(40))
 
 
+def test_sampling_seeds_by_hand():
+    result = doctest.testmod(grpo.questions)
+    assert result.attempted and not result.failed
+
+
 def test_a_group_of_a_rollout_is_no_view_of_all(examples):
     """What other processes are sent would be the memory that a view is of."""
     rollout = make_trainer(examples).rollout(3)
@@ -274,9 +281,9 @@ def test_no_question_is_skipped_or_repeated(size, counts, seed):
     assert stream.cursor == len(drawn) == sum(counts)
     assert (drawn, seeds) == single.draw(sum(counts))
     assert len(set(seeds)) == len(drawn)
-    other = QuestionStream(list(range(size)), seed + 1).draw(len(drawn))[1]
-    for one, another in zip(seeds, other):  # of another run: the noise differs, too
-        assert not torch.equal(*(_uniforms([n], 1, 4, torch.device("cpu")) for n in (one, another)))
+    seeds_of_next_run = QuestionStream(list(range(size)), seed + 1).draw(len(drawn))[1]
+    for pair in zip(seeds, seeds_of_next_run):  # the noise of another run differs, too
+        assert not torch.equal(*(_uniforms([n], 1, 4, torch.device("cpu")) for n in pair))
     for start in range(0, len(drawn), size):
         epoch = drawn[start : start + size]
         assert len(set(epoch)) == len(epoch) and set(epoch) <= set(range(size))
