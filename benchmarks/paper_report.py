@@ -334,7 +334,8 @@ def poor_table(folders: dict[str, Results]) -> Rows:
 
 def no_gold_table(results: Results) -> Rows:
     """Adaptation to new databases: what each row gains over the SFT policy, and as a share of what
-    gold gains with the same seeds; and how much of what its rewards preferred in training is right.
+    GRPO with gold SQL gains with the same seeds; and how much of what its rewards preferred in
+    training is right.
     """
     metrics = ("execution", "test_suite")
     rows = [("rewards", "seeds", "EX", "EX gained", "TS gained", "of gold's TS gain", "top answer")]
@@ -346,13 +347,25 @@ def no_gold_table(results: Results) -> Rows:
         if not cells[0]["curve"]:
             rows.append((name, "", share, *[""] * 4))
             continue
-        pair = same_seeds(cells, results.rows["GRPO + contrastive"])
+        pair = same_seeds(cells, results.rows["GRPO"])
         gained, ceiling = (means(each).minus(start) for each in pair)
         differences = (difference_text(row.minus(start).average(metric)) for metric in metrics)
         ratio = share_text(part_of(gained, ceiling, "test_suite"))
         right = 100 * np.mean([cell["rewarded"]["test_suite"] for cell in cells])
         rows.append((name, str(row.seeds), share, *differences, ratio, f"{right:.1f}"))
     return rows
+
+
+def no_gold_tables(results: Results) -> list[Rows]:
+    """The table of all rows, and the differences between those that a reader compares."""
+    pairs = [
+        ("semantic", "consensus"),
+        ("consensus + semantic", "semantic"),
+        ("semantic", "GRPO"),
+        ("GRPO + contrastive", "GRPO"),
+    ]
+    tables = (no_gold_table(results), difference_table(results, pairs))
+    return [rows for rows in tables if rows[1:]]
 
 
 def part_of(gained: Means, whole: Means, metric: str) -> dict:
@@ -401,8 +414,8 @@ def write(folder: Path, path: Path) -> None:
         plot(results, path.with_name("results-curves.png"))
     sections |= {name: experiment_tables(cells) for name, cells in experiments.items()}
     no_gold = experiments.get("no-gold")
-    if no_gold and {"SFT policy", "GRPO + contrastive"} <= no_gold.rows.keys():
-        sections["no-gold"] = markdown_table(no_gold_table(no_gold))
+    if no_gold and {"SFT policy", "GRPO"} <= no_gold.rows.keys():
+        sections["no-gold"] = "\n\n".join(map(markdown_table, no_gold_tables(no_gold)))
     poor = poor_table({name: Results(folder / name) for name in POOR})
     sections |= {"poor": markdown_table(poor)} if poor[1:] else {}
     for name in sorted(sections.keys() - fill(path, sections)):
