@@ -1,4 +1,4 @@
-"""Twenty-three attacks on the encoder: SQL written to score high without answering the question.
+"""Twenty-five attacks on the encoder: SQL written to score high without answering the question.
 
 A policy in training may discover such SQL, so it is tried in advance. Each attack returns SQL that
 runs on the database and does not mean what gold means. Some change or pad gold, some use only the
@@ -116,6 +116,12 @@ ATTACKS: dict[str, Callable[[AttackInput], str]] = {
     "question as a table of WITH": lambda a: (
         f"WITH {identifier(a.question)} AS (SELECT * FROM {a.table_name})"
         f" SELECT * FROM {identifier(a.question)}"
+    ),
+    "question in a table of WITH that nothing reads": lambda a: (
+        f"WITH unread AS (SELECT {identifier(a.question)}) SELECT * FROM {a.table_name}"
+    ),
+    "question in a window that nothing uses": lambda a: (
+        f"SELECT * FROM {a.table_name} WINDOW w AS (ORDER BY {identifier(a.question)})"
     ),
     "gold and the question": lambda a: (
         f"SELECT * FROM ({a.gold}) UNION {same_width(a, string(a.question))}"

@@ -6,9 +6,10 @@ score of any query for a question with these words. So aliases are normalised:
 - result columns lose theirs, or become c1, c2, … where something refers to them;
 - tables with an alias become t1, t2, …, and those of WITH, like windows, w1, w2, ….
 
-Comments, letter case and spacing are removed as well. So are unusual words in the type of a CAST,
-quoted text that is longer than any name or value people ask for, and a string in an expression
-without a column, such as a copy of the question. The text need not be SQL that runs; it must be
+Comments, letter case and spacing are removed as well. So are tables of WITH and windows that the
+result does not depend on, unusual words in the type of a CAST, quoted text that is longer than any
+name or value people ask for, and a string in an expression without a column, such as a copy of the
+question. The text need not be SQL that runs; it must be
 equal for equal queries.
 """
 
@@ -16,6 +17,7 @@ import re
 from collections.abc import Iterable
 
 from encoder.aliases import Aliases
+from encoder.unused import without_unused
 from sqlenv.query import Edit, Query, Token, name_of, parse
 from sqlenv.schema import Schema
 from sqlenv.text import ASCII_LOWER, KEYWORDS, WORD, canonical_sql, tokenize
@@ -54,7 +56,7 @@ def sql_text(sql: str, schema: Schema | None = None, *, with_schema: bool = True
     sql = canonical_sql(sql.encode(errors="replace").decode())  # no lone surrogates
     if is_too_deep(sql):
         return ""
-    query = parse(sql)
+    query = without_unused(parse(sql))
     text = canonical_sql(query.edited(edits(query, schema and names_in(schema))))
     named = {source.table for select in query.selects for source in select.all_sources()}
     tables = schema.tables if schema and with_schema else ()

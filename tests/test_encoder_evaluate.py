@@ -434,7 +434,7 @@ def test_shipped_encoder(tmp_path, capsys):
     assert (
         "english_recall@1" not in report["en"] and report["average"]["english_recall@1"]["n"] == 18
     )
-    assert list(report["gaming"]["attacks"]) == list(ATTACKS) and len(ATTACKS) == 23
+    assert list(report["gaming"]["attacks"]) == list(ATTACKS) and len(ATTACKS) == 25
     assert report["gaming"]["none_above"]["n"] == 21
     assert report["calibration"]["ece"]["all"]["n"] == 42
     assert sum(row["right"]["n"] for row in report["calibration"]["bins"]) == 42
