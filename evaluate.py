@@ -202,6 +202,18 @@ def with_run(arguments: argparse.Namespace) -> argparse.Namespace:
     return filled
 
 
+def with_data_of_run(systems: list[argparse.Namespace]) -> list[argparse.Namespace]:
+    """A file that is compared with a run answers the questions of the run."""
+    runs = [vars(system) for system in systems if system.run]
+    names = ("data", "questions", "lang", "limit") if runs else ()
+    return [
+        argparse.Namespace(**vars(system) | {name: runs[0][name] for name in names})
+        if system.predictions
+        else system
+        for system in systems
+    ]
+
+
 def one_encoder(systems: list[argparse.Namespace]) -> str:
     """The encoder of all systems; the shipped one if no run has any.
 
@@ -387,7 +399,7 @@ def write_outputs(arguments: argparse.Namespace, report: dict, reports: dict) ->
 def run(arguments: argparse.Namespace) -> int:
     check_outputs(arguments)
     check_device(arguments.device)
-    systems = [with_run(source) for source in sources(arguments)]
+    systems = with_data_of_run([with_run(source) for source in sources(arguments)])
     loaded = [load(system) for system in systems]
     if arguments.compare:
         keys = [

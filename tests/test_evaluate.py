@@ -338,6 +338,20 @@ def test_a_run_against_its_own_predictions(tmp_path, capsys):
     assert report["difference"]["vi"]["execution"] == {"value": 0, "low": 0, "high": 0, "n": 3}
 
 
+def test_a_file_is_compared_with_a_run_on_the_questions_of_the_run(tmp_path):
+    """Whichever comes first; --data names other questions for both."""
+    settings = {"model": POLICY, "lang": "vi", "data": "shop.sqlite", "questions": "pairs.csv"}
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"dev_limit": 5}))
+    for names in (["FILE", str(tmp_path)], [str(tmp_path), "FILE"]):
+        for more, data in (([], "shop.sqlite"), (["--data", "other.sqlite"], "other.sqlite")):
+            arguments = evaluate.parse_arguments(["--compare", *names, *more])
+            systems = map(evaluate.with_run, evaluate.sources(arguments))
+            first, second = evaluate.with_data_of_run(list(systems))
+            chosen = (first.data, first.questions, first.lang, first.limit)
+            assert chosen == (second.data, second.questions, second.lang, second.limit)
+            assert first.data == data and first.lang == "vi"
+
+
 def test_compare_raises_what_the_command_line_says():
     with pytest.raises(UserError, match="do not cover the same questions"):
         compare([prediction(True)], [prediction(True, question="other")], "AB")
