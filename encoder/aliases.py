@@ -20,8 +20,10 @@ class Aliases:
         sources: where a table or a subquery of FROM gets an alias.
         results: where a result column gets one.
         windows: where a window is named.
+        windows_at: the parentheses that open their definitions.
+        defined: the names of all tables of WITH and windows.
         used_windows: where one is used.
-        items: the tables of FROM.
+        items: the tables of FROM, and after IN.
         types: the types in CAST, which may be any words.
         collations: the names after COLLATE, which may be any words where nothing is compared.
         qualifiers: names before a dot.
@@ -39,7 +41,11 @@ class Aliases:
         self.items = {source.item for select in query.selects for source in select.all_sources()}
         self.types = set(cast_types(query))
         names = {i for i, token in enumerate(tokens) if token.kind in NAMES}
+        # A name after IN is a table, too; so is a string.
+        self.items |= {i for i in names if is_table_after_in(query, i)}
         self.windows = bodies.keys() - self.tables
+        self.windows_at = {bodies[i].start for i in self.windows}
+        self.defined = {*bodies}
         self.used_windows = {i for i in names if is_used_window(query, i)}
         self.collations = {i for i in range(1, len(tokens)) if tokens[i - 1].text == "collate"}
         # A table of WITH may be called "left".
@@ -64,6 +70,7 @@ class Scopes:
     Attributes:
         own: the aliases of each SELECT's results.
         used: the names that its results are made of: columns, even if they are aliases, too.
+        tables: the tokens of its FROM, without its conditions.
         sortable: the names that its ORDER BY looks for first.
         given: {alias: the names that this subquery or table of WITH gives to its columns}, and
             under None those of all.
@@ -72,6 +79,7 @@ class Scopes:
     def __init__(self, aliases: Aliases):
         self.query = query = aliases.query
         self.own, self.used = {}, {}
+        self.tables = {select: tables_of_from(select) for select in query.selects}
         for select in query.selects:
             span = [i for i in select.clause("select") if query.select_of[i] is select]
             self.own[select] = aliases.names(aliases.results.intersection(span))
@@ -127,7 +135,7 @@ class Scopes:
         """The SELECTs whose names token `i` sees, each with the token itself or its subquery's."""
         select, at = self.query.select_of[i], i
         while select:
-            if at == i or not is_in_from(select, at):  # tables of FROM do not see each other
+            if at == i or at not in self.tables[select]:  # tables of FROM do not see each other
                 yield select, at
             select, at = select.parent, select.start
 
@@ -137,14 +145,13 @@ class Scopes:
         ends = at + 1 == order.stop or query.next_text(at) in KEY_ENDS
         if at in order and query.tokens[at - 1].text in ("by", ",") and ends:
             return name in self.sortable[select]
-        hidden = at in select.clause("select") or is_in_from(select, at)
+        hidden = at in select.clause("select") or at in self.tables[select]
         return not hidden and name in self.own[select] and name not in self.used[select]
 
 
-def is_in_from(select: Select, at: int) -> bool:
-    """Whether a token is in the FROM of a SELECT, but not in a condition there."""
-    conditions = [source.on for source in select.all_sources()]
-    return at in select.clause("from") and not any(at in condition for condition in conditions)
+def tables_of_from(select: Select) -> set[int]:
+    """The tokens in the FROM of a SELECT, without its conditions."""
+    return set(select.clause("from")).difference(*(source.on for source in select.all_sources()))
 
 
 def bodies_after_as(query: Query) -> Iterator[tuple[int, range]]:
@@ -158,6 +165,12 @@ def bodies_after_as(query: Query) -> Iterator[tuple[int, range]]:
         is_name = name >= 0 and query.tokens[name].kind in (*NAMES, "keyword")
         if is_name and query.tokens[at].text == "as":
             yield name, range(first, last)
+
+
+def is_table_after_in(query: Query, i: int) -> bool:
+    """Whether a table or function is named here, as in a IN t and a IN main.t."""
+    before = [token.text for token in query.tokens[max(i - 3, 0) : i]]
+    return before[-1:] == ["in"] or (before[-1:] == ["."] and before[:1] == ["in"])
 
 
 def is_used_window(query: Query, i: int) -> bool:

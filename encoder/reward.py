@@ -70,8 +70,7 @@ class SemanticReward:
             golds: their gold SQL; not looked at with target "question".
             sqls: the SQL to score; None, where there is none, scores 0.
             valid: whether the SQL runs.
-            db_paths: the databases, read only by an encoder that reads schemas, and to tell names
-                from strings in double quotes.
+            db_paths: the databases, whose schemas tell which names the SQL did not make up.
         Returns:
             N scores in [0, 1].
         """
@@ -80,10 +79,7 @@ class SemanticReward:
             i for i, sql in enumerate(sqls) if sql is not None and (valid[i] or not self.gate)
         ]
         as_read = partial(sql_text, with_schema=self.encoder.with_schema)
-        schemas = [
-            load_schema(db_paths[i]) if self.encoder.with_schema or '"' in (sqls[i] or "") else None
-            for i in scored
-        ]
+        schemas = [load_schema(db_paths[i]) for i in scored]
         texts = [as_read(sqls[i], schema) for i, schema in zip(scored, schemas)]
         fits = self.encoder.fits(texts)
         targets = [] if self.target == "question" else [golds[i] for i in scored]

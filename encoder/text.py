@@ -9,14 +9,15 @@ score of any query for a question with these words. So aliases are normalised:
 Comments, letter case and spacing are removed as well. So are tables of WITH and windows that the
 result does not depend on, unusual words in the type of a CAST, quoted text that is longer than any
 name or value people ask for, and a string in an expression without a column, such as a copy of the
-question. The text need not be SQL that runs; it must be
-equal for equal queries.
+question. With a schema, so are names that are not in the schema, the query or SQLite. The text need
+not be SQL that runs; it must be equal for equal queries.
 """
 
 import re
 from collections.abc import Iterable
 
 from encoder.aliases import Aliases
+from encoder.idle import idle_words, names_in, unknown_names
 from encoder.unused import without_unused
 from sqlenv.query import Edit, Query, Token, name_of, parse
 from sqlenv.schema import Schema
@@ -27,9 +28,6 @@ MAX_DEPTH = 50  # of nested parentheses
 MAX_QUOTED = 48  # bytes of a quoted text; the longest in Spider's 8,000 gold queries has 39
 PLAIN = re.compile(WORD)
 QUOTED = ("string", "quoted")
-DATABASES = ("main", "temp")
-COLLATIONS = ("binary", "nocase", "rtrim")
-TYPES = "int integer real float double decimal numeric char varchar text blob".split()
 
 
 def sql_text(sql: str, schema: Schema | None = None, *, with_schema: bool = True) -> str:
@@ -38,8 +36,7 @@ def sql_text(sql: str, schema: Schema | None = None, *, with_schema: bool = True
     Any string is accepted.
 
     Args:
-        schema: of the database. Without it, text in double quotes counts as a name; with it, only
-            if it is one.
+        schema: of the database. Without it, any word can be a name, also in double quotes.
         with_schema: with a schema, the tables that the query names are appended in the schema's
             order, with their columns, so that the encoder sees the columns that the query could
             have used.
@@ -68,12 +65,6 @@ def sql_text(sql: str, schema: Schema | None = None, *, with_schema: bool = True
     return " | ".join([text, ", ".join(listed).translate(ASCII_LOWER)]) if listed else text
 
 
-def names_in(schema: Schema) -> set[str]:
-    """The names of tables, views and columns, in lower case."""
-    tables = (*schema.tables, *schema.views)
-    return {part.name.translate(ASCII_LOWER) for t in tables for part in (t, *t.columns)}
-
-
 def edits(query: Query, known: set[str] | None) -> list[Edit]:
     """Renames every alias where it is defined and used, or drops it if it is never used.
 
@@ -81,7 +72,8 @@ def edits(query: Query, known: set[str] | None) -> list[Edit]:
         known: the names in the schema; None if there is none.
     """
     tokens, aliases, changes = query.tokens, Aliases(query), []
-    renamed, idle = new_names(aliases), idle_words(aliases, known)
+    renamed = new_names(aliases)
+    idle = idle_words(aliases, known) | unknown_names(aliases, known, renamed)
     tables = aliases.items | aliases.qualifiers
     for i, token in enumerate(tokens):
         before = tokens[i - 1].text
@@ -121,37 +113,6 @@ def new_names(aliases: Aliases) -> dict[int, str]:
     return new
 
 
-def idle_words(aliases: Aliases, known: set[str] | None) -> set[int]:
-    """Strings in an expression that names no column, or in none, and words that SQL does not have.
-
-    SQLite accepts any word as a type, as a collation where nothing is compared, and as a database
-    before a function in FROM.
-
-    Args:
-        known: the names in the schema, where other names in double quotes are strings.
-    """
-    query, tokens = aliases.query, aliases.query.tokens
-    columns = aliases.columns
-    strings = {i for i, token in enumerate(tokens) if token.kind == "string"} - columns
-    if known is not None:
-        unknown = {i for i in columns - aliases.references if aliases.name(i) not in known}
-        strings |= {i for i in unknown if tokens[i].text[0] == '"' and tokens[i - 1].text != "."}
-    columns = columns - strings
-    spans = []
-    for select in query.selects:
-        for clause in ("select", "group", "order"):
-            spans += query.items(select.clause(clause))
-        conditions = [*select.conditions(), *(s.on for s in select.grouped if s.on)]
-        spans += [leaf for condition in conditions for leaf in query.leaves(condition)]
-        spans += [range(s.item, s.last) for s in select.all_sources() if s.table is None]
-    named = {i for span in spans if not columns.isdisjoint(span) for i in span}
-    unnamed = {i for span in spans if columns.isdisjoint(span) for i in span}
-    words = {i for i in aliases.types if aliases.name(i) not in TYPES}
-    words |= {i for i in aliases.collations if aliases.name(i) not in COLLATIONS}
-    words |= {i for i in aliases.items & aliases.qualifiers if aliases.name(i) not in DATABASES}
-    return {i for i in strings if i in unnamed or i not in named} | words
-
-
 def is_needlessly_quoted(token: Token, is_table: bool) -> bool:
     """Whether a name has quotes that it does not need.
 
@@ -166,6 +127,6 @@ def is_too_deep(sql: str) -> bool:
     """Whether parentheses are nested more than `MAX_DEPTH` deep."""
     depth = deepest = 0
     for token in tokenize(sql):
-        depth += (token.group() == "(") - (token.group() == ")")
+        depth = max(depth + (token.group() == "(") - (token.group() == ")"), 0)
         deepest = max(deepest, depth)
     return deepest > MAX_DEPTH

@@ -60,7 +60,8 @@ def definitions_used(query: Query, bodies: dict[int, range]) -> Iterator[tuple[i
         else:
             continue
         if found:
-            yield i, max(found, key=lambda definition: scopes[definition].start)  # the innermost
+            # The innermost; of windows with the same name, the last.
+            yield i, max(found, key=lambda definition: (scopes[definition].start, definition))
 
 
 def scope_of(query: Query, i: int) -> range:

@@ -1,7 +1,9 @@
 """The semantic reward by hand, with an encoder whose embeddings are chosen."""
 
+import functools
 import math
 import sqlite3
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -41,10 +43,19 @@ class ChosenEncoder:
         return torch.tensor([[math.cos(x), math.sin(x)] for x in rows]).reshape(-1, 2)
 
 
+@functools.cache
+def database(name: str = "a") -> Path:
+    path = Path(tempfile.mkdtemp()) / f"{name}.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE t (a, b)")
+        connection.execute("CREATE TABLE u (c)")
+    return path
+
+
 def score(reward, sqls, valid=None, question="q"):
     count = len(sqls)
     valid = [True] * count if valid is None else valid
-    scores = reward([question] * count, [GOLD] * count, sqls, valid, ["no.sqlite"] * count)
+    scores = reward([question] * count, [GOLD] * count, sqls, valid, [database()] * count)
     return [round(value, 6) for value in scores]
 
 
@@ -174,7 +185,7 @@ def test_the_shipped_encoder_has_the_papers_example_right(lang):
 
 
 def asked(gold: str, db: str = "a") -> Example:
-    return Example("q", "en", db, gold, Path(f"{db}.sqlite"))
+    return Example("q", "en", db, gold, database(db))
 
 
 def test_gold_against_the_gold_of_others_by_hand():
