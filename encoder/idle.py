@@ -8,6 +8,7 @@ runs "0 AND zebra".
 
 import contextlib
 import functools
+import itertools
 import sqlite3
 from collections.abc import Container, Iterator
 
@@ -53,13 +54,16 @@ def unknown_names(aliases: Aliases, known: set[str] | None, renamed: Container[i
     query, tokens, unknown = aliases.query, aliases.query.tokens, set()
     elsewhere = aliases.sources | aliases.results | aliases.defined
     elsewhere |= aliases.types | aliases.collations
-    places = aliases.items | aliases.qualifiers
+    places = aliases.items | aliases.qualifiers | aliases.used_windows
     for i, token in enumerate(tokens):
-        after, is_part = query.next_text(i), i in places or tokens[i - 1].text == "."
+        after = query.next_text(i)
+        is_part = i in places or tokens[i - 1].text == "." or after == "("
         is_string = token.kind == "string" or (token.kind == "quoted" and token.text[0] == '"')
         if token.kind not in NAMES or i in elsewhere or i in renamed or is_string and not is_part:
             continue
-        if after == "(":
+        if i in aliases.used_windows:  # one that is defined has a new name
+            possible = ()
+        elif after == "(":
             possible = sqlite_functions(), GRAMMAR
         else:
             possible = known, DATABASES if after == "." else GRAMMAR
@@ -97,8 +101,10 @@ def expressions(aliases: Aliases) -> Iterator[range]:
     """Yields the spans of expressions, of which one may contain another."""
     query, tokens = aliases.query, aliases.query.tokens
     for select in query.selects:
-        for clause in ("select", "group", "order", "limit"):
+        for clause in ("select", "group", "order"):
             yield from query.items(select.clause(clause))
+        limit = select.clause("limit")
+        yield from parts(query, limit, [i for i in limit if tokens[i].text == "offset"])
         for condition in (*select.conditions(), *(s.on for s in select.grouped if s.on)):
             yield from query.leaves(condition)
         for source in select.all_sources():
@@ -108,7 +114,7 @@ def expressions(aliases: Aliases) -> Iterator[range]:
         before, inside = tokens[first - 1].text, range(first + 1, last)
         if before == "values":
             yield from rows_of_values(query, first)
-        elif first - 1 in aliases.items:  # the arguments of a function
+        elif function_at(query, first) in aliases.items:  # its arguments
             yield from query.items(inside)
         elif before == "over" or first in aliases.windows_at:
             yield from window_parts(query, inside)
@@ -124,12 +130,24 @@ def rows_of_values(query: Query, first: int) -> Iterator[range]:
         first += 2 if query.next_text(first) == "," else 1
 
 
+def function_at(query: Query, first: int) -> int:
+    """The first token of the name before a parenthesis, as in json_each( and main.json_each(."""
+    return first - 3 if query.tokens[first - 2].text == "." else first - 1
+
+
 def window_parts(query: Query, span: range) -> Iterator[range]:
     """Yields the expressions after PARTITION BY and ORDER BY, and those of the frame."""
+    tokens, ends = query.tokens, []
+    for i in span:
+        before = tokens[i - 1]
+        is_after_operand = before.text == ")" or before.kind != "mark" and before.text != "by"
+        frame = tokens[i].text in ("rows", "range", "groups") and is_after_operand
+        ends += [i] if frame or tokens[i].text == "by" else []
+    yield from parts(query, span, ends)
+
+
+def parts(query: Query, span: range, ends: list[int]) -> Iterator[range]:
+    """Yields the items of a comma-separated list, cut at some of its words."""
     for item in query.items(span):
-        start = item.start
-        for i in item:
-            if query.tokens[i].text in ("by", "rows", "range", "groups"):
-                yield range(start, i)
-                start = i + 1
-        yield range(start, item.stop)
+        bounds = [item.start - 1, *(i for i in ends if i in item), item.stop]
+        yield from (range(first + 1, last) for first, last in itertools.pairwise(bounds))

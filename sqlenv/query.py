@@ -193,7 +193,7 @@ class Query:
         between = case = 0
         while i < span.stop:
             text = self.tokens[i].text if self.tokens[i].kind in ("keyword", "mark") else ""
-            case += (text == "case") - (text == "end")
+            case = max(case + (text == "case") - (text == "end"), 0)  # "end" may be an alias
             between += text == "between"
             if text == "and" and between:
                 between -= 1

@@ -308,7 +308,12 @@ def zoo(tmp_path_factory):
         "SELECT row_number() OVER (ORDER BY a ROWS zebra PRECEDING) FROM t",
         'SELECT rank() OVER w FROM t WINDOW w AS (ORDER BY a GROUPS "zebra" PRECEDING)',
         "SELECT sum(a) OVER w FROM t WINDOW w AS (ORDER BY zebra), w AS (ORDER BY a)",
+        'SELECT a FROM t WHERE "how many zebras"() NOT IN ()',
+        'SELECT a FROM t WHERE a = 1 OR 0 AND "zebra"(1)',
+        'SELECT a FROM t WHERE sum(1) OVER "how many zebras" NOT IN ()',
+        'SELECT a FROM t WHERE a = 1 OR 0 AND sum(1) OVER ("zebra" ORDER BY 1)',
         # Names that the query gives.
+        "SELECT a || x'''zebra' FROM t",
         "WITH zebra AS (SELECT 1) SELECT a FROM t WHERE a IN zebra",
         'WITH "how many zebras" AS (SELECT 1) SELECT a FROM t WHERE a NOT IN "how many zebras"',
         "WITH zebra AS (SELECT 1) SELECT a FROM t WHERE a IN 'zebra'",
@@ -325,6 +330,9 @@ def zoo(tmp_path_factory):
         # Strings that are compared with nothing.
         "SELECT a FROM (SELECT a FROM t LIMIT length('zebra') * 100)",
         "SELECT a FROM t WHERE a IN (SELECT c FROM u LIMIT length('zebra'))",
+        "SELECT a FROM t LIMIT (SELECT count(a) FROM t) OFFSET length('zebra') - 5",
+        "SELECT a FROM (SELECT a FROM t, main.json_each('[\"zebra\"]'))",
+        "SELECT end.a FROM t AS end WHERE end.a > 0 AND 'zebra' <> ''",
         "SELECT a FROM t ORDER BY a, 'zebra' NULLS LAST",
         "SELECT a FROM t WHERE true <> 'zebra'",
         "WITH w AS (SELECT 1) SELECT a FROM t WHERE 'zebra' NOT IN w",
