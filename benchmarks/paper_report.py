@@ -362,6 +362,7 @@ def no_gold_tables(results: Results) -> list[Rows]:
         ("semantic", "consensus"),
         ("consensus + semantic", "semantic"),
         ("semantic", "GRPO"),
+        ("semantic", "gold of 10 %"),
         ("GRPO + contrastive", "GRPO"),
     ]
     tables = (no_gold_table(results), difference_table(results, pairs))

@@ -581,6 +581,10 @@ def test_what_is_gained_without_gold_is_a_share_of_what_gold_gains(tmp_path):
     _, *rows = paper_report.no_gold_table(paper_report.Results(tmp_path))
     (row,) = (row for row in rows if row[0] == "consensus")
     assert row[1] == "2" and row[4].startswith("+20.0 (") and row[5].startswith("50.0 (")
+    write_cells(tmp_path, start, gold, consensus, consensus | make_cell("semantic", 0.7, lang="vi"))
+    _, (_, *differences) = paper_report.no_gold_tables(paper_report.Results(tmp_path))
+    assert [row[0] for row in differences] == ["semantic - consensus", "semantic - GRPO"]
+    assert [row[3][:6] for row in differences] == ["+20.0 ", "+10.0 "]
 
 
 def test_curves_are_means_of_parts_over_the_steps_that_have_them(tmp_path):
