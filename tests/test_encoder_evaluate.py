@@ -391,7 +391,7 @@ def test_samples_are_valid_answers_right_by_the_test_suite(tmp_path):
     assert [(sample.lang, sample.right) for sample in samples] == [
         ("en", False), ("vi", False), ("vi", False)
     ]  # fmt: skip
-    assert samples[0].sql == sql_text("SELECT COUNT(*) FROM zoo")
+    assert samples[0].sql == "SELECT count(*) FROM '…'"  # its database has no table zoo
     assert samples[0].cluster == (rows[3]["db_id"], rows[3]["gold"])
     samples = read_samples(
         path, open_dataset(EMBEDDED), langs=["vi"], databases=[rows[0]["db_id"]], with_schema=True
