@@ -33,7 +33,7 @@ class Aliases:
 
     def __init__(self, query: Query):
         self.query, tokens, bodies = query, query.tokens, dict(bodies_after_as(query))
-        self.tables = {i: b for i, b in bodies.items() if query.next_text(b.start) in QUERY_STARTS}
+        self.tables = {i: bodies[i] for i in tables_of_with(query, bodies)}
         lists = [range(i + 2, query.closing.get(i + 1, 0)) for i in self.tables]
         self.listed = {i for span in lists for i in span if tokens[i].kind in NAMES}
         self.sources = set(source_aliases(query))
@@ -165,6 +165,11 @@ def bodies_after_as(query: Query) -> Iterator[tuple[int, range]]:
         is_name = name >= 0 and query.tokens[name].kind in (*NAMES, "keyword")
         if is_name and query.tokens[at].text == "as":
             yield name, range(first, last)
+
+
+def tables_of_with(query: Query, bodies: dict[int, range]) -> list[int]:
+    """Those of the definitions that are tables of WITH; the others are windows."""
+    return [i for i, body in bodies.items() if query.next_text(body.start) in QUERY_STARTS]
 
 
 def is_table_after_in(query: Query, i: int) -> bool:

@@ -4,8 +4,13 @@ that nothing uses. The names in them need not exist, so a policy could write any
 
 from collections.abc import Iterator
 
-from encoder.aliases import bodies_after_as, is_used_window
-from sqlenv.query import QUERY_STARTS, Edit, Query, name_of, parse
+from encoder.aliases import (
+    bodies_after_as,
+    is_table_after_in,
+    is_used_window,
+    tables_of_with,
+)
+from sqlenv.query import Edit, Query, name_of, parse
 
 
 def without_unused(query: Query) -> Query:
@@ -43,25 +48,25 @@ def used_definitions(query: Query, bodies: dict[int, range]) -> set[int]:
 
 def definitions_used(query: Query, bodies: dict[int, range]) -> Iterator[tuple[int, int]]:
     """Where tables of WITH and windows are used, each with the token that names its definition."""
-    tables = {i for i, body in bodies.items() if query.next_text(body.start) in QUERY_STARTS}
+    tables = tables_of_with(query, bodies)
     scopes = {i: scope_of(query, i) for i in bodies}
     defined: dict[str, list[int]] = {}
     for i in sorted(bodies):
         defined.setdefault(name_of(query.tokens[i]), []).append(i)
     read = {source.item for select in query.selects for source in select.all_sources()}
-    read |= {i for i in range(1, len(query.tokens)) if query.tokens[i - 1].text == "in"}
     for i, token in enumerate(query.tokens):
-        found = defined.get(name_of(token), [])
+        is_qualified = "." in (query.tokens[i - 1].text, query.next_text(i))  # no table of WITH
+        same_name = defined.get(name_of(token), [])
         if is_used_window(query, i):
             here = query.select_of[i]
-            found = [w for w in found if w not in tables and query.select_of[w] is here]
-        elif i in read and query.next_text(i) != ".":  # main.t is no table of WITH
-            found = [table for table in found if table in tables and i in scopes[table]]
+            visible = [w for w in same_name if w not in tables and query.select_of[w] is here]
+        elif not is_qualified and (i in read or is_table_after_in(query, i)):
+            visible = [table for table in same_name if table in tables and i in scopes[table]]
         else:
             continue
-        if found:
+        if visible:
             # The innermost; of windows with the same name, the last.
-            yield i, max(found, key=lambda definition: (scopes[definition].start, definition))
+            yield i, max(visible, key=lambda definition: (scopes[definition].start, definition))
 
 
 def scope_of(query: Query, i: int) -> range:

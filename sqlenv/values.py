@@ -65,8 +65,8 @@ def _question_values(
 ) -> tuple[Values, Values]:
     matches = _index(path, mtime, size).search(text, count)
     samples = dict(_samples(path, mtime, size, count))
-    for key, found in matches.items():
-        samples[key] = tuple(dict.fromkeys((*found, *samples[key])))[:count]
+    for key, values in matches.items():
+        samples[key] = tuple(dict.fromkeys((*values, *samples[key])))[:count]
     return matches, samples
 
 
@@ -97,12 +97,12 @@ class ValueIndex:
         for piece in pieces(text):
             shared.update(self.postings.get(piece, ()))
         ranks = {i: (n / self.sizes[i], self.sizes[i]) for i, n in shared.items()}
-        found: dict[tuple[str, str], tuple] = {}
+        matches: dict[tuple[str, str], tuple] = {}
         for i in sorted(ranks, key=lambda i: (ranks[i], -i), reverse=True):
             table, column, value = self.values[i]
-            if ranks[i][0] >= MATCH and len(found.get((table, column), ())) < count:
-                found[table, column] = (*found.get((table, column), ()), value)
-        return found
+            if ranks[i][0] >= MATCH and len(matches.get((table, column), ())) < count:
+                matches[table, column] = (*matches.get((table, column), ()), value)
+        return matches
 
 
 @functools.lru_cache(maxsize=8)
@@ -115,11 +115,11 @@ def _index(path: str, _mtime: int, _size: int) -> ValueIndex:
     )
     for (table, column), values in texts.items():
         for value in values:
-            if found := pieces(value):
-                for piece in found:
+            if cut := pieces(value):
+                for piece in cut:
                     index.postings.setdefault(piece, []).append(len(index.values))
                 index.values.append((table, column, value))
-                index.sizes.append(len(found))
+                index.sizes.append(len(cut))
     return index
 
 

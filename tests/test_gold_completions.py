@@ -63,23 +63,23 @@ def batch(examples, rewards):
 
 def test_gold_takes_the_last_place_where_nothing_is_right(batch, rewards):
     """Rewards: execution 1, syntax 0.1. Groups 1 and 2 get gold, which has both; all else stays."""
-    found = add_gold(batch, make_policy(), rewards, max_new_tokens=8)
+    with_gold = add_gold(batch, make_policy(), rewards, max_new_tokens=8)
     assert batch.rewards.tolist() == [
         pytest.approx(row) for row in ([1.1, 0, 0], [0.1, 0, 0], [0, 0, 0])
     ]
-    assert found.rewards.tolist() == [
+    assert with_gold.rewards.tolist() == [
         pytest.approx(row) for row in ([1.1, 0, 0], [0.1, 0, 1.1], [0, 0, 1.1])
     ]
     for p, example in enumerate(batch.examples):
         same = 3 if p == 0 else 2
         for name in ("completion_ids", "texts", "verdicts"):
-            assert getattr(found, name)[p][:same] == getattr(batch, name)[p][:same]
+            assert getattr(with_gold, name)[p][:same] == getattr(batch, name)[p][:same]
         if p:
-            assert found.completion_ids[p][-1] == TOKENIZER.encode(example.gold_sql) + [1]
-            assert found.texts[p][-1] == example.gold_sql and found.verdicts[p][-1].correct
-            assert found.sampling_logprobs[p][-1].isnan().all()
-            assert not found.sampling_logprobs[p][:-1].isnan().any()
-    assert found.finished.tolist() == [[True, True, False], [True] * 3, [True] * 3]
+            assert with_gold.completion_ids[p][-1] == TOKENIZER.encode(example.gold_sql) + [1]
+            assert with_gold.texts[p][-1] == example.gold_sql and with_gold.verdicts[p][-1].correct
+            assert with_gold.sampling_logprobs[p][-1].isnan().all()
+            assert not with_gold.sampling_logprobs[p][:-1].isnan().any()
+    assert with_gold.finished.tolist() == [[True, True, False], [True] * 3, [True] * 3]
 
 
 def test_nothing_is_changed_in_place(batch, rewards):
@@ -105,9 +105,9 @@ def test_a_step_is_the_formula_on_the_groups_with_gold(examples, batch, rewards,
     replay(trainer, batch)
     noted = note_gradients(trainer)
     metrics = trainer.train_step()
-    found = add_gold(batch, make_policy(), rewards, max_new_tokens=8)
-    advantages = group_advantages(found.rewards)
-    plain, gradients = plain_step(make_policy().model, found, advantages, trainer.config)
+    with_gold = add_gold(batch, make_policy(), rewards, max_new_tokens=8)
+    advantages = group_advantages(with_gold.rewards)
+    plain, gradients = plain_step(make_policy().model, with_gold, advantages, trainer.config)
     for name, gradient in gradients.items():
         assert close(noted[0][name], gradient), name
     for name in ("loss", "kl", "entropy", "grad_norm"):

@@ -64,8 +64,8 @@ def test_the_form_of_spider(spider, tmp_path, text, name):
     """
     path = tmp_path / name
     path.write_text(text, encoding="utf-8", newline="")
-    found = [("0?", "SELECT 1"), ("2?", "SELECT\t3 x")]
-    assert answers(path, spider) == (found, {"en": {"lost": 1}})
+    answered = [("0?", "SELECT 1"), ("2?", "SELECT\t3 x")]
+    assert answers(path, spider) == (answered, {"en": {"lost": 1}})
     assert answers(path, spider, limit=1)[0] == [("0?", "SELECT 1")]
 
 

@@ -449,10 +449,10 @@ def test_the_experiments_are_of_rows_that_exist():
 def test_options_replace_what_an_experiment_says(tmp_path, monkeypatch):
     """One seed instead of three; its language, its dataset and its options stay."""
     monkeypatch.chdir(tmp_path)
-    measured, made = [], []
+    measured, derived = [], []
     monkeypatch.setattr(paper_table, "measure", lambda *cell: measured.append(cell))
     monkeypatch.setattr(paper_report, "write", lambda *_: None)
-    monkeypatch.setattr(paper_data, "derived", lambda name: made.append(name) or "D")
+    monkeypatch.setattr(paper_data, "derived", lambda name: derived.append(name) or "D")
     words = ["--experiment", "no-gold", "--rows", "consensus,semantic", "--seeds", "1"]
     assert paper_table.main(words) == 0
     assert [cell for cell, _ in measured] == [
@@ -460,7 +460,7 @@ def test_options_replace_what_an_experiment_says(tmp_path, monkeypatch):
         Cell("semantic", "vi", 0, "no-gold"),
     ]
     options = measured[0][1]
-    assert made == ["unseen"] and options.data == "D" and options.options == "--steps 63"
+    assert derived == ["unseen"] and options.data == "D" and options.options == "--steps 63"
 
 
 def test_a_poor_database_has_its_first_rows_and_those_they_refer_to(tmp_path):

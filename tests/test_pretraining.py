@@ -117,7 +117,7 @@ def test_names_are_invented_while_matching_is_learned(batches):
     """They stand in the questions as in the schema, but for their case. Labels keep a known name,
     such as "name". Half of the batches have nouns alone.
     """
-    keywords, found = 0, []
+    keywords, named = 0, []
     for step in MATCHING:
         rows = decoded(batches, step)
         assert all(schema.count("CREATE TABLE") <= 4 for schema, _ in rows)
@@ -125,9 +125,9 @@ def test_names_are_invented_while_matching_is_learned(batches):
             keywords += 1
             for question, sql in (pair for _, pairs in rows for pair in pairs):
                 names = re.findall(r"\w+", sql.partition(" FROM ")[0])[1:]
-                found += [name.lower() in question.lower() for name in names]
+                named += [name.lower() in question.lower() for name in names]
     assert 4 <= keywords <= 16
-    assert sum(found) / len(found) > 0.6
+    assert sum(named) / len(named) > 0.6
 
 
 def test_questions_become_harder_and_schemas_larger(batches):
