@@ -74,7 +74,7 @@ class Config:
     schema_budget: int = option(SCHEMA_BUDGET, "longest schema text, in tokens", range=COUNT)
     sample_values: int = option(
         0,
-        "values shown of each column, those first that the question seems to name",
+        "values shown of each column, beside as many that the question seems to name",
         range=COUNT_OR_ZERO,
     )
     constrain_names: bool = option(

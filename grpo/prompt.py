@@ -15,7 +15,7 @@ from string import Formatter
 
 from grpo.model_checks import context_of, reason
 from grpo.name_constraint import NameConstraint
-from sqlenv import Example, UserError, load_schema, question_values, schema_text
+from sqlenv import Example, UserError, load_schema, question_values, sample_values, schema_text
 from sqlenv.files import write_json
 
 # Tokens; a longer schema text loses sample values first, then types, then whole column lists.
@@ -40,7 +40,7 @@ class PromptSettings:
         system_prompt: the template of a system message; "": there is none.
         thinking: "on" or "off", for chat templates that know it.
         schema_budget: tokens of the schema text.
-        sample_values: of each column, those first that the question seems to name.
+        sample_values: shown of each column, beside as many that the question seems to name.
         constrain_names: answers have no names but those of the schema (name_constraint.py).
     """
 
@@ -191,7 +191,8 @@ class PromptBuilder:
         if key not in self.schemas:
             samples = matches = None
             if count := self.settings.sample_values:
-                matches, samples = question_values(example.db_path, named, count)
+                samples = sample_values(example.db_path, count)
+                matches = question_values(example.db_path, named, count)
             self.schemas[key] = schema_text(
                 load_schema(example.db_path),
                 budget=self.settings.schema_budget,

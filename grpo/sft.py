@@ -73,7 +73,6 @@ from sqlenv.options import (
     check_writable,
 )
 
-SAVE_EVERY = 100  # steps
 PASS_TOKENS, GPU_PASS_TOKENS = 256, 2**15
 
 
@@ -202,10 +201,11 @@ def train(
     distributed: Distributed,
 ) -> None:
     """Trains in place, with bfloat16 matrix products where these are faster; the trained weights
-    are float32. Every ``SAVE_EVERY`` steps the state is written to ``checkpoint``, from which a run
+    are float32. Every ``save_every`` steps the state is written to ``checkpoint``, from which a run
     with equal arguments continues.
     """
-    steps, settings = arguments.steps, vars(arguments) | dict.fromkeys(("output", "stop", "device"))
+    free = dict.fromkeys(("output", "stop", "save_every", "device"))
+    steps, settings = arguments.steps, vars(arguments) | free
     optimizers = make_optimizers(model, arguments.lr, not arguments.model, distributed)
     schedules = [trapezoid_schedule(optimizer, steps) for optimizer in optimizers]
     parts = [model, *optimizers, *schedules]
@@ -232,7 +232,7 @@ def train(
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        if is_main and (step + 1) % SAVE_EVERY == 0 and step + 1 < stop:
+        if is_main and (step + 1) % arguments.save_every == 0 and step + 1 < stop:
             state = [part.state_dict() for part in parts]
             done = {"settings": settings, "step": step + 1, "dtype": dtype, "parts": state}
             save_state(checkpoint, done)
@@ -335,6 +335,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--vocab", type=COUNT, default=12000)
     add("--steps", type=COUNT, help="of the learning rate's schedule (10000; with --model 1000)")
     add("--stop", type=COUNT_OR_ZERO, default=0, help="end after this many of the steps")
+    add("--save-every", type=COUNT, default=20, help="steps between checkpoints (%(default)s)")
     add("--rows", type=COUNT, help="schemas in a batch (16; with --model 4)")
     add("--per-row", type=COUNT, default=16, help="questions behind each schema")
     add("--lr", type=POSITIVE, help="0.02; with --model 2e-4 for LoRA, 2e-5 without")

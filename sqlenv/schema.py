@@ -175,13 +175,15 @@ def schema_text(
     """Returns the schema as text within a budget: one CREATE TABLE line per table, then one
     CREATE VIEW line per view, with its columns in place of its query.
 
-    Descriptions and values are at the end of a line, as ``-- column (description): value, value;
-    column: …``. If the full text is too long, it is shortened step by step, and the first text
-    within the budget is returned. These parts are left out, in this order:
+    Descriptions and sample values are at the end of a line, as ``-- column (description): value,
+    value; column: …``. The values that the question names have a line of their own after all
+    others, so that prompts about a database begin alike. If the full text is too long, it is
+    shortened step by step, and the first text within the budget is returned. These parts are left
+    out, in this order:
 
-    1. the sample values that are not in ``matches``
+    1. the sample values
     2. the descriptions
-    3. the other sample values
+    3. the values that the question names
     4. the columns' types
     5. columns in no primary or foreign key, table by table, the widest table first
     6. all columns
@@ -190,8 +192,8 @@ def schema_text(
         budget: the maximum length in the unit of ``count_tokens``; None for no limit. The shortest
             text is returned even if it exceeds the budget.
         count_tokens: the length of a text.
-        samples: values to show, from ``sample_values`` or ``question_values``.
-        matches: those of them that the question seems to name, from ``question_values``.
+        samples: from ``sample_values``.
+        matches: from ``question_values``.
         descriptions: of columns, by "table.column" in any case.
     """
     text, described = "", {k.lower(): " ".join(v.split()) for k, v in (descriptions or {}).items()}
@@ -206,11 +208,14 @@ def _texts(
 ) -> Iterator[str]:
     """Yields the texts for a schema, from the longest to the shortest."""
     tables = schema.tables + schema.views
-    comments = [(samples, descriptions), (matches, descriptions), (matches, {})]
-    for i, shown in enumerate(comments):
-        if any(shown) and shown not in comments[:i]:
-            yield "\n".join(table_line(t) + _comment(t, *shown) for t in tables)
-    yield "\n".join(table_line(t) for t in tables)
+    named = f"\n{_named_values(matches)}" if matches else ""
+    yield _commented(tables, samples, descriptions) + named
+    if samples:
+        yield _commented(tables, {}, descriptions) + named
+    if descriptions:
+        yield _commented(tables, {}, {}) + named
+    if named:
+        yield _commented(tables, {}, {})
     lines = {t.name: table_line(t, types=False) for t in tables}
     yield "\n".join(lines.values())
     for table in sorted(tables, key=lambda t: -len(t.columns)):
@@ -259,6 +264,10 @@ def _create(table: Table) -> str:
     return f"CREATE {'VIEW' if table.is_view else 'TABLE'} {quote_name(table.name)}"
 
 
+def _commented(tables: Sequence[Table], samples: Values, descriptions: Mapping[str, str]) -> str:
+    return "\n".join(table_line(t) + _comment(t, samples, descriptions) for t in tables)
+
+
 def _comment(table: Table, samples: Values, descriptions: Mapping[str, str]) -> str:
     """The descriptions and values of a table's columns, behind its line; "" without any."""
     parts = []
@@ -272,6 +281,19 @@ def _comment(table: Table, samples: Values, descriptions: Mapping[str, str]) -> 
         if shown or described:
             parts.append(f"{column.name}{described}{shown and f': {shown}'}")
     return f" -- {'; '.join(parts)}" if parts else ""
+
+
+def _named_values(matches: Values) -> str:
+    """The values that a question names, in a line, in full and as SQL has them, to be copied."""
+    parts = [
+        f"{quote_name(table)}.{quote_name(column)} = " + ", ".join(map(_literal, values))
+        for (table, column), values in matches.items()
+    ]
+    return " ".join(f"-- Values in the question: {'; '.join(parts)}".splitlines())
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def quote_name(name: str) -> str:

@@ -32,47 +32,43 @@ def sample_values(db_path: str | os.PathLike, count: int) -> Values:
     Raises:
         UserError: as in ``load_schema``.
     """
+    return _sample_values(*_version(db_path), count)
+
+
+@functools.lru_cache(maxsize=256)
+def _sample_values(path: str, _mtime: int, _size: int, count: int) -> Values:
     # The inner LIMIT avoids reading the whole of a large table.
     return _read_values(
-        db_path,
+        path,
         "SELECT DISTINCT v FROM (SELECT {column} AS v FROM {table} LIMIT 1000) "
         f"WHERE v IS NOT NULL LIMIT {count:d}",
     )
 
 
-def question_values(db_path: str | os.PathLike, text: str, count: int) -> tuple[Values, Values]:
-    """The values for the prompt of a question, up to ``count`` of each (table, column).
+def question_values(db_path: str | os.PathLike, text: str, count: int) -> Values:
+    """Returns the text values that a question seems to name, up to ``count`` of each (table,
+    column) that has any, the likeliest first.
 
     Args:
         text: the question, and what else may name values.
 
-    Returns:
-        The text values that the question seems to name, the likeliest first, for the columns that
-        have any; and these filled up with others, for all columns.
-
     Raises:
         UserError: as in ``load_schema``.
     """
-    read_only_uri(db_path)  # the checks
-    status = os.stat(db_path)
-    return _question_values(os.fspath(db_path), status.st_mtime_ns, status.st_size, text, count)
+    return _question_values(*_version(db_path), text, count)
 
 
 # A run makes the prompt of a question more than once; an index is too large to keep many.
 @functools.lru_cache(maxsize=20_000)
-def _question_values(
-    path: str, mtime: int, size: int, text: str, count: int
-) -> tuple[Values, Values]:
-    matches = _index(path, mtime, size).search(text, count)
-    samples = dict(_samples(path, mtime, size, count))
-    for key, values in matches.items():
-        samples[key] = tuple(dict.fromkeys((*values, *samples[key])))[:count]
-    return matches, samples
+def _question_values(path: str, mtime: int, size: int, text: str, count: int) -> Values:
+    return _index(path, mtime, size).search(text, count)
 
 
-@functools.lru_cache(maxsize=256)
-def _samples(path: str, _mtime: int, _size: int, count: int) -> Values:
-    return sample_values(path, count)
+def _version(db_path: str | os.PathLike) -> tuple[str, int, int]:
+    """A file's path, time of change and size: a changed file is read again."""
+    read_only_uri(db_path)  # the checks
+    path, status = os.path.realpath(db_path), os.stat(db_path)
+    return path, status.st_mtime_ns, status.st_size
 
 
 @dataclass(frozen=True)

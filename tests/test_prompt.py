@@ -288,29 +288,32 @@ def test_settings_that_a_model_does_not_take_are_refused(template, settings, mes
 
 
 def test_sample_values_of_a_question(example):
-    """Of two singers, the one value is the one that the question names; --sample-values 0 shows
-    none. In a budget, what the question names stays longest.
+    """The first value of each column, and of the two singers the one whom the question names;
+    --sample-values 0 shows none. In a budget, what the question names stays longest.
     """
     tokenizer = make_tokenizer()
     asked = replace(example, question="How old is Rosé?", descriptions={"Singer.AGE": "in years"})
 
     def schema(**settings) -> str:
-        return PromptBuilder(tokenizer, PromptSettings(**settings)).schema(asked).split("\n")[0]
+        return PromptBuilder(tokenizer, PromptSettings(**settings)).schema(asked)
 
-    line = "CREATE TABLE singer (singer_id INTEGER PRIMARY KEY, name TEXT, age INTEGER);"
-    assert schema() == f"{line} -- age (in years)"
-    whole = f"{line} -- singer_id: 1; name: Rosé; age (in years): 52"
-    assert schema(sample_values=1) == whole
-    named = f"{line} -- name: Rosé; age (in years)"
-    other = len(PromptBuilder(tokenizer).schema(asked)) - len(schema())  # the other table's, ASCII
+    def without_values(comment: str) -> str:
+        return schema(schema_budget=1000).replace(" -- age (in years)", comment)
+
+    assert schema().count(" -- age (in years)") == 1
+    named = "\n-- Values in the question: singer.name = 'Rosé'"
+    whole = schema(sample_values=1)
+    assert whole.startswith(without_values(" -- singer_id: 1; name: Joe Sharp; age (in years): 52"))
+    assert whole.endswith(named)
 
     def size(text: str) -> int:
-        return len(text.encode()) + other
+        return len(text.encode())
 
+    described, plain = without_values(" -- age (in years)") + named, without_values("") + named
     assert schema(sample_values=1, schema_budget=size(whole)) == whole
-    assert schema(sample_values=1, schema_budget=size(whole) - 1) == named
-    assert schema(sample_values=1, schema_budget=size(named) - 1) == f"{line} -- name: Rosé"
-    assert schema(sample_values=1, schema_budget=size(line)) == line
+    assert schema(sample_values=1, schema_budget=size(whole) - 1) == described
+    assert schema(sample_values=1, schema_budget=size(described) - 1) == plain
+    assert schema(sample_values=1, schema_budget=size(plain) - 1) == without_values("")
 
 
 def test_settings_stay_with_a_model(tmp_path):

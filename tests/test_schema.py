@@ -175,15 +175,27 @@ def test_descriptions(shop):
     for _ in range(4):
         texts.append(schema_text(load_schema(shop), budget=budget, **options))
         budget = len(texts[-1]) - 1
-    comments = [[line.partition(" -- ")[2] for line in text.split("\n")] for text in texts]
+    comments = [[line.partition(" -- ")[2] for line in text.split("\n")[:4]] for text in texts]
     view = f"half cost ({'x' * 120})"
     assert [(c[1], c[3]) for c in comments] == [
         ("price (in euro): 2.5; label: y, z", view),
-        ("price (in euro); label: z", view),
-        ("label: z", ""),
+        ("price (in euro)", view),
+        ("", ""),
         ("", ""),
     ]
-    assert texts[3] == FULL
+    named = "\n-- Values in the question: item.label = 'z'"
+    assert [text.endswith(named) for text in texts] == [True, True, True, False]
+    assert texts[2:] == [FULL + named, FULL]
+
+
+def test_values_in_the_question(shop):
+    """In one line behind the schema, whole, and quoted as SQL is: names and texts."""
+    long = "a" * 99
+    matches = {("item", "full name"): ("O'Hara", "two\nlines"), ("sold", "day"): (long,)}
+    first, _, last = schema_text(load_schema(shop), matches=matches).rpartition("\n")
+    assert first == FULL
+    names = """item."full name" = 'O''Hara', 'two lines'"""
+    assert last == f"-- Values in the question: {names}; sold.day = '{long}'"
 
 
 def test_budget_is_in_the_counters_unit(shop):

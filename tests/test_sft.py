@@ -63,7 +63,6 @@ def test_schedule_by_hand():
 def test_a_resumed_run_ends_with_the_same_weights(short_preparation, tmp_path, monkeypatch):
     """Six steps at once, and six steps stopped in the fifth, after a checkpoint at the fourth."""
     whole = run(tmp_path / "whole")
-    monkeypatch.setattr(sft, "SAVE_EVERY", 4)
     real, calls = sft.backward, []
 
     def fails_in_the_fifth(*arguments):
@@ -74,7 +73,7 @@ def test_a_resumed_run_ends_with_the_same_weights(short_preparation, tmp_path, m
 
     monkeypatch.setattr(sft, "backward", fails_in_the_fifth)
     with pytest.raises(AssertionError, match="130 == 0"):  # Ctrl-C's exit code
-        run(tmp_path / "broken")
+        run(tmp_path / "broken", "--save-every", "4")
     assert (tmp_path / "broken.checkpoint.pt").is_file() and not (tmp_path / "broken").exists()
     resumed = run(tmp_path / "broken")
     assert len(calls) == 7  # four, the one that failed, and two more
@@ -92,14 +91,13 @@ def test_the_process_keeps_its_denormal_numbers(tmp_path):
 def test_stop_ends_early_on_the_same_path(short_preparation, tmp_path, monkeypatch):
     """--stop 4 of 6 is the state that six steps pass through after the fourth."""
     stopped = run(tmp_path / "stopped", "--stop", "4")
-    monkeypatch.setattr(sft, "SAVE_EVERY", 4)
     seen = {}
 
     def keep(path, state):
         seen.update({name: tensor.clone() for name, tensor in state["parts"][0].items()})
 
     monkeypatch.setattr(sft, "save_state", keep)
-    run(tmp_path / "whole")
+    run(tmp_path / "whole", "--save-every", "4")
     assert seen
     for name, tensor in stopped.items():
         assert torch.equal(tensor, seen[name].to(torch.bfloat16)), name

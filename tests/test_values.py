@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from sqlenv import UserError, question_values
+from sqlenv import UserError, question_values, sample_values
 from sqlenv.values import MATCH, MAX_VALUES, pieces
 
 
@@ -62,19 +62,21 @@ def cities(tmp_path):
     ],
 )
 def test_values_that_a_question_names(cities, question, named):
-    matches, _ = question_values(cities, question, 9)
+    matches = question_values(cities, question, 9)
     assert list(matches.get(("city", "name"), ())) == named
 
 
-def test_the_others_fill_up(cities):
-    """Up to the count, in the order of the table; numbers and empty columns have no matches."""
-    matches, samples = question_values(cities, "Is New York as large as 3?", 3)
-    assert matches == {("city", "name"): ("New York", "York")}
-    assert samples["city", "name"] == ("New York", "York", "Lima")
+def test_up_to_a_count_of_each_column(cities):
+    """The first different values, in the order of the table; of the named ones the likeliest.
+    Numbers and empty columns have no named ones.
+    """
+    samples = sample_values(cities, 3)
     assert samples["city", "id"] == (0, 1, 2) and samples["city", "size"] == (0.5,)
+    assert samples["city", "name"][0] == "Lima" and len(samples["city", "name"]) == 3
     assert samples["city", "note"] == ()
-    matches, samples = question_values(cities, "Is New York as large as 3?", 1)
-    assert matches["city", "name"] == samples["city", "name"] == ("New York",)
+    question = "Is New York as large as 3?"
+    assert question_values(cities, question, 3) == {("city", "name"): ("New York", "York")}
+    assert question_values(cities, question, 1) == {("city", "name"): ("New York",)}
 
 
 def test_pieces_by_hand():
@@ -91,17 +93,17 @@ def test_long_texts_and_many_values_are_left_out(tmp_path):
         tmp_path / "c.sqlite", rows, f"UPDATE city SET note = '{'long ' * 20}.' WHERE id = 1"
     )
     for i, found in ((MAX_VALUES - 1, True), (MAX_VALUES, False)):
-        matches, _ = question_values(path, f"Where is name {i:05d}?", 1)
+        matches = question_values(path, f"Where is name {i:05d}?", 1)
         assert (matches["city", "name"] == (f"name {i:05d}",)) == found
-    assert ("city", "note") not in question_values(path, "long " * 20, 1)[0]
+    assert ("city", "note") not in question_values(path, "long " * 20, 1)
 
 
 def test_a_changed_file_is_read_again(tmp_path):
     path = make(tmp_path / "c.sqlite", [(1, "Lima", None, None)])
-    assert question_values(path, "Lima or Oslo?", 1)[0] == {("city", "name"): ("Lima",)}
+    assert question_values(path, "Lima or Oslo?", 1) == {("city", "name"): ("Lima",)}
     path.unlink()
     make(path, [(1, "Oslo", "x" * 9000, None)])
-    assert question_values(path, "Lima or Oslo?", 1)[0] == {("city", "name"): ("Oslo",)}
+    assert question_values(path, "Lima or Oslo?", 1) == {("city", "name"): ("Oslo",)}
 
 
 def test_missing_and_damaged_files_are_a_user_error(tmp_path):
@@ -121,7 +123,8 @@ def test_a_column_that_cannot_be_read_has_no_values(tmp_path):
     UPDATE sqlite_master SET sql = replace(sql, 'nocase', 'locale');
     """
     path = make(tmp_path / "c.sqlite", [(1, "Lima", None, None)], script)
-    matches, samples = question_values(path, "Is there no JSON in Lima?", 3)
+    matches = question_values(path, "Is there no JSON in Lima?", 3)
+    samples = sample_values(path, 3)
     assert matches == {("city", "name"): ("Lima",), ("river", "note"): ("no JSON",)}
     assert samples["city", "name"] == ("Lima",) and samples["river", "note"] == ("no JSON",)
     assert samples["river", "name"] == samples["river", "source"] == ()
