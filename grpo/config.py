@@ -265,10 +265,12 @@ class Config:
     def check_combinations(self) -> None:
         """Raises UserError for two options of which one would have no effect, or a wrong one."""
         gold, names, difference = "--gold-completions", "--constrain-names", "--credit difference"
+        per_reward = "--advantage per_reward"
         used = {
             gold: self.gold_completions,
             names: self.constrain_names,
             difference: self.credit == "difference",
+            per_reward: self.advantage == "per_reward",
             "--thinking on": self.thinking == "on",
             "--dynamic-sampling": self.dynamic_sampling,
             "--ask-again": self.ask_again < 1,
@@ -277,6 +279,7 @@ class Config:
             "rewards without gold SQL": is_label_free(self.reward, self.semantic_target),
         }
         sampled, execution = "which is about sampled SQL", "since it finds SQL right by execution"
+        terms = "since groups with equal rewards may differ in a term, and then teach"
         for option, other, reason in (
             (gold, names, sampled),
             (gold, "--dynamic-sampling", sampled),
@@ -285,6 +288,8 @@ class Config:
             (gold, "--reward test_suite", execution),
             (difference, "--reward test_suite", execution),
             (difference, "rewards without gold SQL", execution),
+            (per_reward, "--dynamic-sampling", terms),
+            (per_reward, "--ask-again", terms),
             (names, "--thinking on", "since only SQL can be drawn"),
         ):
             if used[option] and used[other]:

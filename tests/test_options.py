@@ -129,6 +129,16 @@ def test_a_wrong_option_is_one_line(words, message):
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("other", ["dynamic_sampling", "ask_again"])
+def test_groups_with_equal_rewards_are_not_left_out_if_they_teach(other):
+    """With per_reward advantages: 1 + 0 and 0 + 1 have the same sum."""
+    values = {"dynamic_sampling": 2, "ask_again": 0.5}
+    Config(**{other: values[other]}).check()
+    option = other.replace("_", "-")
+    with pytest.raises(UserError, match=f"--advantage per_reward: not with --{option}, since"):
+        Config(advantage="per_reward", **{other: values[other]}).check()
+
+
 def test_settings_that_are_not_given_as_options_are_checked_too():
     with pytest.raises(UserError, match="--temperature: must be a number from 0.01 up, not nan"):
         Config(temperature=float("nan")).check()
