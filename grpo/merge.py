@@ -20,6 +20,7 @@ from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_directory
 from sqlenv.options import OptionParser, check_writable
 
+SAMPLES = ", with up to {0} sample values of each column, and {0} that the question seems to name"
 CARD = """\
 ---
 library_name: transformers
@@ -103,7 +104,7 @@ def card(config: dict, summary: dict, policy: Policy, name: str) -> str:
         **{key: config[key] for key in ("model", "lang", "data")},
         name=name,
         code=usage(policy, prompts, longest, name),
-        samples=f", with up to {values} sample values of each column" if values else "",
+        samples=SAMPLES.format(values) if values else "",
         settings="\n".join(f"- {key}: {value}" for key, value in shown.items()),
         table=f"```\n{before_after_table(summary)}\n```",
     )
