@@ -16,7 +16,7 @@ from grpo.evaluation.analysis import compare, error_class, full_report
 from grpo.evaluation.measure import Prediction, score
 from grpo.lora import add_lora
 from grpo.models import load_policy
-from sqlenv import ExecutionVerifier, Sandbox, UserError, load_dataset, open_dataset
+from sqlenv import Example, ExecutionVerifier, Sandbox, UserError, load_dataset, open_dataset
 from sqlenv.metrics.predictions import read_predictions
 from tests.test_dataset import multispider
 
@@ -419,6 +419,15 @@ def test_languages_and_limit_of_a_predictions_file(root, tmp_path, capsys):
     assert "en" not in report and report["vi"]["execution"]["value"] == 1
     assert run(root, path, "--lang", "de") == 2
     assert "no prediction in ['de']" in capsys.readouterr().err
+
+
+def test_part_of_a_file_is_spread_over_each_language():
+    """Two of four English lines and of one Vietnamese: the first, the third, and the one."""
+    langs = ["en", "en", "vi", "en", "en"]
+    examples = [Example(f"{i}?", lang, "pop", GOLD, "p.sqlite") for i, lang in enumerate(langs)]
+    some, sqls = evaluate.some_of_each_language(examples, [*"abcde"], 2)
+    assert [example.question for example in some] == ["0?", "2?", "3?"] and sqls == ["a", "c", "d"]
+    assert evaluate.some_of_each_language(examples, [*"abcde"], 0) == (examples, [*"abcde"])
 
 
 def test_a_complete_file_in_another_order_is_complete_with_a_limit(root, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sqlite3
 from dataclasses import replace
 from types import SimpleNamespace
@@ -314,6 +315,17 @@ def test_sample_values_of_a_question(example):
     assert schema(sample_values=1, schema_budget=size(whole) - 1) == described
     assert schema(sample_values=1, schema_budget=size(described) - 1) == plain
     assert schema(sample_values=1, schema_budget=size(plain) - 1) == without_values("")
+
+
+def test_prompts_with_values_share_the_schema(example):
+    """Whatever each question names, so that SFT computes the schema once (grpo/sft.py)."""
+    builder = PromptBuilder(make_tokenizer(), PromptSettings(sample_values=1))
+    asked = [replace(example, question=f"How old is {name}?") for name in ("Rosé", "Joe Sharp")]
+    schemas = [builder.schema(question) for question in asked]
+    common = os.path.commonprefix([builder(question) for question in asked])
+    shared, _, named = schemas[0].rpartition("\n")
+    assert "Rosé" in named and shared.count("CREATE TABLE") == 2 and schemas[1].startswith(shared)
+    assert shared in builder.tokenizer.decode(common)
 
 
 def test_settings_stay_with_a_model(tmp_path):

@@ -23,7 +23,8 @@ from grpo.prompt import PromptBuilder
 from grpo.questions import load_questions, split_validation
 from grpo.rewards import Rewards
 from grpo.run import RunFolder
-from sqlenv import Example, UserError
+from sqlenv import EMBEDDED, Example, UserError, load_dataset
+from sqlenv.dataset import spread
 
 TS = "eval/test_suite"
 
@@ -38,6 +39,12 @@ def test_the_best_step_by_hand():
     assert best_step(rows_of(None, None)) is None and evaluations_since_best(rows_of(None)) == 0
     rows = rows_of(None, 0.2, None, 0.5, None, 0.5, 0.4)
     assert best_step(rows) == (4, 0.5) and evaluations_since_best(rows) == 2
+
+
+def test_part_of_dev_is_spread_over_it():
+    every = load_dataset(EMBEDDED, "vi", "dev")
+    *_, dev = load_questions(Config(lang="vi", dev_limit=3))
+    assert dev == spread(every, 3) != every[:3]
 
 
 @ANY_SPEED

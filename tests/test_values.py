@@ -92,9 +92,9 @@ def test_long_texts_and_many_values_are_left_out(tmp_path):
     path = make(
         tmp_path / "c.sqlite", rows, f"UPDATE city SET note = '{'long ' * 20}.' WHERE id = 1"
     )
-    for i, found in ((MAX_VALUES - 1, True), (MAX_VALUES, False)):
+    for i, is_searched in ((MAX_VALUES - 1, True), (MAX_VALUES, False)):
         matches = question_values(path, f"Where is name {i:05d}?", 1)
-        assert (matches["city", "name"] == (f"name {i:05d}",)) == found
+        assert (matches["city", "name"] == (f"name {i:05d}",)) == is_searched
     assert ("city", "note") not in question_values(path, "long " * 20, 1)
 
 

@@ -59,12 +59,12 @@ def test_a_concept_with_a_single_wording_has_no_pair(aligned):
 
 def test_concepts_have_names_and_wordings_of_all_languages():
     questions = FreshQuestions(("en", "de", "ja"))
-    found = questions.concepts(random.Random(0), 40)
-    assert len(found) > 100
-    names, wordings = found["name"]
+    concepts = questions.concepts(random.Random(0), 40)
+    assert len(concepts) > 100
+    names, wordings = concepts["name"]
     assert "name" in {name.lower() for name in names} and len(names) > 3
     assert {"name", "names", "Name", "Namen", "名前"} <= wordings
-    assert not any("{" in text for _, texts in found.values() for text in texts)
+    assert not any("{" in text for _, texts in concepts.values() for text in texts)
 
 
 def test_wordings_by_hand():
