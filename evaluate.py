@@ -9,7 +9,7 @@ python evaluate.py --compare runs/vi-1 FILE
 
 import argparse
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,7 +46,7 @@ from sqlenv import (
     chosen_languages,
     open_dataset,
 )
-from sqlenv.dataset import parse_languages
+from sqlenv.dataset import parse_languages, spread
 from sqlenv.errors import exit_code
 from sqlenv.files import write_json, write_text
 from sqlenv.metrics.predictions import (
@@ -90,8 +90,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--limit",
         type=COUNT_OR_ZERO,
-        help="questions a language, 0 for all (the run's --dev-limit on its dev split; otherwise "
-        "all)",
+        help="questions a language, evenly spread, 0 for all (the run's --dev-limit on its dev "
+        "split; otherwise all)",
     )
     add("--max-new-tokens", type=COUNT, help="longest answer (the run's; otherwise 96)")
     add(
@@ -236,7 +236,7 @@ def load_questions(arguments: argparse.Namespace) -> tuple[list[Example], Counte
         questions, missing = dataset.read(lang, split)
         report_missing(lang, missing)
         skipped.update(missing)
-        questions = questions[: arguments.limit or None]  # as train.py does: before those without
+        questions = spread(questions, arguments.limit)  # as train.py does: before those without
         examples += [example for example in questions if example.gold_sql]
     if not examples:
         raise UserError(f"--data {arguments.data}: there is no question with SQL to measure on")
@@ -270,21 +270,20 @@ def load_predictions(
     else:
         examples, sqls, absent = read_predictions(path, dataset, langs=langs)
         check_complete(arguments, dataset, examples)  # of the whole file, whose order is its own
-        examples, sqls = first_of_each_language(examples, sqls, arguments.limit)
+        examples, sqls = some_of_each_language(examples, sqls, arguments.limit)
     for lang, missing in absent.items():
         report_missing(lang, missing)
     return examples, sqls, sum(absent.values(), Counter())
 
 
-def first_of_each_language(
+def some_of_each_language(
     examples: list[Example], sqls: list[str | None], limit: int
 ) -> tuple[list[Example], list[str | None]]:
-    """The first questions of each language with their SQL, at most ``limit``; 0 for all."""
-    counts, kept = Counter(), []
+    """The questions of each language with their SQL, at most ``limit``; 0 for all."""
+    places = defaultdict(list)
     for i, example in enumerate(examples):
-        counts[example.lang] += 1
-        if not limit or counts[example.lang] <= limit:
-            kept.append(i)
+        places[example.lang].append(i)
+    kept = sorted(i for own in places.values() for i in spread(own, limit))
     return [examples[i] for i in kept], [sqls[i] for i in kept]
 
 
@@ -300,7 +299,7 @@ def check_complete(
     langs = parse_languages(arguments.lang or "all") or [example.lang for example in examples]
     for lang in dict.fromkeys(langs):
         try:
-            asked = dataset.read(lang, split)[0][: arguments.limit or None]
+            asked = spread(dataset.read(lang, split)[0], arguments.limit)
             questions += [question for question in asked if question.gold_sql]
         except UserError:
             if arguments.split:

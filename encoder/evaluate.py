@@ -28,12 +28,12 @@ from encoder.evaluation.retrieval import (
     english_questions,
     hard_negative_metrics,
     retrieval_metrics,
-    spread,
     summarize,
 )
 from encoder.evaluation.samples import Sample, auc_report, read_samples
 from encoder.model import ContrastiveEncoder
 from sqlenv import EMBEDDED, Dataset, UserError, chosen_languages, open_dataset
+from sqlenv.dataset import spread
 from sqlenv.errors import exit_code
 from sqlenv.files import write_json
 from sqlenv.options import COUNT_OR_ZERO, SEED, OptionParser, add_data_options, check_writable

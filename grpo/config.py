@@ -84,7 +84,9 @@ class Config:
         2000, "training questions, drawn over all languages of --lang", range=COUNT
     )
     dev_limit: int = option(
-        0, "dev questions per language to measure on, 0 for all", range=COUNT_OR_ZERO
+        0,
+        "dev questions per language to measure on, evenly spread, 0 for all",
+        range=COUNT_OR_ZERO,
     )
     steps: int = option(
         0, "optimizer steps; 0 means one pass over the examples", range=COUNT_OR_ZERO

@@ -18,6 +18,7 @@ from sqlenv import (
     chosen_languages,
     open_dataset,
 )
+from sqlenv.dataset import spread
 from sqlenv.files import write_json
 from sqlenv.sandbox.sandbox import STOPPED
 
@@ -35,8 +36,7 @@ def load_questions(
     langs = chosen_languages(dataset, config.lang, ["train", "dev"])
     train = [example for lang in langs for example in dataset.load(lang, "train")]
     random.Random(config.seed).shuffle(train)
-    limit = config.dev_limit or None
-    dev = [e for lang in langs for e in dataset.load(lang, "dev")[:limit]]
+    dev = [e for lang in langs for e in spread(dataset.load(lang, "dev"), config.dev_limit)]
     count = min(config.eval_questions, len(train) // 5) if config.eval_every else 0
     train, validation = split_validation(train, count, config.examples)
     if config.eval_every and not validation:

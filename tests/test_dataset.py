@@ -23,6 +23,7 @@ from sqlenv import (
     read_dataset,
     results_match,
 )
+from sqlenv.dataset import spread
 from sqlenv.dataset.language import is_language, language_tag, parse_languages
 from sqlenv.embedded import LANGUAGES
 
@@ -207,6 +208,13 @@ def test_by_database_keeps_the_order():
     first, second, third = examples
     groups = by_database(examples)
     assert groups == {"b": [first, third], "a": [second]} and list(groups) == ["b", "a"]
+
+
+def test_spread():
+    """By hand; and of questions that are sorted by database, as many of each."""
+    assert spread("abcdefg", 3) == ["a", "c", "e"]
+    assert spread("abc", 0) == spread("abc", 3) == spread("abc", 9) == ["a", "b", "c"]
+    assert Counter(spread("a" * 40 + "b" * 20, 6)) == {"a": 4, "b": 2}
 
 
 def test_embedded_dataset():

@@ -31,12 +31,12 @@ from encoder.evaluation.retrieval import (
     hard_negative_metrics,
     mean_of,
     retrieval_metrics,
-    spread,
     summarize,
 )
 from encoder.evaluation.samples import Sample, auc_counts, auc_report, read_samples
 from encoder.text import sql_text
 from sqlenv import EMBEDDED, Mutant, UserError, load_dataset, load_schema, open_dataset
+from sqlenv.dataset import spread
 
 
 class Identity:
@@ -128,11 +128,6 @@ def test_english_question_by_hand():
         english_metrics(Question("v", "vi", first, "first"), english_questions([]), embeddings)
         == {}
     )
-
-
-def test_spread():
-    assert spread("abcdefg", 3) == ["a", "c", "e"]
-    assert spread("abc", 0) == spread("abc", 3) == spread("abc", 9) == ["a", "b", "c"]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from encoder.batches import KINDS, Entry, hard_negatives
 from encoder.model import ContrastiveEncoder
 from encoder.text import sql_text
 from sqlenv import Mutant
+from sqlenv.dataset import spread
 from sqlenv.metrics.bootstrap import resampled_means, summary
 
 BLOCK = 256  # texts embedded between two updates of the progress bar
@@ -43,17 +44,6 @@ class Question:
     def cluster(self) -> tuple[str, str]:
         """Equal for translations of each other, which the bootstrap draws together."""
         return self.entry.db_id, self.entry.gold
-
-
-def spread(items: Sequence, count: int) -> list:
-    """`count` items at even distances; all of them if there are fewer, or if `count` is 0.
-
-    >>> spread("abcdefg", 3)
-    ['a', 'c', 'e']
-    """
-    if not 0 < count < len(items):
-        return list(items)
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def choose_questions(

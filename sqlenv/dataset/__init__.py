@@ -5,7 +5,7 @@ subclass of ``Dataset`` in a file of its own, that yields ``Example``s.
 """
 
 from sqlenv.dataset.base import Dataset, chosen_languages
-from sqlenv.dataset.example import Example, by_database
+from sqlenv.dataset.example import Example, by_database, spread
 from sqlenv.dataset.formats import EMBEDDED, load_dataset, open_dataset, read_dataset
 from sqlenv.dataset.language import is_language, language_tag, parse_languages
 
@@ -21,4 +21,5 @@ __all__ = [
     "open_dataset",
     "parse_languages",
     "read_dataset",
+    "spread",
 ]

@@ -1,6 +1,6 @@
 """A question with its database and gold SQL."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,3 +40,15 @@ def by_database(examples: Iterable) -> dict[str, list]:
     for example in examples:
         groups.setdefault(example.db_id, []).append(example)
     return groups
+
+
+def spread(items: Sequence, count: int) -> list:
+    """``count`` items at even distances; all of them if there are fewer, or if ``count`` is 0. Of
+    questions that are sorted by database, the first ones would be about a few databases only.
+
+    >>> spread("abcdefg", 3)
+    ['a', 'c', 'e']
+    """
+    if not 0 < count < len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]

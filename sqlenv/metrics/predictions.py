@@ -20,7 +20,7 @@ from collections import Counter
 from os import PathLike
 from pathlib import Path
 
-from sqlenv.dataset import Dataset, Example, is_language, language_tag
+from sqlenv.dataset import Dataset, Example, is_language, language_tag, spread
 from sqlenv.errors import UserError
 from sqlenv.text import SURROGATE
 
@@ -74,7 +74,7 @@ def read_official(
         db_id = next(iter(missing))
         raise UserError(f"{path}: no database {db_id!r} at {dataset.database_path(db_id)}")
     # Limited before those without gold are left out, as the questions of a model are.
-    asked = [(question, sql) for question, sql in asked[: limit or None] if question.gold_sql]
+    asked = [(question, sql) for question, sql in spread(asked, limit) if question.gold_sql]
     if not asked:
         raise UserError(f"{path}: answers no question with gold SQL, so nothing can be measured")
     return [question for question, _ in asked], [sql for _, sql in asked], {lang: missing}
