@@ -3,18 +3,22 @@
 Along the only foreign key between two tables, `t1.id = t2.singer_id` says no more than `t1 = t2`,
 `singer.id IN (SELECT singer_id FROM concert)` no more than `singer IN (SELECT concert FROM
 concert)`, and if `id` is the primary key, `GROUP BY t1.id` no more than `GROUP BY t1`. The encoder
-reads the short form: a join along other columns is then easy to tell from the right one.
+reads the short form: a join along other columns is then easy to tell from the right one. Columns
+of one key that differ in their collation are the exception: the order of = matters for these.
 """
 
+import functools
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from encoder.aliases import Aliases
-from sqlenv.query import Select, Source, find_table
+from encoder.aliases import Aliases, tables_of_from
+from sqlenv.query import Select, Source
 from sqlenv.schema import Schema, Table
-from sqlenv.text import ASCII_LOWER
+from sqlenv.text import ASCII_LOWER, KEYWORDS, WORD
 
-BEFORE_OPERAND = ("where", "having", "on", "and", "or", "not", "(")
+NEW_NAME = re.compile(r"[twc]\d+")  # that an alias gets
+PLAIN = re.compile(WORD)
 
 
 class KeyUse(NamedTuple):
@@ -39,12 +43,17 @@ class Column(NamedTuple):
 
 
 def key_uses(aliases: Aliases, schema: Schema) -> Iterator[KeyUse]:
-    """Yields the conditions along foreign keys, and the primary keys that a query groups by."""
-    columns = Columns(aliases, schema)
-    for select in aliases.query.selects:
-        yield from joins(columns, select)
-        yield from memberships(columns, select)
-        for item in aliases.query.items(select.clause("group")):
+    """Yields the conditions along foreign keys, and the primary keys that a query groups by. No
+    two of them overlap.
+    """
+    columns, query = Columns(aliases, schema), aliases.query
+    for select in query.selects:
+        for condition in (*select.conditions(), *(s.on for s in select.grouped if s.on)):
+            for leaf in query.leaves(condition):
+                if query.select_of[leaf.start] is select:  # not of a subquery in parentheses
+                    yield from columns.join(select, leaf)
+                    yield from columns.membership(select, leaf)
+        for item in query.items(select.clause("group")):
             column = columns.at(select, item)
             if column and [column.name] == primary_key(column.table):
                 yield KeyUse(item, (column.table_at,))
@@ -54,66 +63,83 @@ class Columns:
     """Finds what the columns of a query are."""
 
     def __init__(self, aliases: Aliases, schema: Schema):
-        self.aliases, self.schema, self.query = aliases, schema, aliases.query
-        self.defined = aliases.names(aliases.defined)
+        self.aliases, self.query = aliases, aliases.query
+        self.starts = {select.start: select for select in self.query.selects}
+        names = {c.name for t in (*schema.tables, *schema.views) for c in t.columns}
+        self.column_names = {name.translate(ASCII_LOWER) for name in names}
+        self.tables = {table.name.translate(ASCII_LOWER): table for table in schema.tables}
+        known = self.column_names.union(self.tables)
+        self.aliases_are_free = not any(map(NEW_NAME.fullmatch, known))
+        for name in aliases.names(aliases.defined):
+            self.tables.pop(name, None)
+        self.sources_of = functools.cache(self._sources_of)
+
+    def join(self, select: Select, leaf: range) -> Iterator[KeyUse]:
+        """A condition of the form a.b = c.d."""
+        if len(leaf) == 7 and self.query.tokens[leaf[3]].text in ("=", "=="):
+            pair = self.at(select, leaf[:3]), self.at(select, leaf[4:])
+            if is_key(*pair):
+                ordered = sorted((c.source_at, c.table_at) for c in pair if c)
+                yield KeyUse(leaf, tuple(at for _, at in ordered))
+
+    def membership(self, select: Select, leaf: range) -> Iterator[KeyUse]:
+        """The two columns of a condition of the form a IN (SELECT b …)."""
+        tokens, closing = self.query.tokens, self.query.closing
+        words = [tokens[i].text for i in leaf[:5]]  # a.b NOT IN (
+        at = leaf.start + (words.index("in") if "in" in words else len(words))
+        if closing.get(at + 1) != leaf.stop - 1 or at + 2 not in self.starts:
+            return
+        inner = self.starts[at + 2]
+        result = inner.clause("select")
+        if result and tokens[result.start].text == "distinct":
+            result = result[1:]
+        operand = range(leaf.start, at - (words[at - leaf.start - 1] == "not"))
+        pair = self.at(select, operand), self.at(inner, result)
+        if not inner.compound and is_key(*pair):
+            yield from (KeyUse(column.span, (column.table_at,)) for column in pair if column)
 
     def at(self, select: Select, span: range) -> Column | None:
         """The column that is all of a span: table.column, or column if FROM has one table alone."""
         tokens, own = self.query.tokens, select.all_sources()
         if len(span) == 3 and tokens[span.start + 1].text == ".":
             place = span.start
-            source = visible_source(select, self.aliases.name(place))
+            source = self.visible_source(select, self.aliases.name(place))
         elif len(span) == 1 and span.start in self.aliases.columns and len(own) == 1:
             place, source = own[0].item, own[0]
             if source.alias != self.aliases.name(place):
                 return None
         else:
             return None
-        if source is None or source.table in self.defined:
+        table = source and self.tables.get(source.table or "")
+        if source is None or table is None or not self.can_stand_alone(place, source):
             return None
-        table = find_table(self.schema, source.table)
-        name = self.aliases.name(span.stop - 1)
-        return table and Column(span, name, place, source.item, table)
+        return Column(span, self.aliases.name(span.stop - 1), place, source.item, table)
 
+    def can_stand_alone(self, place: int, source: Source) -> bool:
+        """Whether the name of a table can be nothing else: not a column, and not a string. Where it
+        is an alias, its new name counts.
+        """
+        name = self.aliases.name(place)
+        if source.alias != source.table:
+            return self.aliases_are_free
+        is_string = self.query.tokens[place].kind == "string" or not PLAIN.fullmatch(name)
+        return not is_string and name not in KEYWORDS and name not in self.column_names
 
-def visible_source(select: Select | None, alias: str) -> Source | None:
-    """The table that a SELECT or one around it knows by this name."""
-    while select:
-        for source in select.all_sources():
-            if source.alias == alias:
-                return source
-        select = select.parent
-    return None
+    def visible_source(self, select: Select | None, alias: str) -> Source | None:
+        """The table that a SELECT or one around it knows by this name."""
+        while select:
+            sources, parent, _ = self.sources_of(select)
+            if alias in sources:
+                return sources[alias]
+            while parent and select.start in self.sources_of(parent)[2]:  # tables of FROM do not
+                select, parent = parent, parent.parent  # see each other
+            select = parent
+        return None
 
-
-def joins(columns: Columns, select: Select) -> Iterator[KeyUse]:
-    """Conditions of the form a.b = c.d."""
-    query = columns.query
-    for condition in (*select.conditions(), *(s.on for s in select.grouped if s.on)):
-        for leaf in query.leaves(condition):
-            if len(leaf) == 7 and query.tokens[leaf[3]].text in ("=", "=="):
-                pair = columns.at(select, leaf[:3]), columns.at(select, leaf[4:])
-                if is_key(*pair):
-                    ordered = sorted((c.source_at, c.table_at) for c in pair if c)
-                    yield KeyUse(leaf, tuple(at for _, at in ordered))
-
-
-def memberships(columns: Columns, select: Select) -> Iterator[KeyUse]:
-    """The columns of a IN (SELECT b …), if this SELECT is the one in parentheses."""
-    tokens = columns.query.tokens
-    stop = select.start - 2  # IN, or NOT IN
-    if select.opener != "in" or select.compound or select.parent is None or stop < 0:
-        return
-    stop -= tokens[stop - 1].text == "not"
-    start = stop - (3 if tokens[stop - 2].text == "." else 1)
-    if start < 1 or tokens[start - 1].text not in BEFORE_OPERAND:
-        return
-    result = select.clause("select")
-    if result and tokens[result.start].text == "distinct":
-        result = result[1:]
-    pair = columns.at(select.parent, range(start, stop)), columns.at(select, result)
-    if is_key(*pair):
-        yield from (KeyUse(column.span, (column.table_at,)) for column in pair if column)
+    def _sources_of(self, select: Select) -> tuple[dict[str, Source], Select | None, set[int]]:
+        """The tables of a SELECT by their names, the SELECT around it, and the tokens of FROM."""
+        sources = {source.alias: source for source in reversed(select.all_sources())}
+        return sources, select.parent, tables_of_from(select)
 
 
 def is_key(left: Column | None, right: Column | None) -> bool:

@@ -19,7 +19,9 @@ CREATE TABLE flight (start TEXT REFERENCES airport(code), goal TEXT REFERENCES a
 CREATE TABLE seat (row INTEGER, letter TEXT, PRIMARY KEY (row, letter));
 CREATE TABLE ticket (row INTEGER, letter TEXT,
     FOREIGN KEY (row, letter) REFERENCES seat(row, letter));
-CREATE TABLE "order line" (singer INTEGER REFERENCES singer(id), note TEXT);
+CREATE TABLE "order line" (singer_id INTEGER REFERENCES singer(id), note TEXT);
+CREATE TABLE city (id INTEGER PRIMARY KEY, city TEXT);
+CREATE TABLE shop (city_id INTEGER REFERENCES city(id), name TEXT);
 """
 
 
@@ -63,8 +65,14 @@ def schema(tmp_path_factory):
             "SELECT t1.name FROM singer AS t1 WHERE t1 IN (SELECT t2 FROM concert AS t2)",
         ),
         (
-            'SELECT note FROM "order line" JOIN singer ON "order line".singer = singer.id',
-            'SELECT note FROM "order line" JOIN singer ON "order line" = singer',
+            'SELECT note FROM "order line" AS a JOIN singer AS b ON a."singer_id" = b.id',
+            'SELECT note FROM "order line" AS t1 JOIN singer AS t2 ON t1 = t2',
+        ),
+        (
+            "SELECT 1 FROM singer WHERE (VALUES (1) EXCEPT SELECT 1 FROM singer, concert"
+            " WHERE 1 AND singer.id = concert.singer_id)",
+            "SELECT 1 FROM singer WHERE (VALUES (1) EXCEPT SELECT 1 FROM singer, concert"
+            " WHERE 1 AND singer = concert)",
         ),
     ],
 )
@@ -91,10 +99,34 @@ def test_a_key_is_read_without_its_columns(schema, sql, text):
         "SELECT 1 FROM singer WHERE id IN (SELECT max(singer_id) FROM concert)",
         "SELECT 1 FROM singer WHERE id IN (SELECT singer_id FROM concert UNION SELECT 1)",
         "SELECT 1 FROM singer, airport WHERE id IN (SELECT singer_id FROM concert)",
+        # The short form would be that of another query, or of a string.
+        "SELECT 1 FROM city GROUP BY city.id",
+        "SELECT 1 FROM city JOIN shop ON city.id = shop.city_id",
+        "SELECT 1 FROM city WHERE id IN (SELECT city_id FROM shop)",
+        'SELECT 1 FROM "order line" JOIN singer ON "order line".singer_id = singer.id',
+        # What looks like the operand of IN is a part of one.
+        "SELECT 1 FROM singer WHERE 5 BETWEEN 1 AND id IN (SELECT singer_id FROM concert)",
+        "SELECT 1 FROM singer WHERE name IS NOT id IN (SELECT singer_id FROM concert)",
+        "SELECT 1 FROM singer WHERE name IN (VALUES (id) UNION SELECT singer_id FROM concert)",
+        "SELECT 1 FROM singer WHERE name IN (WITH w1 AS (SELECT 1 WHERE id) SELECT singer_id"
+        " FROM concert WHERE year IN w1)",
+        # The other table of a FROM is not seen; singer is an airport here.
+        "SELECT 1 FROM airport AS t1 WHERE EXISTS (SELECT 1 FROM singer AS t1,"
+        " (SELECT 1 FROM concert WHERE t1.id = concert.singer_id))",
     ],
 )
 def test_other_conditions_keep_their_columns(schema, sql):
     assert sql_text(sql, schema, with_schema=False) == sql
+
+
+def test_tables_that_are_called_like_new_names(tmp_path):
+    """x becomes t1, which is another table here."""
+    path = tmp_path / "t.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(TABLES + "CREATE TABLE t1 (n INTEGER);")
+    sql = "SELECT 1 FROM singer AS x, t1, concert WHERE x.id = concert.singer_id"
+    text = "SELECT 1 FROM singer AS t1, t1, concert WHERE t1.id = concert.singer_id"
+    assert sql_text(sql, load_schema(path), with_schema=False) == text
 
 
 def test_without_a_schema_nothing_is_a_key():
