@@ -6,6 +6,7 @@ score of any query for a question with these words. So aliases are normalised:
 - result columns lose theirs, or become c1, c2, … where something refers to them;
 - tables with an alias become t1, t2, …, and those of WITH, like windows, w1, w2, ….
 
+With a schema, a condition along a foreign key names the two tables alone (`encoder/keys.py`).
 Comments, letter case and spacing are removed as well. So are tables of WITH and windows that the
 result does not depend on, unusual words in the type of a CAST, quoted text that is longer than any
 name or value people ask for, and a string in an expression without a column, such as a copy of the
@@ -18,6 +19,7 @@ from collections.abc import Iterable
 
 from encoder.aliases import Aliases
 from encoder.idle import idle_words, names_in, unknown_names
+from encoder.keys import key_uses
 from encoder.unused import without_unused
 from sqlenv.query import Edit, Query, Token, name_of, parse
 from sqlenv.schema import Schema
@@ -54,7 +56,7 @@ def sql_text(sql: str, schema: Schema | None = None, *, with_schema: bool = True
     if is_too_deep(sql):
         return ""
     query = without_unused(parse(sql))
-    text = canonical_sql(query.edited(edits(query, schema and names_in(schema))))
+    text = canonical_sql(query.edited(edits(query, schema)))
     named = {source.table for select in query.selects for source in select.all_sources()}
     tables = schema.tables if schema and with_schema else ()
     listed = [
@@ -65,25 +67,27 @@ def sql_text(sql: str, schema: Schema | None = None, *, with_schema: bool = True
     return " | ".join([text, ", ".join(listed).translate(ASCII_LOWER)]) if listed else text
 
 
-def edits(query: Query, known: set[str] | None) -> list[Edit]:
-    """Renames every alias where it is defined and used, or drops it if it is never used.
-
-    Args:
-        known: the names in the schema; None if there is none.
-    """
+def edits(query: Query, schema: Schema | None) -> list[Edit]:
+    """Renames every alias where it is defined and used, or drops it if it is never used."""
     tokens, aliases, changes = query.tokens, Aliases(query), []
-    renamed = new_names(aliases)
+    known, renamed = schema and names_in(schema), new_names(aliases)
     idle = idle_words(aliases, known) | unknown_names(aliases, known, renamed)
-    tables = aliases.items | aliases.qualifiers
+    tables, in_keys = aliases.items | aliases.qualifiers, set()
+    for span, names in key_uses(aliases, schema) if schema else ():
+        texts = [renamed.get(i) or plain_name(tokens[i]) for i in names]
+        changes.append(Edit(span.start, span.stop, " = ".join(texts)))
+        in_keys.update(span)
     for i, token in enumerate(tokens):
         before = tokens[i - 1].text
+        if i in in_keys:
+            continue
         if i in aliases.sources or i in aliases.results:
             new = f"AS {renamed[i]}" if i in renamed else ""
             changes.append(Edit(i - (before == "as"), i + 1, new))
         elif i in renamed:
             changes.append(Edit(i, i + 1, renamed[i]))
         elif i not in idle and before != "." and is_needlessly_quoted(token, i in tables):
-            changes.append(Edit(i, i + 1, name_of(token)))
+            changes.append(Edit(i, i + 1, plain_name(token)))
         elif i in idle or (token.kind in QUOTED and len(token.text.encode()) > MAX_QUOTED):
             changes.append(Edit(i, i + 1, "'…'"))
     return changes
@@ -121,6 +125,11 @@ def is_needlessly_quoted(token: Token, is_table: bool) -> bool:
     name = name_of(token)
     quoted = token.kind == "quoted" and (is_table or token.text[0] in "`[")
     return quoted and bool(PLAIN.fullmatch(name)) and name not in KEYWORDS
+
+
+def plain_name(token: Token) -> str:
+    """The text of a table's name, without quotes that it does not need."""
+    return name_of(token) if is_needlessly_quoted(token, True) else token.text
 
 
 def is_too_deep(sql: str) -> bool:

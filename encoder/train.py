@@ -203,7 +203,7 @@ def calibrate(
     rng, databases = random.Random(seed), by_database(entries)
     questions, golds, right, wrong = [], [], [], []
     for entry in held_out:
-        schema = entry.schema if encoder.with_schema else None
+        read = partial(sql_text, schema=entry.schema, with_schema=encoder.with_schema)
         others = [other.gold for other in wrong_entries(entry, databases[entry.db_id])]
         negatives = hard_negatives(entry.gold, entry.schema)
         rewrites = [rewrite.sql for rewrite in equivalent_rewrites(entry.gold)]
@@ -214,9 +214,9 @@ def calibrate(
             if negatives and rng.random() < 0.5:
                 wrong_sql = draw_negatives(negatives, 1, rng)[0].sql
             questions.append(question)
-            golds.append(sql_text(entry.gold, schema))
-            right.append(sql_text(right_sql, schema))
-            wrong.append(sql_text(wrong_sql, schema))
+            golds.append(read(entry.gold))
+            right.append(read(right_sql))
+            wrong.append(read(wrong_sql))
     curves = {}
     for target in TARGETS:
         reward = SemanticReward(encoder, target=target, score="cosine")
@@ -292,7 +292,7 @@ def new_encoder(
             rng = random.Random(f"{args.seed} tokenizer")
             entries = entries + fresh.draw(TOKENIZER_ENTRIES, args.questions_per_query, rng)
         texts = [text for entry in entries for _, text in entry.questions]
-        texts += [sql_text(e.gold, e.schema if args.with_schema else None) for e in entries]
+        texts += [sql_text(e.gold, e.schema, with_schema=args.with_schema) for e in entries]
         encoder = small_encoder(texts, dim=args.dim, hidden=args.hidden)
         if fresh:
             align_embeddings(encoder, fresh, args.seed)

@@ -22,8 +22,10 @@ def attack_texts(
         translations = [text for lang, text in entry.questions if lang != question.lang]
         other = rng.choice(translations or [question.text for question in questions])
         inputs = AttackInput(question.text, other, entry.gold, entry.schema)
-        schema = entry.schema if with_schema else None
-        texts = {name: sql_text(attack(inputs), schema) for name, attack in ATTACKS.items()}
+        texts = {
+            name: sql_text(attack(inputs), entry.schema, with_schema=with_schema)
+            for name, attack in ATTACKS.items()
+        }
         attacked.append((question, texts))
     return attacked
 

@@ -77,7 +77,7 @@ def choose_questions(
 
 
 def _text(sql: str, entry: Entry, with_schema: bool) -> str:
-    return sql_text(sql, entry.schema if with_schema else None)
+    return sql_text(sql, entry.schema, with_schema=with_schema)
 
 
 def _distinct_negatives(entry: Entry, with_schema: bool) -> list[Mutant]:
