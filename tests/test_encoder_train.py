@@ -185,8 +185,8 @@ def draw_batch(entries, questions, negatives, with_schema=False):
 
 
 def test_a_batch_by_hand():
-    """Two SQL queries, two questions each, and as hard negatives of max(age) the other aggregates
-    and columns; the hard negative that is the other SQL of the batch occurs once.
+    """Two SQL queries, two questions each, and all their hard negatives, but for one each, which an
+    attack may replace; the hard negative that is the other SQL of the batch occurs once.
     """
     entries = [
         e
@@ -198,15 +198,18 @@ def test_a_batch_by_hand():
     assert batch.positives == [0, 0, 1, 1]
     assert batch.sqls[:2] == [entry.gold for entry in entries]
     assert len(set(batch.sqls)) == len(batch.sqls)
-    assert "SELECT min(age) FROM orders" in batch.sqls[2:]
+    wrong = {sql_text(m.sql) for e in entries for m in hard_negatives(e.gold, e.schema)}
+    assert "SELECT min(age) FROM orders" in wrong and len(wrong - set(batch.sqls)) <= 2
     few = draw_batch(entries, questions=1, negatives=0)
     assert len(few.questions) == 2 and len(few.sqls) == 2
 
 
 def test_a_batch_with_the_schema_shows_the_tables_beside_the_sql():
     entries = synthetic_entries()[:1]
-    batch = draw_batch(entries, questions=1, negatives=2, with_schema=True)
-    assert all("customers(name, age, city, salary, phone)" in sql for sql in batch.sqls)
+    batch = draw_batch(entries, questions=1, negatives=8, with_schema=True)
+    sqls = {sql for sql in batch.sqls if "FROM customers" in sql}
+    assert len(sqls) > 3
+    assert all("customers(name, age, city, salary, phone)" in sql for sql in sqls)
 
 
 def test_fresh_entries_are_about_a_few_schemas_that_never_come_again():
