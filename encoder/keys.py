@@ -1,10 +1,10 @@
-"""Where a query follows the keys of the database, which a question never names.
+"""Finds where a query uses keys of the database, whose columns a question rarely names.
 
 Along the only foreign key between two tables, `t1.id = t2.singer_id` says no more than `t1 = t2`,
 `singer.id IN (SELECT singer_id FROM concert)` no more than `singer IN (SELECT concert FROM
 concert)`, and if `id` is the primary key, `GROUP BY t1.id` no more than `GROUP BY t1`. The encoder
 reads the short form: a join along other columns is then easy to tell from the right one. Columns
-of one key that differ in their collation are the exception: the order of = matters for these.
+of one key that differ in collation are shortened, too, although the order of = matters for them.
 """
 
 import functools
@@ -43,8 +43,8 @@ class Column(NamedTuple):
 
 
 def key_uses(aliases: Aliases, schema: Schema) -> Iterator[KeyUse]:
-    """Yields the conditions along foreign keys, and the primary keys that a query groups by. No
-    two of them overlap.
+    """Yields the conditions along foreign keys (of IN: the two columns), and the primary keys that
+    a query groups by. No two of them overlap.
     """
     columns, query = Columns(aliases, schema), aliases.query
     for select in query.selects:

@@ -561,14 +561,16 @@ def test_poor_databases_have_a_table(tmp_path):
 def test_what_is_gained_without_gold_is_a_share_of_what_gold_gains(tmp_path):
     """TS 0.4 before, 0.6 with gold (GRPO), 0.5 with consensus: +20, +10, half of it. What consensus
     preferred is right three times in four. A second seed of consensus, with TS 0.7, makes its gain
-    +20, but its share of gold's gain is that of the seed that both have.
+    +20, but its share of gold's gain is that of the seed that both have. With TS 0.3, gold of 1 %
+    loses half of what gold gains.
     """
     start = make_cell("SFT policy", 0.4, lang="vi") | {"curve": {}}
     gold, consensus = (
         make_cell(row, share, lang="vi") | {"rewarded": {"execution": 1.0, "test_suite": right}}
         for row, share, right in (("GRPO", 0.6, 1.0), ("consensus", 0.5, 0.75))
     )
-    write_cells(tmp_path, start, gold, consensus)
+    worse = consensus | make_cell("gold of 1 %", 0.3, lang="vi")
+    write_cells(tmp_path, start, gold, consensus, worse)
     _, *rows = paper_report.no_gold_table(paper_report.Results(tmp_path))
     by_name = {name: row for name, *row in rows}
     assert by_name["SFT policy"][1].startswith("40.0 (") and by_name["SFT policy"][2:] == [""] * 4
@@ -576,6 +578,7 @@ def test_what_is_gained_without_gold_is_a_share_of_what_gold_gains(tmp_path):
     assert by_name["GRPO"][4:] == ["100.0 (100.0-100.0)", "100.0"]
     assert by_name["consensus"][2].startswith("+10.0 (")
     assert by_name["consensus"][4].startswith("50.0 (") and by_name["consensus"][5] == "75.0"
+    assert re.match(r"-50\.0 \(-\d+\.\d to -\d+\.\d\)$", by_name["gold of 1 %"][4])
     more = consensus | make_cell("consensus", 0.7, seed=1, lang="vi")
     write_cells(tmp_path, start, gold, consensus, more)
     _, *rows = paper_report.no_gold_table(paper_report.Results(tmp_path))

@@ -6,7 +6,8 @@ Rows = list[tuple[str, ...]]  # of a table; the first row is the heading
 
 
 def share_cell(share: dict | None, *, digits: int = 1) -> str:
-    """A share with its 95 % interval, in percent: ``61.4 (56.1-66.7)``; ``-`` without a value.
+    """A share with its 95 % interval, in percent: ``61.4 (56.1-66.7)``; ``-`` without a value. That
+    of a share of a gain can be negative: ``-36.4 (-75.5 to -5.8)``.
 
     Args:
         share: ``{"value", "low", "high", "n"}`` as ``sqlenv.share`` returns it.
@@ -15,7 +16,7 @@ def share_cell(share: dict | None, *, digits: int = 1) -> str:
     if share is None or share["value"] is None:
         return "-"
     value, low, high = (100 * share[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} ({low:.{digits}f}-{high:.{digits}f})"
+    return f"{value:.1f} ({low:.{digits}f}{'-' if low >= 0 else ' to '}{high:.{digits}f})"
 
 
 def signed_cell(difference: dict) -> str:
