@@ -51,6 +51,7 @@ from sqlenv.errors import exit_code
 from sqlenv.files import write_json, write_text
 from sqlenv.metrics.predictions import (
     is_official,
+    lines_for,
     read_official,
     read_predictions,
     without_prediction,
@@ -269,29 +270,31 @@ def load_predictions(
         examples, sqls, absent = read_official(path, dataset, langs[0], split, **options)
     else:
         examples, sqls, absent = read_predictions(path, dataset, langs=langs)
-        check_complete(arguments, dataset, examples)  # of the whole file, whose order is its own
-        examples, sqls = some_of_each_language(examples, sqls, arguments.limit)
+        asked = check_complete(arguments, dataset, examples)
+        if arguments.limit:
+            kept = lines_for(examples, asked) or spread_lines(examples, arguments.limit)
+            examples, sqls = [examples[i] for i in kept], [sqls[i] for i in kept]
     for lang, missing in absent.items():
         report_missing(lang, missing)
     return examples, sqls, sum(absent.values(), Counter())
 
 
-def some_of_each_language(
-    examples: list[Example], sqls: list[str | None], limit: int
-) -> tuple[list[Example], list[str | None]]:
-    """The questions of each language with their SQL, at most ``limit``; 0 for all."""
+def spread_lines(examples: list[Example], limit: int) -> list[int]:
+    """The indices of at most ``limit`` questions of each language, evenly spread over the file."""
     places = defaultdict(list)
     for i, example in enumerate(examples):
         places[example.lang].append(i)
-    kept = sorted(i for own in places.values() for i in spread(own, limit))
-    return [examples[i] for i in kept], [sqls[i] for i in kept]
+    return sorted(i for own in places.values() for i in spread(own, limit))
 
 
 def check_complete(
     arguments: argparse.Namespace, dataset: Dataset, examples: list[Example]
-) -> None:
+) -> list[Example]:
     """Prints a line if the file that ``examples`` are from lacks some of the dataset's questions.
 
+    Returns:
+        The questions asked for, with --limit those that are measured of a model; none if the file
+        lacks some.
     Raises:
         UserError: with --split it must have all.
     """
@@ -315,6 +318,7 @@ def check_complete(
         if arguments.split:
             raise UserError(f"{message}; where a system gives no SQL, predicted is null")
         print(f"{message}: they are not counted (with --split {split}, this is an error)")
+    return [] if missing else questions
 
 
 def sources(arguments: argparse.Namespace) -> list[argparse.Namespace]:

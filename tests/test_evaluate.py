@@ -425,20 +425,23 @@ def test_part_of_a_file_is_spread_over_each_language():
     """Two of four English lines and of one Vietnamese: the first, the third, and the one."""
     langs = ["en", "en", "vi", "en", "en"]
     examples = [Example(f"{i}?", lang, "pop", GOLD, "p.sqlite") for i, lang in enumerate(langs)]
-    some, sqls = evaluate.some_of_each_language(examples, [*"abcde"], 2)
-    assert [example.question for example in some] == ["0?", "2?", "3?"] and sqls == ["a", "c", "d"]
-    assert evaluate.some_of_each_language(examples, [*"abcde"], 0) == (examples, [*"abcde"])
+    assert evaluate.spread_lines(examples, 2) == [0, 2, 3]
 
 
-def test_a_complete_file_in_another_order_is_complete_with_a_limit(root, tmp_path, capsys):
-    """The first line answers the dataset's second question; the first question has a line, too."""
-    lines = [line(None, "Who is the youngest?", ORDERED), line(GOLD)]
+def test_a_limit_measures_the_questions_that_a_model_is_measured_on(root, tmp_path, capsys):
+    """The first line answers the dataset's second question, the second line its first, which is
+    measured: once, although a third line answers it, too. Of a file without it, a line is.
+    """
+    lines = [line(None, "Who is the youngest?", ORDERED), line(GOLD), line("SELECT 1")]
     path, out = write(tmp_path / "p.jsonl", lines), tmp_path / "out.json"
     assert run(root, path, "--limit", 1, "--split", "dev", "--json", out) == 0
     assert "have no line" not in capsys.readouterr().out
     report = json.loads(out.read_text())
-    assert report["en"]["execution"]["n"] == 1 and report["en"]["execution"]["value"] == 0
+    assert report["en"]["execution"]["n"] == 1 and report["en"]["execution"]["value"] == 1
     write(path, lines[:1])
+    assert run(root, path, "--limit", 1, "--json", out) == 0
+    report = json.loads(out.read_text())
+    assert report["en"]["execution"]["n"] == 1 and report["en"]["execution"]["value"] == 0
     assert run(root, path, "--limit", 1, "--split", "dev") == 2
     assert "1 of the 1 dev questions" in capsys.readouterr().err
 

@@ -191,14 +191,29 @@ def without_prediction(examples: list[Example], questions: list[Example]) -> lis
 
     Questions are matched by db_id, question and language.
     """
-    unmatched = Counter((e.db_id, e.question, e.lang) for e in examples)
-    missing = []
+    unmatched, missing = Counter(map(_key, examples)), []
     for question in questions:
-        key = question.db_id, question.question, question.lang
+        key = _key(question)
         if not unmatched[key]:
             missing.append(question)
         unmatched[key] -= unmatched[key] > 0
     return missing
+
+
+def lines_for(examples: list[Example], questions: list[Example]) -> list[int]:
+    """Returns the indices of ``examples`` that are these questions, each question once, matched as
+    in ``without_prediction``.
+    """
+    wanted, places = Counter(map(_key, questions)), []
+    for i, key in enumerate(map(_key, examples)):
+        if wanted[key]:
+            places.append(i)
+            wanted[key] -= 1
+    return places
+
+
+def _key(example: Example) -> tuple[str, str, str]:
+    return example.db_id, example.question, example.lang
 
 
 def _text(path: Path) -> str:
