@@ -135,6 +135,8 @@ class PretrainingBatches:
         words = vocabulary_words(tokenizer)
         self.fresh = FreshQuestions(langs, excluded, partial(invent, words))
 
+    data_hash = ""  # the arguments and this version of the code decide all that is drawn
+
     def question_weight(self, step: int) -> float:
         """The weight of the questions' tokens in the loss. Predicting a question from the schema
         teaches the words for its names; there is nothing to predict in an invented word.

@@ -49,6 +49,7 @@ from grpo.prompt import (
     check_context,
     saved_prompt,
 )
+from grpo.questions import hash_of
 from grpo.schedules import trapezoid_schedule
 from sqlenv import (
     EMBEDDED,
@@ -94,7 +95,7 @@ class SftBatches:
         settings: PromptSettings = DEFAULTS,
     ):
         self.examples, self.rows, self.size, self.seed = examples, rows, size, seed
-        self.by_db = by_database(examples)
+        self.by_db, self.data_hash = by_database(examples), hash_of(examples)
         self.prompts = PromptBuilder(policy.tokenizer, settings)
         self.end = answer_end(policy.tokenizer, policy.eos_ids)
 
@@ -202,10 +203,13 @@ def train(
 ) -> None:
     """Trains in place, with bfloat16 matrix products where these are faster; the trained weights
     are float32. Every ``save_every`` steps the state is written to ``checkpoint``, from which a run
-    with equal arguments continues.
+    with equal arguments and data continues.
+
+    Raises:
+        UserError: the checkpoint is of other ones, or has more steps than are asked for.
     """
     free = dict.fromkeys(("output", "stop", "save_every", "device"))
-    steps, settings = arguments.steps, vars(arguments) | free
+    steps, settings = arguments.steps, vars(arguments) | free | {"data": batches.data_hash}
     optimizers = make_optimizers(model, arguments.lr, not arguments.model, distributed)
     schedules = [trapezoid_schedule(optimizer, steps) for optimizer in optimizers]
     parts = [model, *optimizers, *schedules]
@@ -214,8 +218,10 @@ def train(
     if checkpoint.is_file():
         state = load_state(checkpoint)
         if state["settings"] != settings:
-            raise UserError(f"{checkpoint} is from a run with other settings; remove it")
+            raise UserError(f"{checkpoint} is from a run with other settings or data; remove it")
         start, dtype = state["step"], state["dtype"]
+        if start > (arguments.stop or steps):
+            raise UserError(f"{checkpoint} has {start} steps, more than --stop; remove it")
         for part, saved in zip(parts, state["parts"]):
             part.load_state_dict(saved)
     model.train()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,20 +64,13 @@ def test_schedule_by_hand():
 def test_a_resumed_run_ends_with_the_same_weights(short_preparation, tmp_path, monkeypatch):
     """Six steps at once, and six steps stopped in the fifth, after a checkpoint at the fourth."""
     whole = run(tmp_path / "whole")
-    real, calls = sft.backward, []
-
-    def fails_in_the_fifth(*arguments):
-        calls.append(0)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(sft, "backward", fails_in_the_fifth)
-    with pytest.raises(AssertionError, match="130 == 0"):  # Ctrl-C's exit code
-        run(tmp_path / "broken", "--save-every", "4")
+    words = ["--output", str(tmp_path / "broken"), "--lang", "en,vi", *WORDS, "--save-every", "4"]
+    interrupted(words, monkeypatch, step=5)
     assert (tmp_path / "broken.checkpoint.pt").is_file() and not (tmp_path / "broken").exists()
+    real, calls = sft.backward, []
+    monkeypatch.setattr(sft, "backward", lambda *batch: calls.append(0) or real(*batch))
     resumed = run(tmp_path / "broken")
-    assert len(calls) == 7  # four, the one that failed, and two more
+    assert len(calls) == 2
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "broken"}
@@ -107,6 +101,44 @@ def test_a_checkpoint_of_other_settings_is_refused(short_preparation, tmp_path, 
     torch.save({"settings": {"steps": 1}}, tmp_path / "new.checkpoint.pt")
     assert sft.main(["--output", str(tmp_path / "new"), *WORDS]) == 2
     assert "new.checkpoint.pt is from a run with other settings" in capsys.readouterr().err
+
+
+def interrupted(words: list[str], monkeypatch, step: int) -> None:
+    """Ctrl-C in a step of SFT, counted from 1."""
+    real, calls = sft.backward, []
+
+    def fails(*arguments):
+        calls.append(0)
+        if len(calls) == step:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "backward", fails)
+        assert sft.main(words) == 130
+
+
+def test_a_checkpoint_with_more_steps_than_stop_is_refused_and_kept(
+    short_preparation, tmp_path, monkeypatch, capsys
+):
+    words = ["--output", str(tmp_path / "new"), "--lang", "en,vi", *WORDS, "--save-every", "4"]
+    interrupted(words, monkeypatch, step=5)
+    assert sft.main([*words, "--stop", "2"]) == 2
+    assert "new.checkpoint.pt has 4 steps, more than --stop" in capsys.readouterr().err
+    assert (tmp_path / "new.checkpoint.pt").is_file() and not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_of_other_questions_is_refused(root, tmp_path, monkeypatch, capsys):
+    merge_lora(make_policy().model, torch.float32).save_pretrained(tmp_path / "base")
+    TOKENIZER.save_pretrained(tmp_path / "base")
+    data = shutil.copytree(root, tmp_path / "data", symlinks=True)
+    words = f"""--model {tmp_path / "base"} --data {data} --output {tmp_path / "new"} --lang en
+        --steps 3 --rows 1 --per-row 2 --save-every 1""".split()
+    interrupted(words, monkeypatch, step=2)
+    (file,) = data.glob("**/sft_en.json")
+    file.write_text(json.dumps(json.loads(file.read_text())[1:]))
+    assert sft.main(words) == 2
+    assert "new.checkpoint.pt is from a run with other settings or data" in capsys.readouterr().err
 
 
 CHAT = "{% for m in messages %}{{ m.role }} ? {{ m.content }} </s> {% endfor %}"
