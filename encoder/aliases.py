@@ -1,8 +1,10 @@
 """The names that a query gives to tables, windows and results, and where it uses them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from sqlenv.query import QUERY_STARTS, Query, Select, is_alias, name_of
+from sqlenv.query import QUERY_STARTS, Query, Select, Source, is_alias, name_of
+from sqlenv.schema import Schema
+from sqlenv.text import ASCII_LOWER
 
 NAMES = ("name", "quoted", "string")  # SQLite accepts a string where only a name can stand
 OPERATORS = frozenset(
@@ -14,10 +16,14 @@ KEY_ENDS = ("asc", "desc", "collate", "nulls", ",")  # what may follow a name th
 class Aliases:
     """The names in a query, as token indices.
 
+    Args:
+        schema: of the database; without it, where only a schema could tell, a name is an alias.
+
     Attributes:
         tables: where WITH names a table, with the tokens of the table's query.
         listed: where WITH names a column, as in WITH t(a, b) AS.
         sources: where a table or a subquery of FROM gets an alias.
+        aliased: the tables and subqueries that get one.
         results: where a result column gets one.
         windows: where a window is named.
         windows_at: the parentheses that open their definitions.
@@ -27,16 +33,19 @@ class Aliases:
         types: the types in CAST, which may be any words.
         collations: the names after COLLATE, which may be any words where nothing is compared.
         qualifiers: names before a dot.
+        of_aliases: those of `qualifiers` that are aliases or tables of WITH.
+        scopes: which of these names a token sees.
         columns: all other names but those of functions.
         references: those of `columns` that are the alias of a result.
     """
 
-    def __init__(self, query: Query):
+    def __init__(self, query: Query, schema: Schema | None = None):
         self.query, tokens, bodies = query, query.tokens, dict(bodies_after_as(query))
         self.tables = {i: bodies[i] for i in tables_of_with(query, bodies)}
         lists = [range(i + 2, query.closing.get(i + 1, 0)) for i in self.tables]
         self.listed = {i for span in lists for i in span if tokens[i].kind in NAMES}
-        self.sources = set(source_aliases(query))
+        aliases = dict(source_aliases(query))
+        self.sources, self.aliased = set(aliases.values()), aliases.keys()
         self.results = set(result_aliases(query))
         self.items = {source.item for select in query.selects for source in select.all_sources()}
         self.types = set(cast_types(query))
@@ -54,8 +63,9 @@ class Aliases:
         self.columns = {i for i in names - strings if query.next_text(i) not in (".", "(")}
         self.columns -= {*bodies, *self.listed, *self.sources, *self.results}
         self.columns -= self.items | self.types | self.collations | self.used_windows
-        scopes = Scopes(self)
-        self.references = {i for i in self.columns if scopes.is_reference(i)}
+        self.scopes = Scopes(self, columns_of_tables(schema) if schema else {})
+        self.references = {i for i in self.columns if self.scopes.is_reference(i)}
+        self.of_aliases = {i for i in self.qualifiers if self.scopes.is_of_alias(i)}
 
     def name(self, i: int) -> str:
         return name_of(self.query.tokens[i])
@@ -65,25 +75,34 @@ class Aliases:
 
 
 class Scopes:
-    """Where the aliases of results can be used.
+    """Where the aliases of tables and results can be used.
 
     Attributes:
-        own: the aliases of each SELECT's results.
+        sources: the tables of each SELECT, by the name that it knows them by.
+        own: the aliases of its results.
         used: the names that its results are made of: columns, even if they are aliases, too.
         tables: the tokens of its FROM, without its conditions.
+        known: the columns of its tables, as far as the schema tells.
         sortable: the names that its ORDER BY looks for first.
         given: {alias: the names that this subquery or table of WITH gives to its columns}, and
             under None those of all.
     """
 
-    def __init__(self, aliases: Aliases):
+    def __init__(self, aliases: Aliases, columns: Mapping[str, set[str]]):
         self.query = query = aliases.query
-        self.own, self.used = {}, {}
+        self.own, self.used, self.known = {}, {}, {}
+        self.aliased, self.of_with = aliases.aliased, aliases.names(aliases.tables)
         self.tables = {select: tables_of_from(select) for select in query.selects}
+        self.sources = {
+            select: {source.alias: source for source in reversed(select.all_sources())}
+            for select in query.selects
+        }
         for select in query.selects:
             span = [i for i in select.clause("select") if query.select_of[i] is select]
             self.own[select] = aliases.names(aliases.results.intersection(span))
             self.used[select] = aliases.names(aliases.columns.intersection(span))
+            tables = {source.table for source in select.all_sources()} - self.of_with
+            self.known[select] = set().union(*(columns.get(table or "", ()) for table in tables))
         self.sortable = self._sortable()
         self.given = self._given(aliases)
 
@@ -99,7 +118,7 @@ class Scopes:
         return names
 
     def _given(self, aliases: Aliases) -> dict[Select, dict[str | None, set[str]]]:
-        query, tables = self.query, aliases.names(aliases.tables)
+        query, tables = self.query, self.of_with
         inside = {i for body in aliases.tables.values() for i in body}
         of_tables = aliases.names(aliases.results & inside | aliases.listed)
         readers = [
@@ -125,11 +144,28 @@ class Scopes:
         for select, at in self._around(i):
             given = self.given[select]
             if qualifier is None:
+                if self._is_sort_key(at, select) and name in self.sortable[select]:
+                    return True
+                if name in self.known[select]:
+                    return False
                 if name in given[None] or self._is_own(name, select, at):
                     return True
             elif qualifier in given:
                 return name in given[qualifier]
         return False
+
+    def is_of_alias(self, i: int) -> bool:
+        """Whether a name before a dot is an alias or a table of WITH: unless it is found to be the
+        name of a table without an alias.
+        """
+        source = self.source_of(i)
+        return not source or source.item in self.aliased or source.table in self.of_with
+
+    def source_of(self, i: int) -> Source | None:
+        """The table or subquery whose name or alias token `i` is, before a dot."""
+        name = name_of(self.query.tokens[i])
+        found = (self.sources[select].get(name) for select, _ in self._around(i))
+        return next(filter(None, found), None)
 
     def _around(self, i: int) -> Iterator[tuple[Select, int]]:
         """The SELECTs whose names token `i` sees, each with the token itself or its subquery's."""
@@ -139,12 +175,18 @@ class Scopes:
                 yield select, at
             select, at = select.parent, select.start
 
-    def _is_own(self, name: str, select: Select, at: int) -> bool:
-        """Whether a name at token `at`, or in the subquery there, is an alias of the SELECT."""
+    def _is_sort_key(self, at: int, select: Select) -> bool:
+        """Whether token `at` is a whole sort key of the SELECT."""
         query, order = self.query, select.clause("order")
         ends = at + 1 == order.stop or query.next_text(at) in KEY_ENDS
-        if at in order and query.tokens[at - 1].text in ("by", ",") and ends:
-            return name in self.sortable[select]
+        return at in order and query.tokens[at - 1].text in ("by", ",") and ends
+
+    def _is_own(self, name: str, select: Select, at: int) -> bool:
+        """Whether a name at token `at`, or in the subquery there, is an alias of the SELECT, if it
+        is no sort key.
+        """
+        if self._is_sort_key(at, select):
+            return False
         hidden = at in select.clause("select") or at in self.tables[select]
         return not hidden and name in self.own[select] and name not in self.used[select]
 
@@ -184,8 +226,16 @@ def is_used_window(query: Query, i: int) -> bool:
     return before[-1:] == ["over"] or before in (["over", "("], ["as", "("])
 
 
-def source_aliases(query: Query) -> Iterator[int]:
-    """The aliases of tables and subqueries, where they are defined."""
+def columns_of_tables(schema: Schema) -> dict[str, set[str]]:
+    """The columns of each table and view; all names in lower case."""
+    return {
+        table.name.translate(ASCII_LOWER): {c.name.translate(ASCII_LOWER) for c in table.columns}
+        for table in (*schema.tables, *schema.views)
+    }
+
+
+def source_aliases(query: Query) -> Iterator[tuple[int, int]]:
+    """The tables and subqueries that get an alias, and where it is."""
     tokens = query.tokens
     for select in query.selects:
         for source in select.all_sources():
@@ -196,7 +246,7 @@ def source_aliases(query: Query) -> Iterator[int]:
             has_as = after < source.last and tokens[after].text == "as"
             after += has_as
             if after < source.last and is_alias(tokens[after], has_as):
-                yield after
+                yield source.item, after
 
 
 def result_aliases(query: Query) -> Iterator[int]:

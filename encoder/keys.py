@@ -7,12 +7,11 @@ reads the short form: a join along other columns is then easy to tell from the r
 of one key that differ in collation are shortened, too, although the order of = matters for them.
 """
 
-import functools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from encoder.aliases import Aliases, tables_of_from
+from encoder.aliases import Aliases
 from sqlenv.query import Select, Source
 from sqlenv.schema import Schema, Table
 from sqlenv.text import ASCII_LOWER, KEYWORDS, WORD
@@ -72,7 +71,6 @@ class Columns:
         self.aliases_are_free = not any(map(NEW_NAME.fullmatch, known))
         for name in aliases.names(aliases.defined):
             self.tables.pop(name, None)
-        self.sources_of = functools.cache(self._sources_of)
 
     def join(self, select: Select, leaf: range) -> Iterator[KeyUse]:
         """A condition of the form a.b = c.d."""
@@ -103,7 +101,7 @@ class Columns:
         tokens, own = self.query.tokens, select.all_sources()
         if len(span) == 3 and tokens[span.start + 1].text == ".":
             place = span.start
-            source = self.visible_source(select, self.aliases.name(place))
+            source = self.aliases.scopes.source_of(place)
         elif len(span) == 1 and span.start in self.aliases.columns and len(own) == 1:
             place, source = own[0].item, own[0]
             if source.alias != self.aliases.name(place):
@@ -120,26 +118,10 @@ class Columns:
         is an alias, its new name counts.
         """
         name = self.aliases.name(place)
-        if source.alias != source.table:
+        if source.item in self.aliases.aliased:
             return self.aliases_are_free
         is_string = self.query.tokens[place].kind == "string" or not PLAIN.fullmatch(name)
         return not is_string and name not in KEYWORDS and name not in self.column_names
-
-    def visible_source(self, select: Select | None, alias: str) -> Source | None:
-        """The table that a SELECT or one around it knows by this name."""
-        while select:
-            sources, parent, _ = self.sources_of(select)
-            if alias in sources:
-                return sources[alias]
-            while parent and select.start in self.sources_of(parent)[2]:  # tables of FROM do not
-                select, parent = parent, parent.parent  # see each other
-            select = parent
-        return None
-
-    def _sources_of(self, select: Select) -> tuple[dict[str, Source], Select | None, set[int]]:
-        """The tables of a SELECT by their names, the SELECT around it, and the tokens of FROM."""
-        sources = {source.alias: source for source in reversed(select.all_sources())}
-        return sources, select.parent, tables_of_from(select)
 
 
 def is_key(left: Column | None, right: Column | None) -> bool:

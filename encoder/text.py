@@ -69,7 +69,7 @@ def sql_text(sql: str, schema: Schema | None = None, *, with_schema: bool = True
 
 def edits(query: Query, schema: Schema | None) -> list[Edit]:
     """Renames every alias where it is defined and used, or drops it if it is never used."""
-    tokens, aliases, changes = query.tokens, Aliases(query), []
+    tokens, aliases, changes = query.tokens, Aliases(query, schema), []
     known, renamed = schema and names_in(schema), new_names(aliases)
     idle = idle_words(aliases, known) | unknown_names(aliases, known, renamed)
     tables, in_keys = aliases.items | aliases.qualifiers, set()
@@ -108,7 +108,7 @@ def new_names(aliases: Aliases) -> dict[int, str]:
     windows = numbered("w", sorted(aliases.windows), len(with_tables))
     new = {}
     for places, names in (
-        (aliases.sources | aliases.qualifiers, tables),
+        (aliases.sources | aliases.of_aliases, tables),
         (aliases.items | aliases.tables.keys(), with_tables),
         (aliases.windows | aliases.used_windows, windows),
         (kept | aliases.references, numbered("c", sorted(kept))),

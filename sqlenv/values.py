@@ -111,7 +111,9 @@ def _index(path: str, _mtime: int, _size: int) -> ValueIndex:
     )
     for (table, column), values in texts.items():
         for value in values:
-            if cut := pieces(value):
+            # A literal with a line break or a NUL cannot be written in one line of a prompt.
+            cut = pieces(value) if value.splitlines() == [value] and "\0" not in value else ()
+            if cut:
                 for piece in cut:
                     index.postings.setdefault(piece, []).append(len(index.values))
                 index.values.append((table, column, value))

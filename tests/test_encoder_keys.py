@@ -129,6 +129,68 @@ def test_tables_that_are_called_like_new_names(tmp_path):
     assert sql_text(sql, load_schema(path), with_schema=False) == text
 
 
+@pytest.mark.parametrize(
+    ("sql", "text"),
+    [
+        # An alias that is a column's name is that only as a whole sort key.
+        (
+            "SELECT count(*) AS year FROM concert WHERE year > 2014",
+            "SELECT count(*) FROM concert WHERE year > 2014",
+        ),
+        (
+            "SELECT count(*) AS year FROM concert GROUP BY year HAVING year > 9 ORDER BY year + 1",
+            "SELECT count(*) FROM concert GROUP BY year HAVING year > 9 ORDER BY year + 1",
+        ),
+        (
+            "SELECT max(id) AS year FROM concert GROUP BY singer_id ORDER BY year",
+            "SELECT max(id) AS c1 FROM concert GROUP BY singer_id ORDER BY c1",
+        ),
+        (
+            "SELECT count(*) AS year FROM singer WHERE"
+            " EXISTS (SELECT 1 FROM concert WHERE year > 9)",
+            "SELECT count(*) FROM singer WHERE EXISTS (SELECT 1 FROM concert WHERE year > 9)",
+        ),
+        (
+            "WITH w AS (SELECT max(id) AS year FROM concert) SELECT year FROM w",
+            "WITH w1 AS (SELECT max(id) AS c1 FROM concert) SELECT c1 FROM w1",
+        ),
+        # A table without an alias keeps its name where another is called like it.
+        (
+            "SELECT concert.name FROM singer AS concert"
+            " WHERE EXISTS (SELECT 1 FROM concert WHERE concert.id = 3)",
+            "SELECT t1.name FROM singer AS t1"
+            " WHERE EXISTS (SELECT 1 FROM concert WHERE concert.id = 3)",
+        ),
+        (
+            "SELECT concert.name FROM singer AS concert"
+            " WHERE EXISTS (SELECT 1 FROM shop WHERE concert.id = 3)",
+            "SELECT t1.name FROM singer AS t1 WHERE EXISTS (SELECT 1 FROM shop WHERE t1.id = 3)",
+        ),
+        # A column is called like this table, but not like its alias, whatever that is.
+        (
+            "SELECT 1 FROM city AS city JOIN shop AS shop ON city.id = shop.city_id",
+            "SELECT 1 FROM city AS t1 JOIN shop AS t2 ON t1 = t2",
+        ),
+    ],
+)
+def test_what_a_name_is_depends_on_the_schema(schema, sql, text):
+    assert sql_text(sql, schema, with_schema=False) == text
+
+
+def test_columns_that_are_called_like_new_names(tmp_path):
+    """singer and concert become t1 and t2, which are columns of x."""
+    path = tmp_path / "t.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(TABLES + "CREATE TABLE x (t1 INTEGER, t2 INTEGER);")
+    start = "SELECT 1 FROM x, singer AS singer JOIN concert AS concert ON "
+    text = "SELECT 1 FROM x, singer AS t1 JOIN concert AS t2 ON "
+    for before, after in (
+        ("singer.id = concert.singer_id", "t1.id = t2.singer_id"),
+        ("t1 = t2", "t1 = t2"),
+    ):
+        assert sql_text(start + before, load_schema(path), with_schema=False) == text + after
+
+
 def test_without_a_schema_nothing_is_a_key():
     sql = "SELECT 1 FROM singer JOIN concert ON singer.id = concert.singer_id GROUP BY singer.id"
     assert sql_text(sql) == sql

@@ -98,6 +98,13 @@ def test_long_texts_and_many_values_are_left_out(tmp_path):
     assert ("city", "note") not in question_values(path, "long " * 20, 1)
 
 
+def test_values_that_no_line_can_show_are_left_out(tmp_path):
+    """With a line break, one of Unicode's, or a NUL; the same words without are found."""
+    texts = ["Foo\nBar", "Foo\u2028Bar", "Foo\0Bar", "Foo Bar"]
+    path = make(tmp_path / "c.sqlite", [(i, text, None, 0.5) for i, text in enumerate(texts)])
+    assert question_values(path, "where is foo bar", 5) == {("city", "name"): ("Foo Bar",)}
+
+
 def test_a_changed_file_is_read_again(tmp_path):
     path = make(tmp_path / "c.sqlite", [(1, "Lima", None, None)])
     assert question_values(path, "Lima or Oslo?", 1) == {("city", "name"): ("Lima",)}
