@@ -12,8 +12,12 @@ seed. The keys of a line:
     outcomes          language -> metric -> a string of 0 and 1, one digit for each question
     rewarded          of the completions that the rewards found right, the shares that are right by
                       EX and TS; only where databases are cut or rewards need no gold
+
+measured.json has what all cells of an experiment are measured with: the version of the embedded
+dataset ("" for other data), a hash of the encoder, and --limit.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +31,7 @@ from sqlenv.embedded import LANGUAGES
 from sqlenv.embedded.generate import build
 from sqlenv.files import locked, write_file
 
-FILE = "cells.jsonl"
+FILE, MEASURED = "cells.jsonl", "measured.json"
 METRICS = {"valid": "valid", "execution": "EX", "test_suite": "TS", "semantic": "semantic"}
 CURVE = ("reward", "reward/execution", "reward/semantic", "kl")
 LANGUAGE_CURVES = tuple(f"language/{lang}" for lang in LANGUAGES)  # not every step has all
@@ -59,11 +63,21 @@ def read_cells(folder: Path) -> list[dict]:
 
 
 def is_current(folder: Path) -> bool:
-    """Whether the cells of an experiment are of this version of the embedded dataset, which the
-    folder names; an experiment on other data names none.
+    """Whether the cells of an experiment are of this version of the embedded dataset, or of other
+    data.
     """
-    path = folder / "dataset.txt"
-    return not path.exists() or path.read_text(encoding="utf-8").strip() == build().name
+    path = folder / MEASURED
+    saved = json.loads(path.read_text(encoding="utf-8"))["dataset"] if path.exists() else ""
+    return saved in ("", build().name)
+
+
+def encoder_hash(folder: Path) -> str:
+    """A hash of the files of an encoder's directory."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def save_cell(folder: Path, cell: dict, *, lock: Path) -> None:

@@ -134,13 +134,11 @@ class Results:
     def __init__(self, folder: Path):
         self.rows: dict[str, list[dict]] = {}
         cells = read_cells(folder)
-        for name, kinds in (
-            ("questions", {len(cell["golds"]) for cell in cells}),
-            ("languages", {cell["lang"] for cell in cells}),
-        ):
-            if len(kinds) > 1:
-                kinds = " and of ".join(map(str, sorted(kinds)))
-                raise UserError(f"{folder}: has cells of {kinds} {name}; measure one or the other")
+        if len({tuple(cell["golds"]) for cell in cells}) > 1:
+            raise UserError(f"{folder}: has cells of different questions; measure one or the other")
+        if len(kinds := {cell["lang"] for cell in cells}) > 1:
+            kinds = " and of ".join(sorted(kinds))
+            raise UserError(f"{folder}: has cells of {kinds} languages; measure one or the other")
         for cell in cells:
             self.rows.setdefault(cell["row"], []).append(cell)
 

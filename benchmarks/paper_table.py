@@ -35,7 +35,7 @@ from sqlenv import EMBEDDED
 from sqlenv.dataset.language import parse_languages
 from sqlenv.embedded.generate import build
 from sqlenv.errors import UserError, exit_code
-from sqlenv.files import write_text
+from sqlenv.files import write_json, write_text
 
 RUNS, RESULTS = Path("runs/paper"), Path("docs/results")
 NO_SEMANTIC = ["--reward", "semantic=0"]
@@ -246,31 +246,42 @@ def wanted_cells(arguments: argparse.Namespace) -> list[Cell]:
     return cells(rows=rows, **{name: getattr(arguments, name) for name in names})
 
 
-def check_dataset(folder: Path) -> None:
-    """Cells know questions by their number, so they are of one version of the embedded dataset,
-    which the folder names.
+def check_measured(folder: Path, measured_with: dict) -> None:
+    """Cells are compared question by question, so all of an experiment are measured with the same
+    dataset, encoder and number of questions, which its folder names.
 
     Raises:
-        UserError: the cells are of another version than the dataset that is here.
+        UserError: the cells that are there were measured with another one.
     """
-    path = folder / "dataset.txt"
+    path = folder / paper_cells.MEASURED
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, build().name + "\n")
-    if not paper_cells.is_current(folder):
-        raise UserError(
-            f"{folder}: its cells were measured on another version of the embedded dataset; move "
-            f"them and {RUNS / folder.name} away to measure anew, or check out the commit that "
-            "wrote them"
-        )
+        write_json(path, measured_with)
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in measured_with.items():
+        if saved[name] != value:
+            raise UserError(
+                f"{folder}: its cells were measured with another {name} ({saved[name]}, now "
+                f"{value}); name another experiment, or move them and {RUNS / folder.name} away "
+                "to measure anew"
+            )
 
 
 def run(arguments: argparse.Namespace) -> None:
     fill_in(arguments)
     wanted, folder = wanted_cells(arguments), RESULTS / arguments.experiment
     if not arguments.report:
-        if arguments.experiment in EXPERIMENTS:
-            check_dataset(folder)
+        embedded, encoder = arguments.experiment in EXPERIMENTS, Path(arguments.encoder)
+        if not encoder.is_dir():
+            raise UserError(f"--encoder {encoder}: there is no such directory")
+        check_measured(
+            folder,
+            {
+                "dataset": build().name if embedded else "",
+                "encoder": paper_cells.encoder_hash(encoder),
+                "limit": arguments.limit,
+            },
+        )
         (RUNS / arguments.experiment).mkdir(parents=True, exist_ok=True)
         saved = set(map(paper_cells.cell_key, paper_cells.read_cells(folder)))
         if others := {lang for _, lang, _ in saved} - {arguments.lang}:

@@ -176,11 +176,11 @@ def test_the_page_is_filled_from_the_cells(tmp_path, capsys):
     paper_report.write(folder, page)
     assert page.read_text() == first
     assert (tmp_path / "results-curves.png").stat().st_size > 1000
-    (folder / "main" / "dataset.txt").write_text("0123456789abcdef\n")  # another version
+    (folder / "main/measured.json").write_text('{"dataset": "0123456789abcdef"}')  # another version
     page.write_text("<!-- main -->\nold\n<!-- end -->\n\n<!-- unknown -->\nx\n<!-- end -->")
     paper_report.write(folder, page)
     assert "\nold\n" in page.read_text() and "\nx\n" in page.read_text()
-    for left in ("cells.jsonl", "dataset.txt"):  # no cell yet
+    for left in ("cells.jsonl", "measured.json"):  # no cell yet
         (folder / "main" / left).unlink()
         paper_report.write(folder, page)
         assert "\nold\n" in page.read_text()
@@ -206,15 +206,17 @@ def test_rows_that_are_no_main_rows_are_reported_alone(tmp_path, capsys):
 def test_cells_that_cannot_be_compared_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "docs/results/mine"
-    short = {"golds": [0], "outcomes": {"vi": dict.fromkeys(METRICS, "1")}}
-    write_cells(folder, make_cell("GRPO", 0.5), make_cell("GRPO", 0, seed=1) | short)
-    with pytest.raises(UserError, match=rf"mine: has cells of 1 and of {LENGTH} questions"):
+    others = {"golds": [0] * LENGTH}
+    write_cells(folder, make_cell("GRPO", 0.5), make_cell("GRPO", 0, seed=1) | others)
+    with pytest.raises(UserError, match="mine: has cells of different questions"):
         paper_report.Results(folder)
     write_cells(folder, make_cell("GRPO", 0.5), make_cell("GRPO", 0.5, lang="vi"))
     with pytest.raises(UserError, match=r"mine: has cells of all and of vi languages"):
         paper_report.Results(folder)
     write_cells(folder, make_cell("GRPO", 0.5, lang="vi"))
-    assert paper_table.main(["--experiment", "mine", "--lang", "en"]) == 2
+    encoder = make_encoder(tmp_path / "E")
+    words = ["--experiment", "mine", "--encoder", encoder]
+    assert paper_table.main([*words, "--lang", "en"]) == 2
     assert "mine: has cells of --lang vi" in capsys.readouterr().err
 
 
@@ -343,6 +345,7 @@ def test_an_experiment_on_other_models_has_tables_of_its_own(tmp_path):
 def test_what_an_experiment_trains_and_measures(tmp_path, monkeypatch):
     """The commands of a cell on another model, trained in English and measured in two languages."""
     monkeypatch.chdir(tmp_path)
+    make_encoder(tmp_path / "E")
     commands, rows = [], [("en", "SELECT 1", True, True)]
 
     def run_python(*words):
@@ -368,7 +371,7 @@ def test_what_an_experiment_trains_and_measures(tmp_path, monkeypatch):
     words += ["--examples", "50", "--options", "--lr 1e-4"]
     assert paper_table.main(words) == 0
     folder = tmp_path / "docs/results/small"
-    assert [path.name for path in folder.iterdir()] == ["cells.jsonl"]
+    assert {path.name for path in folder.iterdir()} == {"cells.jsonl", "measured.json"}
     assert [cell["row"] for cell in read_cells(folder)] == ["GRPO", "zero-shot"]
     zero_shot, trained, measured = commands
     assert zero_shot.startswith("evaluate.py --model Z --data D --lang en,vi --limit 0 --encoder E")
@@ -377,12 +380,36 @@ def test_what_an_experiment_trains_and_measures(tmp_path, monkeypatch):
     assert measured.startswith("evaluate.py --run runs/paper/small/GRPO-en-0 --lang en,vi")
 
 
-def test_cells_of_another_dataset_are_not_mixed_with_new_ones(tmp_path):
-    paper_table.check_dataset(tmp_path)
-    paper_table.check_dataset(tmp_path)  # the same version
-    (tmp_path / "dataset.txt").write_text("0123456789abcdef\n")
-    with pytest.raises(UserError, match="measured on another version"):
-        paper_table.check_dataset(tmp_path)
+def make_encoder(folder):
+    folder.mkdir()
+    (folder / "weights").write_text("1")
+    return str(folder)
+
+
+def test_cells_that_were_measured_otherwise_are_not_mixed_with_new_ones(
+    tmp_path, monkeypatch, capsys
+):
+    """With an encoder of other weights, with fewer questions, of another dataset, and without an
+    encoder, before anything is measured.
+    """
+    monkeypatch.chdir(tmp_path)
+    measured = []
+    monkeypatch.setattr(paper_table, "measure", lambda *cell: measured.append(cell))
+    monkeypatch.setattr(paper_report, "write", lambda *_: None)
+    words = ["--rows", "GRPO", "--seeds", "1", "--encoder", make_encoder(tmp_path / "E")]
+    assert paper_table.main(words) == paper_table.main(words) == 0 and len(measured) == 2
+    assert paper_table.main([*words, "--limit", "2"]) == 2
+    assert "measured with another limit (0, now 2)" in capsys.readouterr().err
+    (tmp_path / "E/weights").write_text("2")
+    assert paper_table.main(words) == 2
+    assert "docs/results/main: its cells were measured with another encoder" in (
+        capsys.readouterr().err
+    )
+    (tmp_path / "docs/results/main/measured.json").write_text('{"dataset": "0123456789abcdef"}')
+    assert paper_table.main(words) == 2
+    assert "another dataset (0123456789abcdef, now" in capsys.readouterr().err
+    assert paper_table.main([*words, "--encoder", "missing"]) == 2 and len(measured) == 2
+    assert "--encoder missing: there is no such directory" in capsys.readouterr().err
 
 
 def test_a_cell_is_a_line_and_measured_again_replaces_it(tmp_path):
