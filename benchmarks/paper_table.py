@@ -254,14 +254,14 @@ def check_measured(folder: Path, measured_with: dict) -> None:
         UserError: the cells that are there were measured with another one.
     """
     path = folder / paper_cells.MEASURED
-    if not path.exists():
+    if not path.exists() or not paper_cells.read_cells(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, measured_with)
     saved = json.loads(path.read_text(encoding="utf-8"))
     for name, value in measured_with.items():
-        if saved[name] != value:
+        if saved.get(name) != value:
             raise UserError(
-                f"{folder}: its cells were measured with another {name} ({saved[name]}, now "
+                f"{folder}: its cells were measured with another {name} ({saved.get(name)}, now "
                 f"{value}); name another experiment, or move them and {RUNS / folder.name} away "
                 "to measure anew"
             )

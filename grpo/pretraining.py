@@ -123,6 +123,8 @@ class PretrainingBatches:
         steps: of the curriculum, which begins with small schemas and simple questions.
     """
 
+    data_hash = ""  # there is no data but what the arguments decide
+
     def __init__(
         self, langs: tuple[str, ...], tokenizer, *, rows: int, size: int, seed: int, steps
     ):
@@ -134,8 +136,6 @@ class PretrainingBatches:
         excluded = {e.gold_sql for split in ("train", "dev") for e in load(split)}
         words = vocabulary_words(tokenizer)
         self.fresh = FreshQuestions(langs, excluded, partial(invent, words))
-
-    data_hash = ""  # the arguments and this version of the code decide all that is drawn
 
     def question_weight(self, step: int) -> float:
         """The weight of the questions' tokens in the loss. Predicting a question from the schema

@@ -209,7 +209,8 @@ def train(
         UserError: the checkpoint is of other ones, or has more steps than are asked for.
     """
     free = dict.fromkeys(("output", "stop", "save_every", "device"))
-    steps, settings = arguments.steps, vars(arguments) | free | {"data": batches.data_hash}
+    free["data"] = batches.data_hash  # and not where it is
+    steps, settings = arguments.steps, vars(arguments) | free
     optimizers = make_optimizers(model, arguments.lr, not arguments.model, distributed)
     schedules = [trapezoid_schedule(optimizer, steps) for optimizer in optimizers]
     parts = [model, *optimizers, *schedules]

@@ -389,15 +389,17 @@ def make_encoder(folder):
 def test_cells_that_were_measured_otherwise_are_not_mixed_with_new_ones(
     tmp_path, monkeypatch, capsys
 ):
-    """With an encoder of other weights, with fewer questions, of another dataset, and without an
-    encoder, before anything is measured.
+    """With fewer questions (but not before there is a cell), an encoder of other weights, of
+    another dataset, and without an encoder, before anything is measured.
     """
     monkeypatch.chdir(tmp_path)
     measured = []
     monkeypatch.setattr(paper_table, "measure", lambda *cell: measured.append(cell))
     monkeypatch.setattr(paper_report, "write", lambda *_: None)
     words = ["--rows", "GRPO", "--seeds", "1", "--encoder", make_encoder(tmp_path / "E")]
-    assert paper_table.main(words) == paper_table.main(words) == 0 and len(measured) == 2
+    assert paper_table.main([*words, "--limit", "2"]) == paper_table.main(words) == 0
+    write_cells(tmp_path / "docs/results/main", make_cell("SFT policy", 0.3))
+    assert paper_table.main(words) == 0 and len(measured) == 3
     assert paper_table.main([*words, "--limit", "2"]) == 2
     assert "measured with another limit (0, now 2)" in capsys.readouterr().err
     (tmp_path / "E/weights").write_text("2")
@@ -408,7 +410,7 @@ def test_cells_that_were_measured_otherwise_are_not_mixed_with_new_ones(
     (tmp_path / "docs/results/main/measured.json").write_text('{"dataset": "0123456789abcdef"}')
     assert paper_table.main(words) == 2
     assert "another dataset (0123456789abcdef, now" in capsys.readouterr().err
-    assert paper_table.main([*words, "--encoder", "missing"]) == 2 and len(measured) == 2
+    assert paper_table.main([*words, "--encoder", "missing"]) == 2 and len(measured) == 3
     assert "--encoder missing: there is no such directory" in capsys.readouterr().err
 
 
