@@ -17,7 +17,7 @@ class Aliases:
     """The names in a query, as token indices.
 
     Args:
-        schema: of the database; without it, where only a schema could tell, a name is an alias.
+        schema: of the database. Without it, a name that may be a column or an alias is an alias.
 
     Attributes:
         tables: where WITH names a table, with the tokens of the table's query.
@@ -155,8 +155,8 @@ class Scopes:
         return False
 
     def is_of_alias(self, i: int) -> bool:
-        """Whether a name before a dot is an alias or a table of WITH: unless it is found to be the
-        name of a table without an alias.
+        """Whether a name before a dot is an alias or a table of WITH. It is not if it is known to
+        be the name of a table without an alias.
         """
         source = self.source_of(i)
         return not source or source.item in self.aliased or source.table in self.of_with
@@ -164,8 +164,10 @@ class Scopes:
     def source_of(self, i: int) -> Source | None:
         """The table or subquery whose name or alias token `i` is, before a dot."""
         name = name_of(self.query.tokens[i])
-        found = (self.sources[select].get(name) for select, _ in self._around(i))
-        return next(filter(None, found), None)
+        for select, _ in self._around(i):
+            if name in self.sources[select]:
+                return self.sources[select][name]
+        return None
 
     def _around(self, i: int) -> Iterator[tuple[Select, int]]:
         """The SELECTs whose names token `i` sees, each with the token itself or its subquery's."""

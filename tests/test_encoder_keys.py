@@ -25,12 +25,15 @@ CREATE TABLE shop (city_id INTEGER REFERENCES city(id), name TEXT);
 """
 
 
+def make_schema(folder, script):
+    with closing(sqlite3.connect(folder / "k.sqlite")) as connection:
+        connection.executescript(script)
+    return load_schema(folder / "k.sqlite")
+
+
 @pytest.fixture(scope="module")
 def schema(tmp_path_factory):
-    path = tmp_path_factory.mktemp("keys") / "k.sqlite"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(TABLES)
-    return load_schema(path)
+    return make_schema(tmp_path_factory.mktemp("keys"), TABLES)
 
 
 @pytest.mark.parametrize(
@@ -121,18 +124,16 @@ def test_other_conditions_keep_their_columns(schema, sql):
 
 def test_tables_that_are_called_like_new_names(tmp_path):
     """x becomes t1, which is another table here."""
-    path = tmp_path / "t.sqlite"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(TABLES + "CREATE TABLE t1 (n INTEGER);")
+    schema = make_schema(tmp_path, TABLES + "CREATE TABLE t1 (n INTEGER);")
     sql = "SELECT 1 FROM singer AS x, t1, concert WHERE x.id = concert.singer_id"
     text = "SELECT 1 FROM singer AS t1, t1, concert WHERE t1.id = concert.singer_id"
-    assert sql_text(sql, load_schema(path), with_schema=False) == text
+    assert sql_text(sql, schema, with_schema=False) == text
 
 
 @pytest.mark.parametrize(
     ("sql", "text"),
     [
-        # An alias that is a column's name is that only as a whole sort key.
+        # A column hides an alias of its name, but not in a whole sort key.
         (
             "SELECT count(*) AS year FROM concert WHERE year > 2014",
             "SELECT count(*) FROM concert WHERE year > 2014",
@@ -166,7 +167,7 @@ def test_tables_that_are_called_like_new_names(tmp_path):
             " WHERE EXISTS (SELECT 1 FROM shop WHERE concert.id = 3)",
             "SELECT t1.name FROM singer AS t1 WHERE EXISTS (SELECT 1 FROM shop WHERE t1.id = 3)",
         ),
-        # A column is called like this table, but not like its alias, whatever that is.
+        # A column has the name of this table; its alias, t1, is no column.
         (
             "SELECT 1 FROM city AS city JOIN shop AS shop ON city.id = shop.city_id",
             "SELECT 1 FROM city AS t1 JOIN shop AS t2 ON t1 = t2",
@@ -179,16 +180,14 @@ def test_what_a_name_is_depends_on_the_schema(schema, sql, text):
 
 def test_columns_that_are_called_like_new_names(tmp_path):
     """singer and concert become t1 and t2, which are columns of x."""
-    path = tmp_path / "t.sqlite"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(TABLES + "CREATE TABLE x (t1 INTEGER, t2 INTEGER);")
+    schema = make_schema(tmp_path, TABLES + "CREATE TABLE x (t1 INTEGER, t2 INTEGER);")
     start = "SELECT 1 FROM x, singer AS singer JOIN concert AS concert ON "
     text = "SELECT 1 FROM x, singer AS t1 JOIN concert AS t2 ON "
     for before, after in (
         ("singer.id = concert.singer_id", "t1.id = t2.singer_id"),
         ("t1 = t2", "t1 = t2"),
     ):
-        assert sql_text(start + before, load_schema(path), with_schema=False) == text + after
+        assert sql_text(start + before, schema, with_schema=False) == text + after
 
 
 def test_without_a_schema_nothing_is_a_key():
