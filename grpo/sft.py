@@ -2,7 +2,7 @@
 right. A model that never gets a reward cannot learn by RL.
 
     python -m grpo.sft --output DIR                                          from scratch
-    python -m grpo.sft --model M --data ROOT --split train --output DIR      an existing model
+    python -m grpo.sft --model M --data ROOT --output DIR                    an existing model
 
 Many questions share a schema, so a batch is packed like a GRPO group (grpo/packing.py): one
 schema, then many "question, SQL" continuations that do not see each other. An existing model gets
@@ -266,8 +266,10 @@ def from_scratch(arguments: argparse.Namespace) -> tuple:
 def existing(arguments: argparse.Namespace, settings: PromptSettings) -> tuple:
     """A model to go on with, its tokenizer, and its batches."""
     dataset = open_dataset(arguments.data or EMBEDDED, arguments.questions)
-    langs = chosen_languages(dataset, arguments.lang, [arguments.split])
-    examples = [example for lang in langs for example in dataset.load(lang, arguments.split)]
+    has_sft = "sft" in dataset.splits and dataset.languages("sft")
+    split = arguments.split or ("sft" if has_sft else "train")
+    langs = chosen_languages(dataset, arguments.lang, [split])
+    examples = [example for lang in langs for example in dataset.load(lang, split)]
     check_context(arguments.model, *read_tokenizer(arguments.model), examples, settings=settings)
     # All weights are trained in float32: bfloat16 would round small steps of Adam away. So is LoRA
     # where there is no bfloat16: the gradients of a mean over many tokens are 0 in float16.
@@ -328,7 +330,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--output", required=True, help="new model directory")
     add("--model", help="model directory or hub id to train (a new model, from scratch)")
     add("--lang", default="all", help="all, or a comma list such as en,vi")
-    add("--split", default="sft", help="sft, or train where there is none")
+    add("--split", help="(sft; train in a dataset that has no sft)")
     add(
         "--lora-rank",
         type=COUNT_OR_ZERO,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dataset_kit import make_database
 from safetensors.torch import load_file
 from trainer_kit import TOKENIZER, make_policy
 
@@ -275,6 +276,22 @@ def test_an_existing_model_learns_to_answer(root, tmp_path, rank, template):
             parameter.requires_grad_()
         losses.append(sft.backward(policy.model, (prompts, groups, asked)))
     assert losses[1] < 0.8 * losses[0]
+
+
+def test_the_default_split(root, tmp_path, capsys):
+    """sft, of which the root has 30 English questions; train where there is no sft: of the three
+    questions on one SQLite file, two."""
+    base, shop = tmp_path / "base", make_database(tmp_path / "shop.sqlite", "CREATE TABLE t (a)")
+    merge_lora(make_policy().model, torch.float32).save_pretrained(base)
+    TOKENIZER.save_pretrained(base)
+    rows = ["one?,SELECT 1,train", "two?,SELECT 2,dev", "three?,SELECT 3,train"]
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("\n".join(["question,sql,split", *rows]))
+    for name, data in ("a", f"{root} --lang en"), ("b", f"{shop} --questions {pairs}"):
+        words = f"--model {base} --data {data} --output {tmp_path / name} --steps 1 --rows 1"
+        assert sft.main(words.split()) == 0
+    counts = [line for line in capsys.readouterr().out.splitlines() if line.endswith("examples")]
+    assert counts == ["30 examples", "2 examples"]
 
 
 def test_a_new_model_takes_no_data(tmp_path, capsys):
