@@ -4,7 +4,8 @@
 
 `grpo_step` is the whole algorithm (DeepSeekMath, arXiv 2402.03300, section 4.1) and makes the same
 update as `grpo/trainer.py: Trainer.train_step`. The trainer adds micro-batches, several updates per
-batch, dynamic sampling, several processes, metrics, guards and checkpoints.
+batch, dynamic sampling, a schedule of the learning rate, several processes, float16, metrics,
+guards and checkpoints.
 
 P prompts per step, G completions per prompt, T tokens in the longest completion.
 """
@@ -59,7 +60,7 @@ def grpo_step(
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> dict[str, float]:
     """One step on P questions; returns the mean reward and the loss."""
-    model, decode = policy.model, policy.tokenizer.batch_decode
+    model = policy.model
 
     # 1. Sample a group of G completions for each prompt. Merged LoRA is faster to sample from.
     prompt_ids = [prompts(example) for example in examples]  # P lists
@@ -69,7 +70,7 @@ def grpo_step(
     completion_ids = samples.completion_ids  # P x G lists
 
     # 2. Reward each completion by running its SQL.
-    texts = [decode(group, skip_special_tokens=True) for group in completion_ids]  # P x G
+    texts = [[policy.decode(ids) for ids in group] for group in completion_ids]  # P x G
     rewards = execution_rewards(verifier, examples, texts)  # (P, G)
 
     # 3. Compare each completion with its group. Where all rewards are equal, there is nothing to
@@ -109,7 +110,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    policy = load_policy(arguments.model, "cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = load_policy(arguments.model, device, "float32")
     add_lora(policy.model, seed=arguments.seed)
     trainable = lora_parameters(policy.model).values()
     optimizer = torch.optim.AdamW(trainable, lr=LEARNING_RATE, weight_decay=0.0)

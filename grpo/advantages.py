@@ -6,7 +6,7 @@ from torch import Tensor
 from grpo.checks import check_rewards
 
 EPSILON = 1e-4  # added to the divisor; DeepSeekMath gives no value, this one is in common use
-NOISE = 1e-6  # relative spread of a group below which its rewards differ by rounding only
+NOISE = 1e-6  # times the largest |reward|, or 1: rewards closer than this differ by rounding only
 
 
 def group_advantages(
@@ -28,9 +28,9 @@ def group_advantages(
             - ``group``: (r - mean) / (std + 1e-4), std with Bessel's correction (DeepSeekMath,
               arXiv 2402.03300, section 4.1.2: outcome supervision)
             - ``rloo``: r minus the mean of the others = G / (G - 1) * (r - mean) (arXiv 2402.14740)
-            - ``maxrl``: (r - mean) / mean |r|, the gradient of the log-likelihood of being right
-              rather than of the probability, so that hard questions count more (MaxRL, arXiv
-              2602.02710, where rewards are 0 or 1 and the divisor is the mean)
+            - ``maxrl``: (r - mean) / mean |r|, up to order G - 1 the gradient of the log-likelihood
+              of being right rather than of the probability, so that hard questions count more
+              (MaxRL, arXiv 2602.02710, where rewards are 0 or 1 and the divisor is the mean)
             - ``per_reward``: each term as in ``group``, weighted and summed, then normalised over
               the batch (GDPO, arXiv 2601.05242), so that a term with a small spread still counts
               by its weight. This last normalisation is the only operation that crosses groups.
@@ -42,8 +42,8 @@ def group_advantages(
         (P, G) float32. Exactly 0 in groups whose rewards differ by rounding only.
 
     Raises:
-        TypeError, ValueError: not a tensor; unknown ``kind``, wrong shape, groups of one, or
-            ``weights`` missing.
+        TypeError, ValueError: not a tensor; unknown ``kind``, wrong shape, groups of one (but for
+            ``centered``), or ``weights`` missing.
 
     >>> group_advantages(torch.tensor([[1., 0.], [2., 2.]])).tolist()
     [[0.5, -0.5], [0.0, 0.0]]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from grpo.prompt import SCHEMA_BUDGET, read_template
 from grpo.recipes import RECIPES
-from grpo.rewards import WEIGHTS, check_weights, is_label_free
+from grpo.rewards import WEIGHTS, check_weights, needs_gold
 from sqlenv import EMBEDDED, UserError
 from sqlenv.dataset import parse_languages
 from sqlenv.options import (
@@ -278,7 +278,7 @@ class Config:
             "--ask-again": self.ask_again < 1,
             "--reward consensus": self.reward.get("consensus"),
             "--reward test_suite": self.reward.get("test_suite"),
-            "rewards without gold SQL": is_label_free(self.reward, self.semantic_target),
+            "rewards without gold SQL": not needs_gold(self.reward, self.semantic_target),
         }
         sampled, execution = "which is about sampled SQL", "since it finds SQL right by execution"
         terms = "since groups with equal rewards may differ in a term, and then teach"

@@ -34,7 +34,7 @@ from sqlenv.errors import UserError
 
 START = 60.0  # seconds that a file may take to import
 GRACE = 1.0  # seconds after the timeout at which the process ends itself
-LARGEST = 1e30  # sums of larger values could overflow float32 in the trainer
+LARGEST = 1e15  # sums of squares of larger values could overflow float32 in the trainer
 ROOT = Path(__file__).resolve().parents[1]
 log = logging.getLogger("grpo")
 

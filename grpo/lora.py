@@ -56,7 +56,7 @@ class LoRALinear(nn.Module):
         self.merged: Tensor | None = None  # W + scale * B A, within ``lora_merged``
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
-        if self.merged is not None:
+        if self.enabled and self.merged is not None:
             return F.linear(x, self.merged, self.base.bias)
         out = self.base(x)
         if not self.enabled:
@@ -181,13 +181,14 @@ def add_lora(
 def lora_disabled(model: nn.Module):
     """Within it the model is its frozen base: the reference policy."""
     layers = [layer for _, layer in lora_layers(model)]
+    before = [layer.enabled for layer in layers]
     for layer in layers:
         layer.enabled = False
     try:
         yield model
     finally:
-        for layer in layers:
-            layer.enabled = True
+        for layer, enabled in zip(layers, before):
+            layer.enabled = enabled
 
 
 @contextmanager
@@ -201,9 +202,9 @@ def lora_merged(model: nn.Module):
     layers = [
         layer for _, layer in lora_layers(model) if not isinstance(layer.base.weight, DTensor)
     ]
-    for layer in layers:
-        layer.merged = layer.merged_weight()
     try:
+        for layer in layers:
+            layer.merged = layer.merged_weight()
         yield model
     finally:
         for layer in layers:

@@ -104,6 +104,7 @@ def policy_loss(
     weights: Tensor,
     ref_logprobs: Tensor | None = None,
     *,
+    sampled: Tensor | None = None,
     beta: float = 0.02,
     kl: str = "k3iw",
     importance_sampling: str = "token",
@@ -119,6 +120,8 @@ def policy_loss(
         advantages: (P, G) float32, of completions; (P, G, 1) or (P, G, T), of tokens.
         weights: (P, G, T) float32 from ``token_weights`` of the whole step; 0 masks a token out.
         ref_logprobs: (P, G, T) float32, under the frozen reference; may be None if ``beta`` is 0.
+        sampled: (P, G) bool, false for completions that another policy wrote, such as gold: they
+            have no KL term, whose estimators need samples of the policy. By default all have one.
         beta: weight of the KL term, whose estimator is ``kl`` (see ``token_kl``).
         importance_sampling, epsilon_low, epsilon_high: see ``surrogate_objective``.
 
@@ -144,6 +147,8 @@ def policy_loss(
     stats["ratio"] = ratio
     if ref_logprobs is not None:
         token_ratio = torch.exp(logprobs - old_logprobs)
+        if sampled is not None:  # a KL of exactly 0, and so is its gradient
+            ref_logprobs = torch.where(sampled[..., None], ref_logprobs, logprobs)
         if beta:
             objective = objective - beta * token_kl(logprobs, ref_logprobs, token_ratio, kl=kl)
         stats["kl"] = token_kl(logprobs, ref_logprobs, token_ratio, kl="k3")

@@ -59,10 +59,14 @@ class Policy:
         where it ends, ``extract_sql`` must see.
         """
         if not self._reasoning_ids:
-            return cast(str, self.tokenizer.decode(ids, skip_special_tokens=True))
+            return self._decode(ids, skip_special_tokens=True)
         dropped = {*self.tokenizer.all_special_ids} - self._reasoning_ids
-        kept = [token for token in ids if token not in dropped]
-        return cast(str, self.tokenizer.decode(kept))
+        return self._decode([token for token in ids if token not in dropped])
+
+    def _decode(self, ids: list[int], **options) -> str:
+        # Llama 3's tokenizer may ask for a cleaner text, in which x = ' . ' is x = '.'.
+        text = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False, **options)
+        return cast(str, text)
 
     @cached_property
     def token_text(self) -> TokenTexts:

@@ -134,7 +134,7 @@ class Rewards:
         if doubled:
             raise UserError(f"--reward: two rewards are called {doubled[0]!r}; rename a function")
         self.custom = {spec: CustomReward(spec, timeout) for spec in self.specs if is_custom(spec)}
-        self.weights = torch.tensor([weights[name] for name in self.specs])
+        self.weights = torch.tensor([float(weights[name]) for name in self.specs])
 
     def __call__(self, examples: list[Example], texts: list[list[str]], **options) -> Tensor:
         """The reward terms alone, (P, G, R) float32, see ``score``."""

@@ -29,7 +29,7 @@ class Rollout:
         texts: P x G completions as text, without special tokens.
         verdicts: P x G, what became of the SQL in them.
         sampling_logprobs: P tensors (G, T) float32, of each token under the distribution that it
-            was drawn from; T differs between groups.
+            was drawn from; T differs between groups. NaN for gold that has joined a group.
         allowed: as in ``Samples``: what each token was drawn from.
         finished: (P, G) bool, whether the completion ended with EOS before the limit.
         reward_terms: (P, G, R) float32.
@@ -52,6 +52,10 @@ class Rollout:
     def zero_variance(self) -> Tensor:
         """(P,) bool, whether all completions of the group have the same reward, up to rounding."""
         return (group_advantages(self.rewards, kind="centered") == 0).all(1)
+
+    def sampled(self) -> Tensor:
+        """(P, G) bool, false for gold that has joined a group (``--gold-completions``)."""
+        return torch.stack([~logprobs.isnan().any(1) for logprobs in self.sampling_logprobs])
 
     def completion_mask(self, *, include_truncated: bool = True) -> Tensor:
         """(P, G, T) bool, the tokens that the loss is taken over. It is built from lengths, never

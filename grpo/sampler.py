@@ -21,7 +21,8 @@ class Samples:
 
     Attributes:
         completion_ids: P x G lists of token ids, EOS included.
-        logprobs: (P, G, T) float32, of each token under the distribution that it was drawn from.
+        logprobs: (P, G, T) float32, of each token under the distribution that it was drawn from,
+            and at temperature 0 under that of temperature 1.
         finished: (P, G) bool, whether the completion ended with EOS before the limit.
         allowed: P x G x T lists of the token ids that each token was drawn from; P times None
             where it was drawn from all.

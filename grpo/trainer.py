@@ -55,7 +55,11 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=scaled)
         self.step = 0
         self.sampled: list[Rollout] = []  # in the last step, for those who want to look
-        self.timer, self.non_finite, self.sampler = PhaseTimer(), NonFiniteGuard(), SamplerGuard()
+        self.timer, self.non_finite, self.sampler_guard = (
+            PhaseTimer(),
+            NonFiniteGuard(),
+            SamplerGuard(),
+        )
         self.collapse = CollapseGuard(config.max_grad_norm)
 
     def train_step(self) -> dict[str, float]:
@@ -75,6 +79,7 @@ class Trainer:
             weights = token_weights(  # (P, G, T), as mask
                 mask, aggregation=config.loss_aggregation, max_new_tokens=config.max_new_tokens
             )
+            drawn = rollout.sampled().to(device)  # (P, G), all but gold
             parts = distributed.micro_batches(len(rollout.examples), config.micro_batch)  # slices
             reference = self.reference_logprobs if config.beta else lambda *_: None
             ref_logprobs = [reference(rollout, part) for part in parts]  # (p, G, T) each
@@ -90,7 +95,7 @@ class Trainer:
                     loss, stats = policy_loss(
                         logprobs, old_logprobs[i], advantages[part, :, : logprobs.shape[-1]],
                         weights[part, :, : logprobs.shape[-1]], ref_logprobs[i],
-                        beta=config.beta, kl=config.kl,
+                        sampled=drawn[part], beta=config.beta, kl=config.kl,
                         importance_sampling=config.importance_sampling,
                         epsilon_low=config.epsilon_low, epsilon_high=config.epsilon_high,
                     )  # fmt: skip
@@ -208,7 +213,7 @@ class Trainer:
         values["lr"] = self.schedule.get_last_lr()[0]
         self.schedule.step()
         self.step += 1
-        self.sampler.check(self.step, values["sampling_logp_difference"], self.model.dtype)
+        self.sampler_guard.check(self.step, values["sampling_logp_difference"], self.model.dtype)
         failures = self.distributed.all_gather(self.rewards.failures())
         clocks = self.distributed.all_gather(self.timer.seconds)
         values = {

@@ -1,5 +1,6 @@
 """The baseline of GRPO by hand: each kind of advantage in a few numbers, and what always holds."""
 
+import itertools
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo.advantages import group_advantages
+from grpo.custom_reward import LARGEST
 
 ANY_SPEED = settings(deadline=None)  # a busy machine is not a failure
 KINDS = ("group", "centered", "rloo", "maxrl")
@@ -81,6 +83,30 @@ def test_maxrl_by_hand():
     assert close(group_advantages(torch.tensor(rewards), kind="maxrl"), expected)
     mixed = group_advantages(torch.tensor([[2.0, -1.0, -1.0]]), kind="maxrl")
     assert close(mixed, [[1.5, -0.75, -0.75]])
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_maxrl_is_the_log_likelihood_up_to_order_of_the_group_less_one(size):
+    """Each of G completions is right with p. Over all outcomes, the expected gradient is that of
+    -sum over k = 1 ... G - 1 of (1 - p)^k / k, the beginning of log p; for G = 2 that of p.
+    """
+    p = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    total = torch.zeros((), dtype=torch.float64)
+    for outcome in itertools.product([0.0, 1.0], repeat=size):
+        right = torch.tensor([outcome])
+        logprobs = torch.where(right == 1, p.log(), (1 - p).log())  # (1, G)
+        advantages = group_advantages(right, kind="maxrl")
+        total = total + logprobs.sum().exp().detach() * (advantages * logprobs).mean()
+    expected = -sum((1 - p) ** k / k for k in range(1, size))
+    gradients = [torch.autograd.grad(value, p)[0].item() for value in (total, expected)]
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_largest_custom_rewards_have_advantages(kind):
+    """Squares of values such as 1e20 are infinite in float32."""
+    advantages = group_advantages(torch.tensor([[0.0, 0.0, -LARGEST, 0.0]]), kind=kind)
+    assert advantages.isfinite().all() and advantages[0, 2] < -0.5 < 0 < advantages[0, 0]
 
 
 def test_a_reward_that_stands_in_does_not_count_by_hand():

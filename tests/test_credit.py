@@ -18,8 +18,10 @@ from trainer_kit import (
 )
 
 from grpo.advantages import group_advantages
+from grpo.config import Config
 from grpo.credit import blamed_tokens, difference_credit
 from grpo.dynamic_sampling import select_groups
+from sqlenv import UserError
 from sqlenv.verifier import Verdict
 
 
@@ -127,6 +129,13 @@ def test_the_nearest_sibling_is_one_of_the_whole_group(examples, judged):
     assert rollout.completion_ids == [ids[:2]] and advantages.shape == (1, 2, 3)
     assert (advantages[0, 1] != 0).tolist() == [False, False, True]
     assert (advantages[0, 0] > 0).all()
+
+
+def test_it_needs_a_reward_that_looks_at_gold():
+    weights = dict.fromkeys(("execution", "schema", "semantic"), 0.0) | {"mine.py:f": 1.0}
+    Config(reward=weights).check()
+    with pytest.raises(UserError, match="--credit difference: not with rewards without gold SQL"):
+        Config(credit="difference", reward=weights).check()
 
 
 def test_without_a_right_one_nothing_changes(examples, sampled):

@@ -15,6 +15,7 @@ from grpo.lora import (
     LoRALinear,
     add_lora,
     lora_disabled,
+    lora_layers,
     lora_merged,
     lora_parameters,
     merge_lora,
@@ -49,6 +50,28 @@ def test_lora_by_hand():
     assert layer.base.weight.grad is None
     assert layer.lora_B.grad.tolist() == [[2.0 * 8]]  # scale * A x
     assert layer.lora_A.grad.tolist() == [[3.0, 5.0]]  # scale * B^T x
+
+
+def test_contexts_within_each_other():
+    """LoRA off is the base, merged or not, until the outermost one ends; a merge that fails leaves
+    nothing merged.
+    """
+    model = add_lora(make_model())
+    base = model(IDS).logits
+    layers = [layer for _, layer in lora_layers(model)]
+    for layer in layers:
+        torch.nn.init.normal_(layer.lora_B)
+    tuned = model(IDS).logits
+    with lora_merged(model), lora_disabled(model):
+        assert torch.equal(model(IDS).logits, base)
+        with lora_disabled(model):
+            pass
+        assert torch.equal(model(IDS).logits, base)
+    assert torch.equal(model(IDS).logits, tuned)
+    layers[-1].lora_A = torch.nn.Parameter(torch.zeros(1, 1))
+    with pytest.raises(RuntimeError), lora_merged(model):
+        pass
+    assert all(layer.merged is None for layer in layers)
 
 
 def test_random_weights_depend_on_the_seed_alone():

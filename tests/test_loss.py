@@ -283,6 +283,21 @@ def test_kl_by_hand(kl, value, gradient):
     assert stats["kl"] == pytest.approx(0.8 * 0.193147, abs=1e-5)  # always k3
 
 
+@pytest.mark.parametrize("kl", KL_ESTIMATORS)
+def test_completions_that_were_not_sampled_have_no_kl_term(kl):
+    """Gold that the policy finds e^90 times less likely than the reference, where k3 is infinite,
+    with A = 2, beside a sampled completion: -0.5 * 2, and a gradient of -0.5 * 2 on gold.
+    """
+    sampled = torch.tensor([[True, False]])
+    reference = torch.tensor([[[-1.0], [-1.0]]])
+    loss, gradient, stats = loss_and_gradient(
+        [[[-1.0], [-91.0]]], None, [[0.0, 2.0]], [[[0.5], [0.5]]], reference,
+        beta=1.0, kl=kl, sampled=sampled,
+    )  # fmt: skip
+    assert loss == -1 and stats["kl"] == 0
+    assert gradient.tolist() == [[[0.5 if kl == "k1" else 0.0], [-1.0]]]
+
+
 @pytest.mark.parametrize(
     ("kl", "value", "gradient"),
     [("k1", LN2, 1.0), ("k3", 0.193147, 0.5), ("k3iw", 0.386294, 1.386294)],

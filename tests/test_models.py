@@ -7,6 +7,8 @@ import pytest
 import torch
 from model_kit import CHAT, SHAPE, make_model, make_tokenizer, write_gguf
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,6 +18,7 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     GraniteConfig,
     GraniteForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
 from encoder.device import product_seconds
@@ -43,6 +46,23 @@ def test_load_policy(folder):
     assert torch.equal(policy.model.lm_head.weight, head)
     assert policy.eos_ids == {1}
     assert policy.tokenizer.decode(policy.tokenizer.encode("SELECT é")) == "SELECT é"
+
+
+def test_answers_are_decoded_as_they_were_written(folder):
+    """A tokenizer may ask for a text without spaces before punctuation, in which another string
+    stands in the SQL.
+    """
+    vocabulary = {word: i for i, word in enumerate("? <eos> x = ' . ,".split())}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="?"))
+    options = {"eos_token": "<eos>", "clean_up_tokenization_spaces": True}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **options)
+    ids = [2, 3, 4, 5, 4, 1]  # x = ' . ' <eos>
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "x = '. '"
+    tokenizer.save_pretrained(folder)
+    assert load_policy(str(folder)).decode(ids) == "x = ' . '"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["</think>"]})
+    tokenizer.save_pretrained(folder)
+    assert load_policy(str(folder)).decode([2, 7, *ids]) == "x </think> x = ' . '"
 
 
 def test_a_named_dtype(folder):

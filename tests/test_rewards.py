@@ -217,6 +217,12 @@ def test_the_result_has_prompts_groups_and_terms_in_that_order(sandbox, db):
     assert (terms @ rewards.weights).tolist() == [[1.5, 0, 0.5], [1.5, 0.5, 0.5]]
 
 
+def test_weights_may_be_integers(sandbox, db):
+    rewards = Rewards(ExecutionVerifier(sandbox), None, {"execution": 1, "syntax": 0})
+    terms = rewards([ask(db)], [[GOLD, "SELECT 1"]])
+    assert (terms @ rewards.weights).tolist() == [[1.0, 0.0]]
+
+
 def test_a_reward_of_weight_0_is_not_computed(sandbox, db):
     encoder = FakeEncoder()
     weights = {"execution": 1.0, "schema": 0, "semantic": 0.0}

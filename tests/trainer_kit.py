@@ -258,6 +258,8 @@ def plain_step(model, batch: Rollout, advantages, config: Config) -> tuple[dict,
             reference, _ = naive_logprobs(model, prompt, tokens, config.temperature)
         ratio = (logprobs - logprobs.detach()).exp()
         k3 = (reference - logprobs).exp() + logprobs - reference - 1
+        if not batch.sampled()[p, g]:  # gold
+            k3 = 0 * k3
         weight = {
             "token": 1 / total,
             "sequence": 1 / len(everyone) / len(tokens),
