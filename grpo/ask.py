@@ -144,7 +144,10 @@ def cell(value) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with control characters, by which it could change the terminal, as escapes."""
+    """The text with control characters, by which it could change the terminal, as escapes. Those
+    that join letters or keep them apart, as in Persian, stay.
+    """
+    keep += "\u200c\u200d"
     return "".join(
         c if c in keep or unicodedata.category(c)[0] != "C" else ascii(c)[1:-1] for c in text
     )
@@ -187,9 +190,10 @@ def database(arguments: argparse.Namespace, saved: dict) -> Example:
             raise UserError(
                 f"--db: name a database; the run's data has {len(others) + 1}, such as {path}"
             )
-    load_schema(path)
+    if not load_schema(path).tables:
+        raise UserError(f"{path}: the database has no table")
     asked = Example("?", LANG, path.stem, "", path)
-    same = (example for example in known if example.db_path == asked.db_path)
+    same = (e for e in known if e.db_path.resolve() == path.resolve())
     return next((replace(asked, descriptions=e.descriptions) for e in same), asked)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sqlenv.text import KEYWORDS
+from sqlenv.text import ASCII_LOWER, KEYWORDS
 
 NAMING = ("as", "with", "recursive")  # before a name that the query gives
 KNOWN = 200_000  # places and texts to remember
@@ -55,7 +55,7 @@ class NameConstraint:
     """
 
     def __init__(self, names: Iterable[str]):
-        self.names = frozenset(name.lower() for name in names)
+        self.names = frozenset(name.translate(ASCII_LOWER) for name in names)
         words = self.names | KEYWORDS | frozenset(FUNCTIONS.split())
         self.words = words
         self.prefixes = frozenset(word[:n] for word in words for n in range(1, len(word) + 1))
@@ -89,8 +89,8 @@ class NameConstraint:
         if character == UNREADABLE:
             free = self._may_be_cut(place) or place.before in NAMING
             return replace(place, free=True, word=place.word + character) if free else None
-        if character.isalnum() or character in "_$":
-            word = place.word + character.lower()
+        if character.isalnum() or character in "_$" or not character.isascii():
+            word = place.word + character.translate(ASCII_LOWER)
             return replace(place, word=word) if self._may_become(place, word) else None
         ended = self._end_word(place)
         if ended is None:
@@ -104,7 +104,7 @@ class NameConstraint:
         if closed:
             known = place.word in self.names or place.free
             return replace(place, quote="", word="", free=False) if known else None
-        word = place.word + character.lower()
+        word = place.word + character.translate(ASCII_LOWER)
         free = place.free or character == UNREADABLE and self._may_be_cut(place)
         return replace(place, word=word, free=free) if free or word in self.quoted else None
 

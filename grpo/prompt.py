@@ -105,7 +105,7 @@ def check_template(option: str, text: str, path: str = "") -> None:
     Raises:
         UserError: it is none. Names the line of the file, or else of the option.
     """
-    known, names = ", ".join(f"{{{name}}}" for name in FIELDS), set()
+    known, has_question = ", ".join(f"{{{name}}}" for name in FIELDS), False
     for number, line in enumerate(text.split("\n"), 1):
         where = f"{path or option}:{number}"
         try:
@@ -117,8 +117,13 @@ def check_template(option: str, text: str, path: str = "") -> None:
                 f"{where}: unknown field {{{unknown[0]}}}; there are {known}, and a brace is "
                 "written {{ or }}"
             )
-        names.update(used)
-    if option == "--prompt" and "question" not in names:
+        if "evidence" in used and len(set(used)) > 1:
+            raise UserError(
+                f"{where}: {{evidence}} needs a line of its own, which is left out for questions "
+                "without evidence"
+            )
+        has_question |= "question" in used
+    if option == "--prompt" and not has_question:
         raise UserError(f"{f'{option} {path}'.strip()}: a template needs {{question}}")
 
 
@@ -126,13 +131,17 @@ def fields_of(text: str) -> list[str]:
     """The fields of a template, with their format if they have one, which none may have.
 
     Raises:
-        ValueError: a single brace.
+        ValueError: a single brace, or a colon without a format.
     """
-    return [
-        name + (conversion and f"!{conversion}" or "") + (spec and f":{spec}" or "")
-        for _, name, spec, conversion in Formatter().parse(text)
-        if name is not None
-    ]
+    fields, understood = [], ""
+    for literal, name, spec, conversion in Formatter().parse(text):
+        understood += literal.replace("{", "{{").replace("}", "}}")
+        if name is not None:
+            fields.append(name + (conversion and f"!{conversion}" or "") + (spec and f":{spec}"))
+            understood += f"{{{fields[-1]}}}"
+    if understood != text:
+        raise ValueError("an empty format after ':'")
+    return fields
 
 
 def without_evidence(template: str) -> str:
@@ -206,7 +215,8 @@ class PromptBuilder:
     def constraint(self, example: Example) -> NameConstraint:
         """What may follow in SQL on the example's database."""
         if example.db_path not in self.constraints:
-            tables = load_schema(example.db_path).tables
+            schema = load_schema(example.db_path)
+            tables = schema.tables + schema.views
             columns = [column.name for table in tables for column in table.columns]
             names = [*(table.name for table in tables), *columns]
             self.constraints[example.db_path] = NameConstraint(names)

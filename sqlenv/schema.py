@@ -5,6 +5,7 @@ names with spaces, text that is not valid UTF-8. Everything readable is read. Re
 tables and columns, and views of them, are left out, since SQL that uses them fails.
 """
 
+import bisect
 import contextlib
 import functools
 import os
@@ -17,13 +18,14 @@ from sqlenv.errors import UserError
 from sqlenv.files import read_only_uri
 from sqlenv.text import ASCII_LOWER, RESERVED
 
-# What a declared type contains -> what a prompt shows; the first that occurs counts.
+# What a declared type contains, as a regular expression -> what a prompt shows; the first that
+# occurs counts.
 SHOWN_TYPES = {
-    **dict.fromkeys(("INT", "BOOL"), "INTEGER"),
-    **dict.fromkeys(("CHAR", "CLOB", "TEXT"), "TEXT"),
-    **dict.fromkeys(("DATETIME", "TIMESTAMP"), "DATETIME"),
+    "INT|BOOL": "INTEGER",
+    "CHAR|CLOB|TEXT": "TEXT",
+    "DATETIME|TIMESTAMP": "DATETIME",
     "DATE": "DATE",
-    **dict.fromkeys(("REAL", "FLOA", "DOUB", "NUM", "DEC"), "REAL"),
+    r"REAL|FLOA|DOUB|\b(NUM(ERIC|BER)?|DEC(IMAL)?)\b": "REAL",  # and not ENUM
 }
 SAMPLE_LENGTH = 40  # characters shown of a sample value
 DESCRIPTION_LENGTH = 120  # characters shown of a column's description
@@ -95,6 +97,7 @@ def read_schema(connection: sqlite3.Connection) -> Schema:
         "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL %'"
     )
     names = [name for (name,) in names if not name.lower().startswith("sqlite_")]
+    names = list(filter(_is_utf8, names))
     columns = {name: _columns(connection, name) for name in names}
     tables = tuple(Table(n, columns[n], _foreign_keys(connection, n, columns)) for n in names)
     return Schema(tables, tuple(_views(connection)))
@@ -122,6 +125,7 @@ def _columns(connection: sqlite3.Connection, table: str) -> tuple[Column, ...]:
     # Hidden are columns of virtual tables (1), which a * leaves out, and generated ones (2, 3).
     sql = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden != 1"
     rows = connection.execute(sql, [table])
+    rows = (row for row in rows if _is_utf8(row[0]))
     return tuple(Column(name, " ".join(type.split()), pk > 0) for name, type, pk in rows)
 
 
@@ -132,35 +136,50 @@ def primary_key(connection: sqlite3.Connection, table: str) -> list[str]:
 
 
 def _views(connection: sqlite3.Connection) -> Iterator[Table]:
-    for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'view'"):
+    """The views that a query can read: SQLite compiles one, as it does in the sandbox."""
+    names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'view'").fetchall()
+    connection.execute("PRAGMA trusted_schema = OFF")
+    for name in filter(_is_utf8, (name for (name,) in names)):
         try:
-            yield Table(name, _columns(connection, name), (), is_view=True)
+            columns = _columns(connection, name)
+            connection.execute(f"EXPLAIN SELECT * FROM {quote_name(name)}")
         except sqlite3.OperationalError:
-            continue  # it reads a missing table or calls a missing function
+            continue  # such as one that reads a missing table
+        yield Table(name, columns, (), is_view=True)
+
+
+def _is_utf8(name: str) -> bool:
+    """No query can write other names."""
+    return "\ufffd" not in name
 
 
 def _foreign_keys(
     connection: sqlite3.Connection, table: str, columns: Mapping[str, tuple[Column, ...]]
 ) -> tuple[ForeignKey, ...]:
     sql = 'SELECT "from", "table", "to", seq FROM pragma_foreign_key_list(?)'
-    tables = {name.lower(): name for name in columns}
-    names = [column.name.lower() for column in columns[table]]
+    tables = {_folded(name): name for name in columns}
+    names = [_folded(column.name) for column in columns[table]]
     keys = set()
     for column, to_table, to_column, part in connection.execute(sql, [table]):
-        target = tables.get(to_table.lower())
-        if target is None or column.lower() not in names:
+        target = tables.get(_folded(to_table))
+        if target is None or _folded(column) not in names:
             continue
         if to_column is None:  # SQLite uses the primary key
             primary = primary_key(connection, target)
             to_column = primary[part] if part < len(primary) else None
         else:
-            target_names = {c.name.lower(): c.name for c in columns[target]}
-            to_column = target_names.get(to_column.lower())
-        name = columns[table][names.index(column.lower())].name
+            target_names = {_folded(c.name): c.name for c in columns[target]}
+            to_column = target_names.get(_folded(to_column))
+        name = columns[table][names.index(_folded(column))].name
         keys.add(ForeignKey(name, target, to_column))
     return tuple(
-        sorted(keys, key=lambda k: (names.index(k.column.lower()), k.table, k.to_column or ""))
+        sorted(keys, key=lambda k: (names.index(_folded(k.column)), k.table, k.to_column or ""))
     )
+
+
+def _folded(name: str) -> str:
+    """A name as SQLite compares it: without the case of A to Z."""
+    return name.translate(ASCII_LOWER)
 
 
 def schema_text(
@@ -196,32 +215,42 @@ def schema_text(
         matches: from ``question_values``.
         descriptions: of columns, by "table.column" in any case.
     """
-    text, described = "", {k.lower(): " ".join(v.split()) for k, v in (descriptions or {}).items()}
-    for text in _texts(schema, samples or {}, matches or {}, described):
-        if budget is None or count_tokens(text) <= budget:
-            break
-    return text
+    described = {k.lower(): " ".join(v.split()) for k, v in (descriptions or {}).items()}
+    texts = _texts(schema, samples or {}, matches or {}, described)
+
+    def fits(text: Callable[[], str]) -> bool:
+        return budget is None or count_tokens(text()) <= budget
+
+    if fits(texts[0]):
+        return texts[0]()
+    first = bisect.bisect_left(texts, True, lo=1, hi=len(texts) - 1, key=fits)
+    return texts[first]()
 
 
 def _texts(
     schema: Schema, samples: Values, matches: Values, descriptions: Mapping[str, str]
-) -> Iterator[str]:
-    """Yields the texts for a schema, from the longest to the shortest."""
+) -> list[Callable[[], str]]:
+    """Functions that make the texts for a schema, from the longest to the shortest."""
     tables = schema.tables + schema.views
+    widest = sorted(tables, key=lambda t: -len(t.columns))
     named = f"\n{_named_values(matches)}" if matches else ""
-    yield _commented(tables, samples, descriptions) + named
-    if samples:
-        yield _commented(tables, {}, descriptions) + named
-    if descriptions:
-        yield _commented(tables, {}, {}) + named
-    if named:
-        yield _commented(tables, {}, {})
-    lines = {t.name: table_line(t, types=False) for t in tables}
-    yield "\n".join(lines.values())
-    for table in sorted(tables, key=lambda t: -len(t.columns)):
-        lines[table.name] = table_line(table, types=False, keys_only=True)
-        yield "\n".join(lines.values())
-    yield "\n".join(f"{_create(t)};" for t in tables)
+
+    def commented(samples: Values, descriptions: Mapping[str, str], end: str = "") -> str:
+        return "\n".join(table_line(t) + _comment(t, samples, descriptions) for t in tables) + end
+
+    def untyped(shortened: int) -> str:
+        short = {table.name for table in widest[:shortened]}
+        lines = (table_line(t, types=False, keys_only=t.name in short) for t in tables)
+        return "\n".join(lines)
+
+    return [
+        functools.partial(commented, samples, descriptions, named),
+        functools.partial(commented, {}, descriptions, named),
+        functools.partial(commented, {}, {}, named),
+        functools.partial(commented, {}, {}),
+        *(functools.partial(untyped, shortened) for shortened in range(len(tables) + 1)),
+        lambda: "\n".join(f"{_create(t)};" for t in tables),
+    ]
 
 
 def shown_type(declared: str) -> str:
@@ -234,7 +263,9 @@ def shown_type(declared: str) -> str:
     ['INTEGER', 'TEXT', 'REAL', 'DATETIME']
     """
     upper = declared.upper()
-    return next((shown for word, shown in SHOWN_TYPES.items() if word in upper), declared)
+    return next(
+        (shown for words, shown in SHOWN_TYPES.items() if re.search(words, upper)), declared
+    )
 
 
 def table_line(table: Table, *, types: bool = True, keys_only: bool = False) -> str:
@@ -264,10 +295,6 @@ def _create(table: Table) -> str:
     return f"CREATE {'VIEW' if table.is_view else 'TABLE'} {quote_name(table.name)}"
 
 
-def _commented(tables: Sequence[Table], samples: Values, descriptions: Mapping[str, str]) -> str:
-    return "\n".join(table_line(t) + _comment(t, samples, descriptions) for t in tables)
-
-
 def _comment(table: Table, samples: Values, descriptions: Mapping[str, str]) -> str:
     """The descriptions and values of a table's columns, behind its line; "" without any."""
     parts = []
@@ -279,7 +306,8 @@ def _comment(table: Table, samples: Values, descriptions: Mapping[str, str]) -> 
         described = descriptions.get(f"{table.name}.{column.name}".lower(), "")
         described = described and f" ({described[:DESCRIPTION_LENGTH]})"
         if shown or described:
-            parts.append(f"{column.name}{described}{shown and f': {shown}'}")
+            name = " ".join(column.name.split())
+            parts.append(f"{name}{described}{shown and f': {shown}'}")
     return f" -- {'; '.join(parts)}" if parts else ""
 
 
@@ -289,7 +317,7 @@ def _named_values(matches: Values) -> str:
         f"{quote_name(table)}.{quote_name(column)} = " + ", ".join(map(_literal, values))
         for (table, column), values in matches.items()
     ]
-    return " ".join(f"-- Values in the question: {'; '.join(parts)}".splitlines())
+    return f"-- Values in the question: {'; '.join(parts)}"
 
 
 def _literal(text: str) -> str:

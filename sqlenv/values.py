@@ -111,14 +111,19 @@ def _index(path: str, _mtime: int, _size: int) -> ValueIndex:
     )
     for (table, column), values in texts.items():
         for value in values:
-            # A literal with a line break or a NUL cannot be written in one line of a prompt.
-            cut = pieces(value) if value.splitlines() == [value] and "\0" not in value else ()
-            if cut:
+            if cut := pieces(value) if all(map(can_be_shown, (table, column, value))) else ():
                 for piece in cut:
                     index.postings.setdefault(piece, []).append(len(index.values))
                 index.values.append((table, column, value))
                 index.sizes.append(len(cut))
     return index
+
+
+def can_be_shown(text: str) -> bool:
+    """Whether a name or text can be written in one line of a prompt, so that SQL has it, too: it
+    has no line break, no NUL, and no bytes that are not UTF-8.
+    """
+    return text.splitlines() == [text] and not {"\0", "\ufffd"} & set(text)
 
 
 def pieces(text: str) -> set[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dataset_kit import make_database
 from model_kit import make_model
 from model_kit import make_tokenizer as make_byte_tokenizer
 from trainer_kit import DATABASES, QUERIES, QUESTIONS, make_tokenizer
@@ -199,6 +200,7 @@ def test_ask_by_vote_and_of_any_model(finished, root, capsys):
     [
         (["{run}", "?"], "--db: name a database; the run's data has 2, such as {root}/dataset/"),
         (["{run}", "?", "--db", "{root}"], "{root}: "),
+        (["{run}", "?", "--db", "{root}/empty.sqlite"], "empty.sqlite: the database has no table"),
         (["{run}", "?", "--db", "{root}/gone.sqlite"], "gone.sqlite: cannot open this database"),
         (["{run}", "", "--db", "{db}"], "the question '' is empty or not valid UTF-8"),
         (["{run}", "a\udcffb", "--db", "{db}"], "'a\\udcffb' is empty or not valid UTF-8"),
@@ -216,6 +218,7 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(
     finished, root, capsys, monkeypatch, words, message
 ):
     monkeypatch.setattr(ask, "load_policy", None)
+    (root / "empty.sqlite").touch()
     names = {"run": finished["run"], "root": root, "model": finished["model"]}
     names["db"] = database(root)
     assert ask.main([word.format(**names) for word in words]) == 2
@@ -284,6 +287,24 @@ def test_values_of_every_kind(capsys, verifier, examples):
     head, _, row, _, count = lines[-5:]
     assert row == f"NULL  x'00ff'  北京  a\\x1b[2J  {'x' * 59}…" and count == "1 row"
     assert head.startswith("n     b        c     d         'xxx")
+
+
+def test_marks_that_shape_words_are_shown_and_those_that_turn_them_are_not(capsys):
+    """A joiner within a Persian word and an emoji; not an override of the direction."""
+    assert ask.cell("می\u200cخواهم 👩\u200d🔬") == "می\u200cخواهم 👩\u200d🔬"
+    assert ask.cell("a\u202eb") == "a\\u202eb"
+
+
+def test_descriptions_belong_to_a_file_whatever_its_path_is_called(tmp_path, monkeypatch):
+    folder = tmp_path / "bird" / "dev_databases" / "pets"
+    path = make_database(folder / "pets.sqlite", "CREATE TABLE pet (name)")
+    (tmp_path / "link.sqlite").symlink_to(path)
+    known = Example("?", "en", "pets", "", path, descriptions={"pet.name": "of the pet"})
+    monkeypatch.setattr(ask, "questions_of", lambda saved: [known])
+    monkeypatch.chdir(folder)
+    for other in ("pets.sqlite", "../../dev_databases/pets/pets.sqlite", "../../../link.sqlite"):
+        arguments = ask.parse_arguments(["run", "--db", other])
+        assert ask.database(arguments, {}).descriptions == known.descriptions
 
 
 def test_no_more_than_fifty_rows(capsys, verifier, examples):

@@ -120,6 +120,13 @@ def test_what_does_not_exist(root, lang, split, words):
         ('[{"db_id": "a", "question": 5, "query": "c"}]', [":1: entry 1", "'question'"]),
         ('[{"db_id": " ", "question": "b", "query": "c"}]', [":1: entry 1", "'db_id'"]),
         ('[{"db_id": "a", "question": "\\ud800", "query": "c"}]', [":1: entry 1", "'question'"]),
+        ('[{"db_id": "a", "question": "b", "query": "\\ud800"}]', [":1: entry 1", "'query'"]),
+        (
+            '[{"db_id": "a", "question": "b", "query": "c", "part": "\\ud800"}]',
+            [":1: entry 1", "'part'", "not valid Unicode"],
+        ),
+        (f"[{'9' * 5000}]", ["dev_de.json:1", "malformed JSON"]),
+        (f"[{'[' * 99_999}", ["dev_de.json:1", "malformed JSON"]),
         ('[{"db_id": "../a", "question": "b", "query": "c"}]', [":1: entry 1", "'../a'"]),
         ('[{"db_id": "/etc", "question": "b", "query": "c"}]', [":1: entry 1", "'/etc'"]),
         ('[{"db_id": "..", "question": "b", "query": "c"}]', [":1: entry 1", "'..'"]),

@@ -183,10 +183,22 @@ def test_a_description_from_windows_or_of_another_kind(bird, caplog):
     folder = bird / "dev_20240627" / "dev_databases" / "pets" / "database_description"
     (folder / "Pet.csv").write_bytes(DESCRIPTION.replace("male", "mâle – il").encode("cp1252"))
     (folder / "notes.csv").write_text("a,b\n1,2\n")
+    (folder / "folder.csv").mkdir()
+    (folder / "link.csv").symlink_to("gone.csv")
+    (folder / "large.csv").write_text('original_column_name\n"' + "x" * 200_000)
     with caplog.at_level(logging.WARNING):
         example, _ = open_dataset(bird).load("en", "dev")
     assert example.descriptions["pet.sex"] == "M: mâle – il"
-    assert "notes.csv: not used" in caplog.text
+    for name in ("notes", "folder", "link", "large"):
+        assert f"{name}.csv: not used" in caplog.text
+
+
+def test_a_cell_of_a_description_may_have_any_character(bird):
+    folder = bird / "dev_20240627" / "dev_databases" / "pets" / "database_description"
+    text = "original_column_name,column_description\nname,a\u2028b\x0cc\nsex,of the pet\n"
+    (folder / "Pet.csv").write_text(text, "utf-8")
+    example, _ = open_dataset(bird).load("en", "dev")
+    assert example.descriptions == {"pet.name": "a b c", "pet.sex": "of the pet"}
 
 
 def test_a_split_of_bird_alone(bird):

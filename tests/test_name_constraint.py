@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from dataset_kit import make_database
 from hypothesis import given
 from hypothesis import strategies as st
 from trainer_kit import ANY_SPEED, TOKENIZER, close, make_policy, make_trainer, note_gradients
@@ -26,9 +27,9 @@ from grpo.name_constraint import (
 from grpo.prompt import PromptBuilder, PromptSettings
 from grpo.rollout import constrained_rows
 from grpo.sampler import sample_groups
-from sqlenv import EMBEDDED, UserError, load_dataset
+from sqlenv import EMBEDDED, Example, UserError, load_dataset
 
-NAMES = NameConstraint(["singer", "Name", "birth date"])
+NAMES = NameConstraint(["singer", "Name", "birth date", "École", "नाम", "cafe\u0301"])
 
 
 def accepts(text: str, ends: bool = True) -> bool:
@@ -48,6 +49,7 @@ def accepts(text: str, ends: bool = True) -> bool:
         "WITH best AS (SELECT name FROM singer) SELECT name FROM best",
         "WITH RECURSIVE tree(n) AS (SELECT 1) SELECT name FROM singer, tree",
         "SELECT 1.5e3, 0x1F, -2 FROM singer",
+        'SELECT नाम, cafe\u0301, École, "École" FROM SINGER',
         "SELECT CAST(name AS INTEGER) FROM singer",
         "",
     ],
@@ -62,6 +64,7 @@ def test_what_is_accepted(sql):
         "SELECT age FROM singer",
         "SELECT name FROM singers",
         "SELECT names FROM singer",
+        "SELECT école FROM singer",
         "SELECT T1.age FROM singer AS T1",
         'SELECT "birthday" FROM singer',
         "SELECT [name FROM singer",  # the quote is open
@@ -99,6 +102,15 @@ def test_gold_of_the_embedded_dataset_is_accepted():
         assert place is not None and constraint.may_end(place)
         wrong = re.sub(r"(FROM \w+)", r"\1qqq", example.gold_sql, count=1)
         assert constraint.after(Place(), wrong + " ") is None
+
+
+def test_views_of_the_prompt_may_be_named(tmp_path):
+    path = make_database(
+        tmp_path / "v.sqlite", "CREATE TABLE t (a); CREATE VIEW best (town) AS SELECT a FROM t"
+    )
+    constraint = PromptBuilder(TOKENIZER).constraint(Example("?", "en", "v", "", path))
+    assert constraint.after(Place(), "SELECT town FROM best ")
+    assert not constraint.after(Place(), "SELECT towns FROM best ")
 
 
 def test_token_texts_keep_their_space():

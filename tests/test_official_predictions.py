@@ -112,13 +112,15 @@ def test_a_db_id_with_spaces(tmp_path):
     assert read_official(path, dataset, "pt", "dev")[1] == ["minha loja", "SELECT\t2 x"]
 
 
-@pytest.mark.parametrize("name", ["p.txt", "p.sql", "p.jsonl", "p.json"])
+@pytest.mark.parametrize("name", ["p.txt", "p.sql", "p.SQL", "p.jsonl", "p.json"])
 def test_json_lines_are_recognised_whatever_the_name(tmp_path, name):
     path = tmp_path / name
     path.write_text('\n {"db_id": "pets", "question": "0?"}\n')
     assert not is_official(path)
     path.write_text('{"0": "SELECT 1"}')
     assert is_official(path)
+    path.write_text("SELECT 1\n")
+    assert is_official(path) == (not name.startswith("p.json"))
 
 
 @pytest.mark.parametrize("separator", ["\n", " "])

@@ -107,6 +107,13 @@ def test_json_lines(shop):
     assert sorted(texts(dataset, "en", "dev") + texts(dataset, "en", "train")) == ["A?", "B?"]
 
 
+def test_spaces_behind_separators_and_lines_without_a_cell(shop):
+    text = '\n sql; question\n\nSELECT 1; "A; a?"\n  \n ; \nSELECT 2;B?\n'
+    dataset = opened(shop, text)
+    golds = {e.question: e.gold_sql for s in dataset.splits for e in dataset.load("pt", s)}
+    assert golds == {"A; a?": "SELECT 1", "B?": "SELECT 2"}
+
+
 def test_questions_without_sql_where_nothing_needs_gold(shop):
     """The column may be missing, too."""
     dataset = opened(shop, "question,sql\nA?,SELECT 1\nB?,\n", need_gold=False)
@@ -126,6 +133,7 @@ def test_questions_without_sql_where_nothing_needs_gold(shop):
         ("question,sql\nA?,SELECT 1, 2", ":2: has 3 cells where the first line has 2; quote"),
         ('question,sql\n"A\n?",SELECT 1\nB?', ":4: has 1 cells"),
         ('question,sql\nA?,SELECT 1\n"B?,SELECT 2\n', ":3: malformed CSV"),
+        ('[{"question": "A?", "sql": "SELECT 1"}]', "pairs.csv: a JSON list; JSON lines are read"),
         ("question,sql\n", "pairs.csv: has no question"),
         ("question,sql\n,SELECT 1", ":2: has no question"),
         ("question,sql\nA?, ", ":2: the question has no SQL"),

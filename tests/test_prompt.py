@@ -228,6 +228,12 @@ def test_the_default_as_a_file_gives_the_default(example, tmp_path):
             "{question}\n}",
             ":2: Single '}' encountered in format string; a brace is written {{ or }}",
         ),
+        ("{question:}", ":1: an empty format after ':'; a brace is written {{ or }}"),
+        ("{{question: {question}}}\n{schema:}", ":2: an empty format"),
+        (
+            "{schema}\n{question} {evidence}",
+            ":2: {evidence} needs a line of its own, which is left",
+        ),
         ("{schema}", ": a template needs {question}"),
         ("", ": a template needs {question}"),
         (b"\xff{question}", ": cannot be read ("),

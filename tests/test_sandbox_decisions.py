@@ -9,6 +9,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from dataset_kit import make_database
 
 from sqlenv import Sandbox, load_schema
 from sqlenv.query import parse
@@ -98,6 +99,23 @@ def test_a_table_with_the_name_of_a_table_function_is_a_table(sandbox, tmp_path)
     connection.close()
     execution = sandbox.run(path, "SELECT value FROM json_each")
     assert (execution.rows, execution.reads) == ([(4,)], {("json_each", "value")})
+
+
+@pytest.mark.skipif(not HAS_JSON, reason="this SQLite is built without JSON")
+def test_json_in_an_index_or_a_column_does_not_hide_the_database(sandbox, tmp_path):
+    """SQLite does not trust the function there: only what calls it is denied."""
+    path = make_database(
+        tmp_path / "order.sqlite",
+        """CREATE TABLE orders (id INTEGER PRIMARY KEY, data TEXT,
+            stored TEXT AS (json_extract(data, '$.city')) STORED,
+            computed TEXT AS (json_extract(data, '$.city')));
+        INSERT INTO orders (id, data) VALUES (1, '{"city": "Lima"}');
+        CREATE INDEX by_city ON orders (json_extract(data, '$.city'));""",
+    )
+    sql = "SELECT id FROM orders WHERE json_extract(data, '$.city') = 'Lima'"
+    assert sandbox.run(path, sql).rows == [(1,)]
+    assert sandbox.run(path, "SELECT stored FROM orders").rows == [("Lima",)]
+    assert sandbox.run(path, "SELECT computed FROM orders").status in ("ok", "denied")
 
 
 def test_a_function_that_sqlite_does_not_trust_in_a_view_is_denied(sandbox, database):

@@ -9,6 +9,7 @@ from sqlenv import (
     Column,
     ForeignKey,
     Sandbox,
+    Schema,
     Table,
     UserError,
     load_schema,
@@ -116,7 +117,11 @@ CREATE VIEW cheap (label TEXT, "half cost");"""
         ("NUMERIC", "REAL"),
         ("Date", "DATE"),
         ("datetime", "DATETIME"),
+        ("number(10)", "REAL"),
+        ("decimal(5,2)", "REAL"),
         ("money", "money"),
+        ("ENUM('F','M')", "ENUM('F','M')"),
+        ("declared", "declared"),
         ("", ""),
     ],
 )
@@ -156,11 +161,76 @@ def test_text_shrinks_step_by_step(shop):
     assert texts[7:] == [f"{tables}\nCREATE VIEW cheap;"]
 
 
+def test_a_schema_of_many_tables_is_shortened_in_few_steps():
+    """The text that fits is that of shortening one table after the other, from the widest on."""
+    columns = [Column("id", "INT", True), *(Column(f"c{i}", "TEXT", False) for i in range(9))]
+    tables = tuple(Table(f"t{i:03d}", tuple(columns[: 2 + i % 9]), ()) for i in range(200))
+    asked = []
+
+    def count(text: str) -> int:
+        asked.append(len(text))
+        return len(text)
+
+    for budget in (9_000, 6_000, 5_000, 1_000):
+        text = schema_text(Schema(tables), budget=budget, count_tokens=count)
+        longer = [size for size in asked if size > len(text)]
+        assert len(text) <= budget < min(longer) or budget == 1_000
+        assert len(asked) < 12
+        asked.clear()
+
+
 def test_views_are_read_unless_they_are_broken(shop):
     (cheap,) = load_schema(shop).views
     assert cheap == Table(
         "cheap", (Column("label", "TEXT", False), Column("half cost", "", False)), (), True
     )
+
+
+def test_views_that_no_query_can_read_are_left_out(tmp_path):
+    """SQLite has the columns of some of them: with another number of names, a function where it
+    may not be, an unknown order, and a view of a virtual table, which the sandbox denies.
+    """
+    script = """CREATE TABLE t (a, b);
+    CREATE VIRTUAL TABLE f USING fts5(body);
+    CREATE VIEW good (x) AS SELECT a FROM t;
+    CREATE VIEW more AS SELECT x FROM good;
+    CREATE VIEW two (x, y) AS SELECT a FROM t;
+    CREATE VIEW counted AS SELECT count(*), a FROM t WHERE count(*) > 1;
+    CREATE VIEW sorted AS SELECT a FROM t ORDER BY a COLLATE zork;
+    CREATE VIEW found AS SELECT body FROM f;"""
+    path = make(tmp_path / "v.sqlite", script)
+    views = [view.name for view in load_schema(path).views]
+    assert views == ["good", "more"]
+    with Sandbox() as sandbox:
+        for name in ("good", "more", "two", "counted", "sorted", "found"):
+            readable = sandbox.run(path, f"SELECT * FROM {name}").status == "ok"
+            assert readable == (name in views), name
+
+
+def test_names_that_no_query_can_write_are_left_out(tmp_path):
+    """Those with bytes that are not UTF-8, here Latin-1's."""
+    path = make(tmp_path / "l.sqlite", "CREATE TABLE t (a, prexo); CREATE TABLE texo (a);")
+    path.write_bytes(path.read_bytes().replace(b"exo", b"e\xe7o"))
+    (table,) = load_schema(path).tables
+    assert (table.name, [column.name for column in table.columns]) == ("t", ["a"])
+
+
+def test_names_differ_in_the_case_of_letters_beyond_z(tmp_path):
+    """To SQLite École is not école, and a key refers to the columns of the one that it names."""
+    script = """CREATE TABLE École (Id INTEGER PRIMARY KEY);
+    CREATE TABLE école (nom PRIMARY KEY, École, école REFERENCES ÉCOLE(nom));
+    CREATE TABLE élève (é REFERENCES éCOLE(NOM), e REFERENCES École(ID));"""
+    _, school, pupil = load_schema(make(tmp_path / "e.sqlite", script)).tables
+    assert school.foreign_keys == (ForeignKey("école", "École", None),)
+    assert pupil.foreign_keys == (ForeignKey("é", "école", "nom"), ForeignKey("e", "École", "Id"))
+
+
+def test_a_name_with_a_line_break_stays_in_its_comment(tmp_path):
+    path = make(
+        tmp_path / "b.sqlite", 'CREATE TABLE t ("home\ntown" TEXT); INSERT INTO t VALUES (1)'
+    )
+    text = schema_text(load_schema(path), samples=sample_values(path, 1))
+    assert text == 'CREATE TABLE t ("home\ntown" TEXT); -- home town: 1'
 
 
 def test_descriptions(shop):
@@ -191,10 +261,10 @@ def test_descriptions(shop):
 def test_values_in_the_question(shop):
     """In one line behind the schema, whole, and quoted as SQL is: names and texts."""
     long = "a" * 99
-    matches = {("item", "full name"): ("O'Hara", "two\nlines"), ("sold", "day"): (long,)}
+    matches = {("item", "full name"): ("O'Hara", "two words"), ("sold", "day"): (long,)}
     first, _, last = schema_text(load_schema(shop), matches=matches).rpartition("\n")
     assert first == FULL
-    names = """item."full name" = 'O''Hara', 'two lines'"""
+    names = """item."full name" = 'O''Hara', 'two words'"""
     assert last == f"-- Values in the question: {names}; sold.day = '{long}'"
 
 

@@ -105,6 +105,16 @@ def test_values_that_no_line_can_show_are_left_out(tmp_path):
     assert question_values(path, "where is foo bar", 5) == {("city", "name"): ("Foo Bar",)}
 
 
+def test_values_that_sql_could_not_compare_are_left_out(tmp_path):
+    """Texts with bytes that are not UTF-8, and those of columns whose names have a line break."""
+    script = """INSERT INTO city VALUES (1, CAST(x'53e36f205061756c6f' AS TEXT), 'São Paulo', 0);
+    CREATE TABLE "sold
+    2024" (place); INSERT INTO "sold
+    2024" VALUES ('São Paulo');"""
+    path = make(tmp_path / "c.sqlite", [], script)
+    assert question_values(path, "in São Paulo?", 5) == {("city", "note"): ("São Paulo",)}
+
+
 def test_a_changed_file_is_read_again(tmp_path):
     path = make(tmp_path / "c.sqlite", [(1, "Lima", None, None)])
     assert question_values(path, "Lima or Oslo?", 1) == {("city", "name"): ("Lima",)}

@@ -9,6 +9,7 @@ folders and __MACOSX are not looked at.
 """
 
 import csv
+import io
 import logging
 import os
 import re
@@ -111,12 +112,16 @@ def read_descriptions(db_path: Path) -> dict[str, str]:
     }
     descriptions = {}
     for file in sorted(folder.glob("*.csv")):
-        rows = csv.DictReader(_decoded(file).splitlines(keepends=True))
-        if "original_column_name" not in (rows.fieldnames or []):
+        try:
+            rows = list(csv.DictReader(io.StringIO(_decoded(file), newline="")))
+        except (OSError, csv.Error) as error:
+            logger.warning("%s: not used, it cannot be read (%s)", file, error)
+            continue
+        if rows and "original_column_name" not in rows[0]:
             logger.warning("%s: not used, it has no column original_column_name", file)
             continue
         for row in rows:
-            cells = {name: " ".join((row.get(name) or "").split()) for name in rows.fieldnames}
+            cells = {name: " ".join((row[name] or "").split()) for name in row if name}
             name = names.get(f"{file.stem}.{cells['original_column_name']}".lower())
             texts = [cells.get("column_description") or cells.get("column_name", "")]
             texts += [cells.get("value_description", "")]

@@ -48,22 +48,24 @@ def read_entries(
     text = read_text(file)
     try:
         entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{error.lineno}: malformed JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        line, problem = getattr(error, "lineno", 1), getattr(error, "msg", error)
+        raise UserError(f"{file}:{line}: malformed JSON: {problem}") from error
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{file}:1: a non-empty list of questions is expected")
     rows = []
     for index, entry in enumerate(entries):
-        row, problem = _row(entry, fields)
+        row, problem = _row(entry, fields, optional)
         if problem:
             line = _line_of_entry(text, index)
             raise UserError(f"{file}:{line}: entry {index + 1} {problem}")
-        row |= {name: str(entry[name]) for name in optional if entry.get(name) is not None}
         rows.append(dict.fromkeys(optional, "") | row)
     return rows
 
 
-def _row(entry: object, fields: Mapping[str, Sequence[str]]) -> tuple[dict, str | None]:
+def _row(
+    entry: object, fields: Mapping[str, Sequence[str]], optional: Sequence[str]
+) -> tuple[dict, str | None]:
     """The texts of an entry by our names, and what is wrong with it."""
     if not isinstance(entry, dict):
         *first, last = (names[-1] for names in fields.values())
@@ -75,7 +77,10 @@ def _row(entry: object, fields: Mapping[str, Sequence[str]]) -> tuple[dict, str 
         if not isinstance(value, str) or not value.strip():
             problem = "is empty or not a text" if name in entry else "is missing"
             return row, f"cannot be used: its {name!r} {problem}"
+    row |= {name: str(entry[name]) for name in optional if entry.get(name) is not None}
+    for ours, value in row.items():
         if SURROGATE.search(value):
+            name = fields.get(ours, [ours])[-1]
             return row, f"has {name!r} that is not valid Unicode (half of a surrogate pair)"
     if not PLAIN_NAME.fullmatch(row["db_id"]):
         return row, f"has db_id {row['db_id']!r}, which is not a plain name"

@@ -164,6 +164,8 @@ def read_rows(file: Path, need_gold: bool) -> Iterator[Row]:
             the SQL, too.
     """
     text = read_text(file)
+    if text.lstrip().startswith("["):
+        raise UserError(f"{file}: a JSON list; JSON lines are read, an object on a line")
     json_lines, required = text.lstrip().startswith("{"), ["question"] + ["gold_sql"] * need_gold
     for line, cells in _json_rows(file, text) if json_lines else _csv_rows(file, text, required):
         row = {}
@@ -189,13 +191,14 @@ def _json_rows(file: Path, text: str) -> Iterator[tuple[int, dict]]:
 
 
 def _csv_rows(file: Path, text: str, required: list[str]) -> Iterator[tuple[int, dict]]:
-    separator = max(SEPARATORS, key=text.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    separator = max(SEPARATORS, key=text.lstrip("\r\n").partition("\n")[0].count)
+    options = {"delimiter": separator, "skipinitialspace": True, "strict": True}
+    reader = csv.reader(io.StringIO(text, newline=""), **options)
     names, line = [], 1
     try:
         for cells in reader:
             start, line = line, reader.line_num + 1
-            if not any(cells):
+            if not any(map(str.strip, cells)):
                 continue
             if not names:
                 names = [cell.strip().lower() for cell in cells]

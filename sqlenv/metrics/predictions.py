@@ -34,7 +34,7 @@ def is_official(path: str | PathLike) -> bool:
     path = Path(path)
     text = _text(path)
     is_object = re.match(r'\s*\{\s*"', text) is not None
-    return _is_bird(text) or (path.suffix in (".sql", ".txt") and not is_object)
+    return _is_bird(text) or (path.suffix.lower() in (".sql", ".txt") and not is_object)
 
 
 def read_official(

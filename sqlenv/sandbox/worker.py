@@ -101,10 +101,12 @@ class Database:
         self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
         self.connection.text_factory = decode
         allow_double_quotes(self.connection)
-        for pragma in PRAGMAS:
-            self.connection.execute(f"PRAGMA {pragma}")
+        # This reads the schema, which SQLite refuses as a whole if trusted_schema is off and an
+        # index or a generated column calls a function that it does not trust.
         names = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
         self.tables = {name.lower() for (name,) in self.connection.execute(names)}
+        for pragma in PRAGMAS:
+            self.connection.execute(f"PRAGMA {pragma}")
         for limit, value in LIMITS.items():
             self.connection.setlimit(limit, value)
         self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max_bytes)
