@@ -137,7 +137,8 @@ def fields_of(text: str) -> list[str]:
     for literal, name, spec, conversion in Formatter().parse(text):
         understood += literal.replace("{", "{{").replace("}", "}}")
         if name is not None:
-            fields.append(name + (conversion and f"!{conversion}" or "") + (spec and f":{spec}"))
+            conversion, spec = conversion and f"!{conversion}", spec and f":{spec}"
+            fields.append(f"{name}{conversion or ''}{spec or ''}")
             understood += f"{{{fields[-1]}}}"
     if understood != text:
         raise ValueError("an empty format after ':'")
