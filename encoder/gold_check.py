@@ -4,9 +4,11 @@ SQL of other questions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from encoder.reward import SemanticReward
 from sqlenv import Example
+from sqlenv.dataset import spread
 
 QUESTIONS = 256
 TRUSTED = 0.75  # share of questions whose gold must score above another question's; chance is 0.5
@@ -50,18 +52,18 @@ class GoldCheck:
 
 
 def check_on_gold(semantic: SemanticReward, examples: Sequence[Example]) -> GoldCheck | None:
-    """Scores gold and shuffled gold of the first questions that have gold; None if no two questions
-    on the same database have different gold SQL.
+    """Scores gold and the gold of another question, of ``QUESTIONS`` spread over all languages and
+    databases; None if no two questions on the same database have different gold SQL.
     """
     pairs, examples = [], [example for example in examples if example.gold_sql]
-    for number, example in enumerate(examples):
-        if len(pairs) == QUESTIONS:
-            break
-        later = [*examples[number + 1 :], *examples[:number]]
-        others = (e for e in later if e.db_path == example.db_path)
-        other = next((e for e in others if e.gold_sql != example.gold_sql), None)
-        if other is not None:
-            pairs.append((example, other.gold_sql))
+    golds: dict[Path, set[str]] = {}
+    for example in examples:
+        golds.setdefault(example.db_path, set()).add(example.gold_sql)
+    usable = [i for i, example in enumerate(examples) if len(golds[example.db_path]) > 1]
+    for i in spread(usable, QUESTIONS):
+        example, later = examples[i], [*examples[i + 1 :], *examples[:i]]
+        others = (e.gold_sql for e in later if e.db_path == example.db_path)
+        pairs.append((example, next(gold for gold in others if gold != example.gold_sql)))
     if not pairs:
         return None
     questions = [example.question for example, _ in pairs]

@@ -74,7 +74,7 @@ PREDICTED = [  # SQL, class of error
     (GOLD, None),
     ("SELECT name FROM singer WHERE age >= 40\n\n -- in paragraphs", None),
     (None, "no SQL"),
-    ("", "no SQL"),
+    (" \n", "no SQL"),
     ("SELECT name FORM singer", "syntax"),
     ("SELECT name FROM singer WHERE", "syntax"),
     ("SELECT name FROM singer; SELECT 1", "syntax"),
@@ -219,6 +219,7 @@ def test_the_hardness_breakdown_pools_the_languages():
     [
         ('near "FORM": syntax error', "syntax"),
         ('unrecognized token: "#"', "syntax"),
+        ('near "' + "以上的查询" * 59, "syntax"),  # cut at 300 characters
         ("incomplete input", "syntax"),
         ("no such column: T1.nome", "missing column"),
         ("no such table: singers", "missing table"),

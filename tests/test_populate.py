@@ -256,7 +256,14 @@ def test_perturbed_queries():
         " GROUP BY t.a ORDER BY CASE WHEN count(b) = count(*) THEN max(b) END ,"
         " 1 DESC, 2 DESC LIMIT 3"
     )
-    for determined in ("SELECT a FROM t WHERE b > 3", "SELECT a, sum(b) FROM t GROUP BY a"):
+    *sorted_, any_row = perturbed_queries("SELECT a FROM t WHERE b = (SELECT a FROM t)", 1, schema)
+    assert any_row == "SELECT a FROM t WHERE b IN (SELECT a FROM t)"
+    assert [sql.endswith("AS t ORDER BY 1 ASC )") for sql in sorted_] == [True, True, False, False]
+    for determined in (
+        "SELECT a FROM t WHERE b = (SELECT sum(a) FROM t)",
+        "SELECT a FROM t WHERE b > 3",
+        "SELECT a, sum(b) FROM t GROUP BY a",
+    ):
         assert perturbed_queries(determined, 2, schema) == []
 
 

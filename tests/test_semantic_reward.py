@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoder import ContrastiveEncoder, SemanticReward
+from encoder import ContrastiveEncoder, SemanticReward, gold_check
 from encoder.calibration import Calibration
 from encoder.gold_check import check_on_gold
 from encoder.reward import CACHED
@@ -203,6 +203,16 @@ def test_gold_against_the_gold_of_others_by_hand():
     assert not check.trusted and "67 % of 3 questions" in str(check)
     assert "of my-data; train an encoder" in check.report("my-data")
     assert check_on_gold(SemanticReward(ChosenEncoder()), examples[3:]) is None
+
+
+def test_gold_is_checked_in_all_parts_of_the_questions(monkeypatch):
+    """Of four the first and the third, GOLD, which beats HARD, and OTHER, which loses to GOLD; the
+    first two would both win.
+    """
+    monkeypatch.setattr(gold_check, "QUESTIONS", 2)
+    examples = [asked(GOLD), asked(HARD), asked(OTHER), asked(GOLD)]
+    check = check_on_gold(SemanticReward(ChosenEncoder()), [asked("SELECT 9", "b"), *examples])
+    assert (check.count, check.higher) == (2, 0.5)
 
 
 def test_the_shipped_encoder_tells_gold_apart_and_an_untrained_one_does_not():

@@ -28,7 +28,7 @@ from sqlenv.metrics.hardness import LEVELS, hardness
 EXAMPLES = 3  # shown of each class of errors
 # Classes of errors that the sandbox calls "error", by what SQLite says.
 MESSAGES = {
-    "syntax": ("syntax error", "incomplete input", "unrecognized token", "one statement"),
+    "syntax": ('near "', "syntax error", "incomplete input", "unrecognized token", "one statement"),
     "missing column": ("no such column",),
     "missing table": ("no such table",),
 }

@@ -88,7 +88,8 @@ def signature(cells: tuple) -> frozenset:
 def round_floats(cells: Iterable) -> dict:
     """Maps numbers to a representative, so that numbers within the tolerance become equal.
 
-    Neighbouring numbers are merged if they differ by a relative 1e-9 or by 1e-12. Two different
+    Numbers are merged with the smallest one that they differ from by a relative 1e-9 or by 1e-12,
+    and not with a neighbour: a column of times a second apart would be one number. Two different
     whole numbers are never merged: keys like 10000000001 and 10000000002 stay different. The values
     of both results are passed together, since rounding each number by itself would separate close
     numbers on both sides of a rounding boundary.
@@ -101,16 +102,15 @@ def round_floats(cells: Iterable) -> dict:
         return {}  # the usual case; in Python whole floats equal integers
     # The same NaN object for all: containers compare by identity first, so it equals itself.
     representative = {number: math.nan for number in numbers if math.isnan(number)}
-    previous, cluster, whole = math.nan, math.nan, False
+    cluster, whole = math.nan, False
     for number in sorted(numbers - representative.keys()):
         is_whole = isinstance(number, int) or number.is_integer()
         # Infinity is close only to itself, and no number is close to NaN.
-        if math.isclose(number, previous, **TOLERANCE) and not (whole and is_whole):
+        if math.isclose(number, cluster, **TOLERANCE) and not (whole and is_whole):
             representative[number] = cluster
             whole = whole or is_whole
         else:
             cluster, whole = number, is_whole
-        previous = number
     return representative
 
 

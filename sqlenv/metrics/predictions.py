@@ -170,7 +170,8 @@ def read_predictions(
         )
         for row in rows
     ]
-    return examples, [row["predicted"] or None for row in rows], absent
+    sqls = [row["predicted"] if (row["predicted"] or "").strip() else None for row in rows]
+    return examples, sqls, absent
 
 
 def _rows(path: Path, dataset: Dataset) -> tuple[list[dict], dict[str, Path]]:

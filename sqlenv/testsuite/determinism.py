@@ -2,16 +2,19 @@
 
 SQL does not define which of several tied rows a LIMIT keeps, in which order an ORDER BY returns
 tied rows, or from which row of a group a bare column is taken (a column that is neither grouped nor
-aggregated). Equivalent queries may then give different results. ``perturbed_queries`` rewrites a
-query so that each rewrite makes these choices differently. If all rewrites give the same result,
-the query is deterministic. Otherwise its result is arbitrary: no prediction can be verified by it.
+aggregated). Where a value is compared with a subquery of several rows, SQLite takes the first and
+other databases refuse the query. Equivalent queries may then give different results.
+
+``perturbed_queries`` rewrites a query so that each rewrite makes these choices differently. If all
+rewrites give the same result, the query is deterministic. Otherwise its result is arbitrary: no
+prediction can be verified by it.
 ``tie_broken_queries`` are those rewrites that do not read tables in another order, for databases so
 large that sorting their tables takes too long.
 """
 
 from collections.abc import Iterator
 
-from sqlenv.query import Edit, Query, Select, Source, find_table, name_of, parse
+from sqlenv.query import COMPARISONS, Edit, Query, Select, Source, find_table, name_of, parse
 from sqlenv.schema import Schema
 
 ORDERS = ("ASC", "DESC")
@@ -28,7 +31,8 @@ def perturbed_queries(sql: str, width: int, schema: Schema) -> list[str]:
 
     Tables are read in ascending or descending order of their rows. Each ORDER BY or LIMIT, also in
     subqueries, breaks ties by the result's columns, ascending or descending. A bare column of a
-    group is its minimum or its maximum. Most queries leave nothing open; the list is then empty.
+    group is its minimum or its maximum. ``= (SELECT …)`` takes the first value, the last, or any.
+    Most queries leave nothing open; the list is then empty.
 
     Args:
         sql: the query.
@@ -46,7 +50,16 @@ def perturbed_queries(sql: str, width: int, schema: Schema) -> list[str]:
         for order in ORDERS if edits or depends_on_order else ():
             sorting = [edit for s in sources for edit in sorted_source(query, s, schema, order)]
             rewrites.append(query.edited([*edits, *sorting]))
+    if edits := [Edit(i, i + 1, "IN") for i in compared_queries(query)]:
+        rewrites.append(query.edited(edits))
     return list(dict.fromkeys(rewrites))
+
+
+def compared_queries(query: Query) -> list[int]:
+    """The tokens = before subqueries."""
+    return [
+        s.start - 2 for s in query.selects if is_single_value(query, s) and s.opener in ("=", "==")
+    ]
 
 
 def tie_broken_queries(sql: str, width: int, schema: Schema) -> list[str]:
@@ -84,6 +97,19 @@ def tie_breakers(query: Query, select: Select, width: int, order: str) -> Iterat
     elif "limit" in select.clauses:
         at = select.clause("limit").start - 1
         yield Edit(at, at, f"ORDER BY {keys} ")
+    elif is_single_value(query, select):
+        yield Edit(select.end, select.end, f" ORDER BY {keys} ")
+
+
+def is_single_value(query: Query, select: Select) -> bool:
+    """Whether a value is compared with a subquery, of which SQLite takes the first row, and which
+    may have several: it is not one aggregate, and has no ORDER BY and LIMIT that choose a row.
+    """
+    one_row = "group" not in select.clauses and any(
+        query.select_of[i] is select for i, _ in query.aggregates()
+    )
+    chosen = {"order", "limit"} & select.clauses.keys()
+    return select.opener in COMPARISONS and not (one_row or chosen or select.compound)
 
 
 def bare_columns(query: Query, select: Select, schema: Schema, order: str) -> Iterator[Edit]:
