@@ -55,11 +55,14 @@ def shared_prefix(
     if layout is None:
         rest |= {"scaling": scaling, "sliding_window": sliding_window}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
-    extra = [name for name in UNSUPPORTED if rest.get(name) is not None]
-    if extra or rest.get("dropout") or not getattr(module, "is_causal", True):
-        what = extra[0] if extra else "dropout" if rest.get("dropout") else "no causal order"
-        raise UserError(f"{type(module).__name__} has {what} in its attention: not supported")
+    found = [name for name in UNSUPPORTED if rest.get(name) is not None]
+    found += ["dropout"] * bool(rest.get("dropout"))
+    found += ["no causal order"] * (not getattr(module, "is_causal", True))
+    found += ["a mask of its own"] * (attention_mask is None or attention_mask.numel() != 1)
+    if found:
+        raise UserError(f"{type(module).__name__} has {found[0]} in its attention: not supported")
     layout.calls += 1
+    layout.windows.add(sliding_window)
     # Under autocast rotary embeddings make queries and keys float32; the values keep its dtype.
     rows = [x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value)]  # (N, heads, D)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -80,7 +83,7 @@ def hidden_states(model, ids: Tensor, positions: Tensor, layout) -> Tensor:
     """
     if model.config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
-    layout.calls = 0
+    layout.calls, layout.windows = 0, set()
     hidden = model.get_decoder()(
         input_ids=ids[None],
         position_ids=positions[None],
@@ -327,6 +330,8 @@ class Decoding:
         )
         key_cache[:, :, -1], value_cache[:, :, -1] = key, value
         prompt_k, prompt_v = self.prompt_kv[layer]  # (P, K, L, D)
+        if query.dtype == torch.float16:  # whose largest number is 65504
+            query, scale = query * scale, 1.0
         query = query.unflatten(1, (key.shape[1], -1))  # (C, K, r, D)
         to_prompt = self._by_prompt(query) @ prompt_k.transpose(2, 3)  # (P, K, A r, L)
         to_completion = self._by_prompt(query @ key_cache.transpose(2, 3))  # (P, K, A r, t)

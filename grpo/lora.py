@@ -55,6 +55,11 @@ class LoRALinear(nn.Module):
         self.enabled = True
         self.merged: Tensor | None = None  # W + scale * B A, within ``lora_merged``
 
+    @property
+    def weight(self) -> Tensor:
+        """The base's, (out, in): models look at its dtype."""
+        return self.base.weight
+
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         if self.enabled and self.merged is not None:
             return F.linear(x, self.merged, self.base.bias)
@@ -134,7 +139,8 @@ def target_names(model: nn.Module, targets: Sequence[str] | str) -> list[str]:
     """
     blocks = model.get_decoder().layers  # pyright: ignore[reportCallIssue]
     path = next(name for name, module in model.named_modules() if module is blocks)
-    linear = [name for name, layer in blocks.named_modules() if isinstance(layer, nn.Linear)]
+    # A subclass may compute something else, such as which experts see a token.
+    linear = [name for name, layer in blocks.named_modules() if type(layer) is nn.Linear]
     linear = [f"{path}.{name}" for name in linear]
     for target in [targets] if isinstance(targets, str) else [[suffix] for suffix in targets]:
         if not any(is_target(name, target) for name in linear):

@@ -100,7 +100,7 @@ def shape_of(config, lora_targets: Sequence[str] = ()) -> Shape:
     return Shape(
         layers=len(blocks),
         hidden=text.hidden_size,
-        intermediate=text.intermediate_size,
+        intermediate=getattr(text, "intermediate_size", 4 * text.hidden_size),
         heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,

@@ -8,6 +8,8 @@ from torch import nn
 from grpo.attention import Groups, hidden_states
 from sqlenv.errors import UserError
 
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
 
 def reason(error: Exception) -> str:
     """An error's first line; its kind if it has none."""
@@ -18,11 +20,15 @@ def decoder_blocks(model) -> nn.ModuleList:
     """The layers that get LoRA and activation checkpointing.
 
     Raises:
-        UserError: the model has none, or none with linear layers, or attends in chunks.
+        UserError: the model has none, or none with linear layers, or mixes tokens otherwise than by
+            full attention and that of a sliding window.
     """
     blocks, name = getattr(model.get_decoder(), "layers", None), type(model).__name__
-    if getattr(model.config.get_text_config(), "attention_chunk_size", None):
-        raise UserError(f"{name} cannot be used here: it attends in chunks; choose another model")
+    text = model.config.get_text_config()
+    others = ["attention in chunks"] * bool(getattr(text, "attention_chunk_size", None))
+    others += sorted({*(getattr(text, "layer_types", None) or ())} - set(LAYER_TYPES))
+    if others:
+        raise UserError(f"{name} cannot be used here: it has {others[0]}; choose another model")
     if blocks is None or not any(isinstance(module, nn.Linear) for module in blocks.modules()):
         raise UserError(
             f"{name} cannot be used here: LoRA needs decoder blocks of linear layers, such as "
@@ -113,7 +119,8 @@ def check_logits(model) -> None:
     name, ids = type(model).__name__, torch.tensor([1, 2, 3], device=model.device)
     try:
         with torch.device(model.device):
-            hidden_states(model, ids, torch.arange(3), Groups([3], []))
+            layout = Groups([3], [])
+            hidden_states(model, ids, torch.arange(3), layout)
         output = model(input_ids=ids[None], output_hidden_states=True, use_cache=False)
         logits = model.get_output_embeddings()(output.hidden_states[-1])
     except (UserError, torch.OutOfMemoryError):
@@ -123,6 +130,13 @@ def check_logits(model) -> None:
             f"{name} cannot attend to a prompt that completions share ({reason(error)}); choose "
             "another model"
         ) from error
+    text = model.config.get_text_config()
+    slides = "sliding_attention" in (getattr(text, "layer_types", None) or ["sliding_attention"])
+    if slides and getattr(text, "sliding_window", None) and layout.windows == {None}:
+        raise UserError(
+            f"{name} keeps its sliding window from its attention, so that a group cannot share its "
+            "prompt; choose another model"
+        )
     if not output.logits.isfinite().all():
         dtype = str(model.dtype).removeprefix("torch.")
         raise UserError(

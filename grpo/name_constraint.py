@@ -16,7 +16,7 @@ from torch import Tensor
 from sqlenv.text import ASCII_LOWER, KEYWORDS
 
 NAMING = ("as", "with", "recursive")  # before a name that the query gives
-KNOWN = 200_000  # places and texts to remember
+KNOWN = 20_000  # places and texts to remember of each database
 CANDIDATES = 64  # most probable tokens that are looked at, and then as many more as it takes
 FUNCTIONS = """
     abs avg cast char coalesce concat count date datetime dense_rank first_value format glob

@@ -296,7 +296,6 @@ class RunFolder:
         whose mean reward may still be high.
         """
         if self.distributed.is_main:
-            save_state(self.state_path, training_state(trainer))
             save_adapter(trainer.model, self.path / "adapter", self.config.model)
             window, finished = self.config.save_every, trainer.step == trainer.total_steps
             if self.reason_to_end():
@@ -305,6 +304,8 @@ class RunFolder:
                 due = trainer.step % window == 0 or finished or TS in self.rows[-1]
             if due:
                 keep_best(self.path, trainer.model, self.config.model, self.rows, window)
+            # Last: a run that is killed before it makes these steps again, and this.
+            save_state(self.state_path, training_state(trainer))
 
     def finish(self, before: list[Prediction], after: list[Prediction]) -> None:
         """Writes summary.json and curves.png, and prints the table of before and after."""
@@ -362,6 +363,8 @@ def is_unused(folder: Path) -> bool:
         if not folder.exists():
             return True
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
+        halves = {name for name in names if name.endswith(".tmp")}  # of files that were written
+        names -= {name for name in halves if name.startswith((QUESTIONS, SETTINGS))}
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be read ({error})") from error
     return not names or LOCK in names and names <= EARLY

@@ -127,6 +127,8 @@ def batch_loader(batches, steps: range, device: str) -> DataLoader:
     """
     cores = (os.cpu_count() or 1) // max(1, torch.cuda.device_count())
     workers = 0 if device == "cpu" else max(1, cores - 2)
+    if workers and steps:
+        batches[steps.start]  # an error of the user's is one line here, and a traceback there
     options = {"batch_size": None, "collate_fn": unchanged, "num_workers": workers}
     return DataLoader(batches, sampler=steps, **options)
 
@@ -323,6 +325,28 @@ def run(arguments: argparse.Namespace, distributed: Distributed) -> None:
     print(f"wrote {output}")
 
 
+def fill_in(parser: OptionParser, arguments: argparse.Namespace) -> None:
+    """Refuses options of the other kind of model, and gives those that are missing a default."""
+    size = {"hidden": 256, "layers": 6, "heads": 8, "vocab": 12000}
+    if arguments.model:
+        foreign, where = size, "an existing model has its own"
+    else:
+        foreign = ("data", "questions", "split", "lora_rank")
+        where = "goes with --model: a new model is trained on generated schemas, in all weights"
+        if PromptSettings.of(vars(arguments)) != DEFAULTS:
+            parser.error("the prompt's options go with --model")
+    for name in foreign:
+        if getattr(arguments, name) is not None:
+            parser.error(f"--{name.replace('_', '-')}: {where}")
+    defaults = {**size, "steps": 10000, "rows": 16, "lr": 0.02}
+    if arguments.model:
+        lr = 2e-5 if arguments.lora_rank == 0 else 2e-4
+        defaults |= {"lora_rank": 32, "steps": 1000, "rows": 4, "lr": lr}
+    for name, value in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(__doc__)
     add = parser.add_argument
@@ -334,14 +358,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--lora-rank",
         type=COUNT_OR_ZERO,
-        default=32,
         help="LoRA rank, with --model; 0 trains all weights (32)",
     )
     add_prompt_options(parser.add_argument_group("prompt", "with --model"))
-    add("--hidden", type=Range(int, 64, multiple_of=64), default=256)
-    add("--layers", type=COUNT, default=6)
-    add("--heads", type=COUNT, default=8)
-    add("--vocab", type=COUNT, default=12000)
+    add("--hidden", type=Range(int, 64, multiple_of=64), help="of a new model (256)")
+    add("--layers", type=COUNT, help="of a new model (6)")
+    add("--heads", type=COUNT, help="of a new model (8)")
+    add("--vocab", type=COUNT, help="of a new model (12000)")
     add("--steps", type=COUNT, help="of the learning rate's schedule (10000; with --model 1000)")
     add("--stop", type=COUNT_OR_ZERO, default=0, help="end after this many of the steps")
     add("--save-every", type=COUNT, default=20, help="steps between checkpoints (%(default)s)")
@@ -351,17 +374,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=SEED, default=0)
     add("--device", type=resolve_device, default="auto", help="auto takes a GPU if there is one")
     arguments = parser.parse_args(argv)
-    steps, rows, lr = (1000, 4, 2e-4) if arguments.model else (10000, 16, 0.02)
-    if arguments.model and not arguments.lora_rank:
-        lr = 2e-5
-    for name, value in (("steps", steps), ("rows", rows), ("lr", lr)):
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
+    fill_in(parser, arguments)
     if not arguments.model:
-        if PromptSettings.of(vars(arguments)) != DEFAULTS:
-            parser.error("the prompt's options go with --model")
-        if arguments.data or arguments.questions:
-            parser.error("--data goes with --model: a new model is trained on generated schemas")
         if arguments.hidden % (2 * arguments.heads):
             parser.error(f"--heads: must divide half of --hidden, {arguments.hidden // 2}")
     if arguments.stop > arguments.steps:  # where the learning rate has fallen to 0

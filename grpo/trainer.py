@@ -194,6 +194,8 @@ class Trainer:
     def optimizer_step(self, update: metrics.UpdateMetrics) -> dict[str, float]:
         """Clips the gradient and updates the weights, unless it is not finite. Returns metrics."""
         values = metrics.reduce_metrics(self.distributed.all_gather(update.values))
+        # A process without a group has scaled no loss, which is when a scaler gets its scale.
+        self.scaler.scale(torch.zeros((), device=self.model.device))
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
         scale = self.scaler.get_scale()

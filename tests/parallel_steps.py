@@ -48,7 +48,7 @@ def steps(distributed: Distributed, folder: Path, options: dict) -> list[dict]:
     rewards = RareRewards() if options.pop("rare", False) else WordRewards()
     if options.pop("dies", False) and distributed.rank == 1:
         os._exit(5)  # as a crash does: an orderly end leaves the other one time to end first
-    policy = make_policy()
+    policy = make_policy(dtype=getattr(torch, options.pop("dtype", "float32")))
     if options.get("checkpoint_activations"):
         checkpoint_activations(policy.model)
     if options.get("shard") and distributed.size > 1:

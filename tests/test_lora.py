@@ -74,6 +74,22 @@ def test_contexts_within_each_other():
     assert all(layer.merged is None for layer in layers)
 
 
+def test_layers_of_another_kind_are_left_alone():
+    """Such as a router that returns a tuple; and one that looks at its layer's weight finds it."""
+
+    class Router(torch.nn.Linear):
+        pass
+
+    block = torch.nn.ModuleDict({"q": torch.nn.Linear(2, 3), "gate": Router(2, 3)})
+    model = torch.nn.ModuleList([block])
+    model.get_decoder = lambda: SimpleNamespace(layers=model[0])
+    with pytest.raises(UserError, match="'gate' matches no linear layer; the layers: q"):
+        add_lora(model, targets=["gate"])
+    add_lora(model, rank=1, alpha=2)
+    assert type(block["gate"]) is Router and isinstance(block["q"], LoRALinear)
+    assert block["q"].weight is block["q"].base.weight
+
+
 def test_random_weights_depend_on_the_seed_alone():
     """Not on torch's global generator, which stays as it was."""
     drawn = []

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from trainer_kit import ANY_SPEED
-from transformers import LlamaConfig
+from transformers import LlamaConfig, OPTConfig
 
 import train
 from encoder.device import has_bfloat16
@@ -62,6 +62,13 @@ def test_the_shape_is_counted_without_a_weight():
     assert shape_of(config) == expected
     only_two = shape_of(config, ["q_proj", "down_proj"])  # 8 + 8 and 16 + 8, in two blocks
     assert only_two == replace(expected, linear=2 * 40)
+
+
+def test_a_model_whose_inner_width_has_another_name():
+    """OPT calls it ffn_dim; four times the width is the usual one."""
+    config = OPTConfig(vocab_size=100, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                       ffn_dim=32, word_embed_proj_dim=8, max_position_embeddings=64)  # fmt: skip
+    assert shape_of(config).intermediate == 32
 
 
 def test_constant_bytes_by_hand():

@@ -19,6 +19,8 @@ from transformers import (
     GraniteConfig,
     GraniteForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from encoder.device import product_seconds
@@ -26,6 +28,7 @@ from grpo.logprobs import completion_logprobs
 from grpo.lora import add_lora, lora_parameters
 from grpo.memory import read_shape
 from grpo.models import choose_dtype, end_tokens, load_policy, model_dtype
+from grpo.sampler import sample_groups
 from sqlenv import UserError
 
 
@@ -388,6 +391,44 @@ def test_models_that_compute_otherwise_are_a_user_error(folder, name):
     with pytest.raises(UserError, match="choose another model") as error:
         load_policy(str(folder))
     assert "\n" not in str(error.value)
+
+
+WINDOW = {"use_sliding_window": True, "sliding_window": 3, "layer_types": ["sliding_attention"]}
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16,
+           "shared_expert_intermediate_size": 16}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("doge", {}, "has a mask of its own in its attention"),
+        ("qwen2_moe", EXPERTS | WINDOW, "keeps its sliding window from its attention"),
+        ("falcon_h1", {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}, "has hybrid"),
+    ],
+)
+def test_attention_that_would_be_computed_otherwise_is_a_user_error(folder, name, more, message):
+    """What the mask would add, or another layer beside attention, is not seen here."""
+    config = AutoConfig.for_model(name, **SHAPE | {"max_position_embeddings": 64} | more)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    with pytest.raises(UserError, match=message):
+        load_policy(str(folder))
+
+
+def test_sampling_in_float16_does_not_overflow_where_training_does_not():
+    """A query and a key whose product is 148,000, above 65,504, and scaled 18,500."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 64}
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = Qwen2ForCausalLM(Qwen2Config(**shape, **heads)).eval()
+    attention = model.model.layers[0].self_attn
+    with torch.no_grad():
+        for slow in range(24, 32):  # pairs of dimensions that rotary embeddings hardly turn
+            attention.q_proj.bias[[slow, 64 + slow]] = 68
+            attention.k_proj.bias[slow] = 272
+    model.half()
+    assert completion_logprobs(model, [[5, 6, 7]], [[[8, 9]]]).isfinite().all()
+    options = {"group_size": 2, "max_new_tokens": 4, "seeds": [1]}
+    assert sample_groups(model, [[5, 6, 7]], eos_ids={63}, **options).logprobs.isfinite().all()
 
 
 def test_a_configuration_that_contradicts_itself_is_a_user_error(folder):

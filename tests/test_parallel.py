@@ -74,6 +74,19 @@ def test_two_processes_make_the_update_of_one(options, examples, tmp_path):
                 assert (ours["lora"][name] - tensor).norm() <= 1e-5 * tensor.norm(), name
 
 
+def test_in_float16_a_process_may_be_without_a_group(examples, tmp_path):
+    """Its scaler has scaled no loss; the gradient has to be the other's, unscaled."""
+    folder, file = examples[0].db_path.parent, tmp_path / "states.pt"
+    options = {"prompts_per_step": 1, "steps": 2, "dtype": "float16"}
+    done = launch(2, str(TESTS / "parallel_steps.py"), str(folder), str(file), json.dumps(options))
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = steps(SINGLE_PROCESS, folder, options | {"dtype": "float32"})
+    for rank_states in torch.load(file):
+        for ours, single in zip(rank_states, expected, strict=True):
+            norms = ours["metrics"]["grad_norm"], single["metrics"]["grad_norm"]
+            assert norms[0] == pytest.approx(norms[1], rel=0.05)
+
+
 def test_one_process_goes_on_where_two_stopped(examples, tmp_path):
     """After the first of two steps: the second is as if one process had made both."""
     folder, file = examples[0].db_path.parent, tmp_path / "states.pt"

@@ -111,6 +111,7 @@ def test_a_run_that_ended_before_it_began_is_not_in_the_way(tmp_path):
     assert not (tmp_path / "run").exists()
     killed = RunFolder(Config(), SINGLE_PROCESS, str(tmp_path / "run"), False)
     killed.usable_questions(QUESTIONS, [], left_out([]))
+    (tmp_path / "run" / "config.json.17.tmp").write_text('{"lang": ')
     killed.lock.close()
     begun = open_folder(tmp_path / "run")
     assert begun.path == tmp_path / "run"

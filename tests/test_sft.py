@@ -223,6 +223,33 @@ def test_processes_make_the_batches_ahead_in_order(root):
     assert sft.batch_loader(batches, range(3, 6), "cpu").num_workers == 0
 
 
+def test_a_prompt_that_cannot_be_packed_is_one_line():
+    """Also where other processes make the batches, whose errors are tracebacks."""
+
+    class Batches:
+        def __getitem__(self, step):
+            raise UserError("the prompts about a database have to begin alike")
+
+    with pytest.raises(UserError, match="^the prompts about a database have to begin alike"):
+        sft.batch_loader(Batches(), range(2), "cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--split train", "--split: goes with --model: a new model is"),
+        ("--lora-rank 8", "--lora-rank: goes with --model"),
+        ("--questions pairs.csv", "--questions: goes with --model"),
+        ("--sample-values 3", "the prompt's options go with --model"),
+        ("--model M --hidden 64", "--hidden: an existing model has its own"),
+        ("--model M --vocab 64", "--vocab: an existing model has its own"),
+    ],
+)
+def test_options_of_the_other_kind_of_model_are_refused(options, message, capsys):
+    assert sft.main(["--output", "x", *options.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_sft_with_another_prompt(root, tmp_path):
     """A row's prompts are those of the settings, in whole, and the new model keeps them."""
     settings = PromptSettings(prompt="{question} {schema}", sample_values=2)
@@ -296,4 +323,4 @@ def test_the_default_split(root, tmp_path, capsys):
 
 def test_a_new_model_takes_no_data(tmp_path, capsys):
     assert sft.main(["--output", str(tmp_path / "new"), "--data", str(tmp_path)]) == 2
-    assert "--data goes with --model" in capsys.readouterr().err
+    assert "--data: goes with --model" in capsys.readouterr().err

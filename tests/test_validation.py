@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trainer_kit import ANY_SPEED, lora_of, make_policy, make_trainer, same
 
+import grpo.run as run_module
 from encoder.checkpoint import load_state
 from grpo.checkpoint import restore_adapter
 from grpo.config import Config
@@ -165,6 +166,32 @@ def test_the_policy_gets_the_weights_of_the_best_step(trainer, tmp_path):
         restore_adapter(other, run.path / name)
         assert same({n: t.detach() for n, t in lora_parameters(other).items()}, expected)
     record = json.loads((run.path / "best_adapter" / "best.json").read_text())
+    assert record == {"step": 2, "by": TS, "value": 0.6}
+
+
+def test_a_run_that_is_killed_while_it_keeps_the_best_keeps_it_on_resume(
+    trainer, tmp_path, monkeypatch
+):
+    """In step 2, whose TS of 0.6 is the best of 0.2, 0.6, 0.3 and 0.1."""
+    keep_best = run_module.keep_best
+
+    def killed(path, model, base, rows, window):
+        if len(rows) == 2:
+            raise SystemExit(137)
+        keep_best(path, model, base, rows, window)
+
+    shares, config = (0.2, 0.6, 0.3, 0.1), Config(eval_every=1, save_every=1)
+    monkeypatch.setattr(run_module, "keep_best", killed)
+    run = RunFolder(config, SINGLE_PROCESS, str(tmp_path / "run"), False)
+    run.start(trainer, {})
+    with pytest.raises(SystemExit):
+        run.train(trainer, Script(*shares))
+    run.lock.close()
+    monkeypatch.undo()
+    again = RunFolder(config, SINGLE_PROCESS, str(tmp_path / "run"), True)
+    again.start(trainer, {})
+    assert again.train(trainer, Script(*shares[trainer.step :])) and trainer.step == 4
+    record = json.loads((again.path / "best_adapter" / "best.json").read_text())
     assert record == {"step": 2, "by": TS, "value": 0.6}
 
 
