@@ -55,12 +55,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=scaled)
         self.step = 0
         self.sampled: list[Rollout] = []  # in the last step, for those who want to look
-        self.timer, self.non_finite, self.sampler_guard = (
-            PhaseTimer(),
-            NonFiniteGuard(),
-            SamplerGuard(),
-        )
-        self.collapse = CollapseGuard(config.max_grad_norm)
+        self.timer, self.non_finite = PhaseTimer(), NonFiniteGuard()
+        self.sampler_guard, self.collapse = SamplerGuard(), CollapseGuard(config.max_grad_norm)
 
     def train_step(self) -> dict[str, float]:
         """One step of GRPO on P prompts x G completions; returns its metrics."""
