@@ -56,10 +56,10 @@ def check_on_gold(semantic: SemanticReward, examples: Sequence[Example]) -> Gold
     databases; None if no two questions on the same database have different gold SQL.
     """
     pairs, examples = [], [example for example in examples if example.gold_sql]
-    golds: dict[Path, set[str]] = {}
+    different: dict[Path, set[str]] = {}
     for example in examples:
-        golds.setdefault(example.db_path, set()).add(example.gold_sql)
-    usable = [i for i, example in enumerate(examples) if len(golds[example.db_path]) > 1]
+        different.setdefault(example.db_path, set()).add(example.gold_sql)
+    usable = [i for i, example in enumerate(examples) if len(different[example.db_path]) > 1]
     for i in spread(usable, QUESTIONS):
         example, later = examples[i], [*examples[i + 1 :], *examples[:i]]
         others = (e.gold_sql for e in later if e.db_path == example.db_path)

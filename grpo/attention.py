@@ -141,7 +141,10 @@ class Groups:
         count: tokens of all prompts.
         prompts, completions: (P, L) and (C, T) places among the tokens of their own kind.
         kv_cache: for each layer the prompts' keys and values, (P, K, L, D).
+        windows: the sliding windows of the layers in the last pass, None for full attention.
     """
+
+    windows: set[int | None]
 
     def __init__(self, prompt_lengths: list[int], completion_lengths: list[int]):
         self.prompt_lengths = torch.tensor(prompt_lengths)
