@@ -131,5 +131,5 @@ def test_attention_in_chunks_is_refused_at_once(tmp_path):
         tmp_path
     )
     make_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="attends in chunks"):
+    with pytest.raises(UserError, match="has attention in chunks"):
         load_policy(str(tmp_path), "cpu", "float32")
