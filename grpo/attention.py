@@ -55,12 +55,14 @@ def shared_prefix(
     if layout is None:
         rest |= {"scaling": scaling, "sliding_window": sliding_window}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
-    found = [name for name in UNSUPPORTED if rest.get(name) is not None]
-    found += ["dropout"] * bool(rest.get("dropout"))
-    found += ["no causal order"] * (not getattr(module, "is_causal", True))
-    found += ["a mask of its own"] * (attention_mask is None or attention_mask.numel() != 1)
-    if found:
-        raise UserError(f"{type(module).__name__} has {found[0]} in its attention: not supported")
+    unsupported = [name for name in UNSUPPORTED if rest.get(name) is not None]
+    unsupported += ["dropout"] * bool(rest.get("dropout"))
+    unsupported += ["no causal order"] * (not getattr(module, "is_causal", True))
+    unsupported += ["a mask of its own"] * (attention_mask is None or attention_mask.numel() != 1)
+    if unsupported:
+        raise UserError(
+            f"{type(module).__name__} has {unsupported[0]} in its attention: not supported"
+        )
     layout.calls += 1
     layout.windows.add(sliding_window)
     # Under autocast rotary embeddings make queries and keys float32; the values keep its dtype.

@@ -94,7 +94,7 @@ def first_group_kl(
         size = ref_logprobs.shape[-1]  # T of the micro-batch may be that of a longer group
         kl = token_kl(logprobs[0][:1, :, :size], ref_logprobs, torch.ones(()), kl="k3")
         mask = rollout.completion_mask(include_truncated=include_truncated)[:1, :, :size]
-        counted = mask & rollout.sampled()[:1, :, None]
+        counted = mask & rollout.sampled_mask()[:1, :, None]
         values.append((kl.cpu() * counted).sum().item() / max(1, int(mask.sum())))
     return distributed.all_gather_list(values)[0]
 

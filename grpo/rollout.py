@@ -53,7 +53,7 @@ class Rollout:
         """(P,) bool, whether all completions of the group have the same reward, up to rounding."""
         return (group_advantages(self.rewards, kind="centered") == 0).all(1)
 
-    def sampled(self) -> Tensor:
+    def sampled_mask(self) -> Tensor:
         """(P, G) bool, false for gold that has joined a group (``--gold-completions``)."""
         return torch.stack([~logprobs.isnan().any(1) for logprobs in self.sampling_logprobs])
 

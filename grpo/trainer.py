@@ -75,7 +75,7 @@ class Trainer:
             weights = token_weights(  # (P, G, T), as mask
                 mask, aggregation=config.loss_aggregation, max_new_tokens=config.max_new_tokens
             )
-            drawn = rollout.sampled().to(device)  # (P, G), all but gold
+            drawn = rollout.sampled_mask().to(device)  # (P, G), all but gold
             parts = distributed.micro_batches(len(rollout.examples), config.micro_batch)  # slices
             reference = self.reference_logprobs if config.beta else lambda *_: None
             ref_logprobs = [reference(rollout, part) for part in parts]  # (p, G, T) each

@@ -326,5 +326,5 @@ def _literal(text: str) -> str:
 
 def quote_name(name: str) -> str:
     """Returns the name of a table or column as SQL, quoted if necessary."""
-    plain = re.fullmatch(r"[^\W\d]\w*", name) and name.translate(ASCII_LOWER) not in RESERVED
+    plain = re.fullmatch(r"[^\W\d]\w*", name) and _folded(name) not in RESERVED
     return name if plain else '"' + name.replace('"', '""') + '"'

@@ -108,7 +108,11 @@ def test_a_step_is_the_formula_on_the_groups_with_gold(examples, batch, rewards,
     with_gold = add_gold(batch, make_policy(), rewards, max_new_tokens=8)
     advantages = group_advantages(with_gold.rewards)
     plain, gradients = plain_step(make_policy().model, with_gold, advantages, trainer.config)
-    assert with_gold.sampled().tolist() == [[True] * 3, [True, True, False], [True, True, False]]
+    assert with_gold.sampled_mask().tolist() == [
+        [True] * 3,
+        [True, True, False],
+        [True, True, False],
+    ]
     for name, gradient in gradients.items():
         assert close(noted[0][name], gradient), name
     for name in ("loss", "kl", "entropy", "grad_norm"):

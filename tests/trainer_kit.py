@@ -258,7 +258,7 @@ def plain_step(model, batch: Rollout, advantages, config: Config) -> tuple[dict,
             reference, _ = naive_logprobs(model, prompt, tokens, config.temperature)
         ratio = (logprobs - logprobs.detach()).exp()
         k3 = (reference - logprobs).exp() + logprobs - reference - 1
-        if not batch.sampled()[p, g]:  # gold
+        if not batch.sampled_mask()[p, g]:  # gold
             k3 = 0 * k3
         weight = {
             "token": 1 / total,

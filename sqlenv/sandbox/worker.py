@@ -30,6 +30,7 @@ OPEN_DATABASES = 64  # cached connections; the least recently used is closed fir
 FETCH_ROWS = 32  # rows between two checks of their size
 FLUSH_INTERVAL = 0.002  # seconds for which answers are buffered, to be sent together
 CHUNK_SECONDS = 0.05  # seconds of work after which the rest of a chunk is returned to the parent
+ENDING = "; \t\r\n\f"  # what may follow a statement
 MAX_ERROR = 300  # characters of an error message
 KILL_DELAY = 0.5  # seconds of CPU time, at most, in which a query can still stop by itself
 TICK = 0.01  # seconds: timers of CPU time are no finer
@@ -235,7 +236,7 @@ def execute(database, sql, max_rows, max_bytes):
     cursor = database.connection.cursor()
     try:
         # Python takes `SELECT 1;;` for several statements, so trailing semicolons are removed.
-        cursor.execute(sql.rstrip("; \t\r\n\f"))
+        cursor.execute(sql.rstrip(ENDING))
         if cursor.description is None:
             return "error", (), [], "there is no statement in the text"
         columns, rows = tuple(column[0] for column in cursor.description), []

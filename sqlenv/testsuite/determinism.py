@@ -50,13 +50,13 @@ def perturbed_queries(sql: str, width: int, schema: Schema) -> list[str]:
         for order in ORDERS if edits or depends_on_order else ():
             sorting = [edit for s in sources for edit in sorted_source(query, s, schema, order)]
             rewrites.append(query.edited([*edits, *sorting]))
-    if edits := [Edit(i, i + 1, "IN") for i in compared_queries(query)]:
+    if edits := [Edit(i, i + 1, "IN") for i in equality_tokens(query)]:
         rewrites.append(query.edited(edits))
     return list(dict.fromkeys(rewrites))
 
 
-def compared_queries(query: Query) -> list[int]:
-    """The tokens = before subqueries."""
+def equality_tokens(query: Query) -> list[int]:
+    """The index of each = before a subquery that may have several rows."""
     return [
         s.start - 2 for s in query.selects if is_single_value(query, s) and s.opener in ("=", "==")
     ]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sqlenv.metrics.execution_match import results_match
 from sqlenv.sandbox.sandbox import Execution
+from sqlenv.sandbox.worker import ENDING
 from sqlenv.schema import Schema
 from sqlenv.testsuite.determinism import perturbed_queries
 from sqlenv.testsuite.mutants import Mutant
@@ -75,7 +76,7 @@ class DrawnDatabase:
         self.checks_left = MAX_STEPS // CHECK_INTERVAL
         self.work += 1
         try:
-            cursor = self.connection.execute(sql.rstrip("; \t\r\n\f"))  # as the sandbox does
+            cursor = self.connection.execute(sql.rstrip(ENDING))
             rows = cursor.fetchmany(MAX_RESULT + 1)
         except sqlite3.Error as error:
             status = "timeout" if self.checks_left < 0 else "error"
