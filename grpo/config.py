@@ -193,7 +193,9 @@ class Config:
         range=Range(float, 0, 86400, above=True),
     )
     reward: dict = field(default_factory=lambda: dict(WEIGHTS))
-    device: str = option("auto", "cpu, cuda, ...; auto takes a GPU if there is one")
+    device: str = option(
+        "auto", "cpu, cuda, ...; auto takes a GPU if there is one", affects_results=False
+    )
     dtype: str = option(
         "auto", "of the frozen weights", choices=["auto", "float32", "bfloat16", "float16"]
     )

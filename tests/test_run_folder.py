@@ -281,5 +281,8 @@ def test_options_that_agree_with_the_run_may_be_repeated(tmp_path, more):
         assert parse_config("", [*given, *resume])[0].saved() == config.saved()
     changed = parse_config("", [*resume, "--save-every", "7"])[0]
     assert changed.saved() == replace(config, save_every=7).saved()
+    (tmp_path / "config.json").write_text(json.dumps(config.saved() | {"device": "cuda"}), "utf-8")
+    elsewhere = parse_config("", [*resume, "--device", "cpu"])[0]  # on a machine without a GPU
+    assert elsewhere.saved() == replace(config, device="cpu").saved()
     with pytest.raises(UserError, match=r"has other settings \(beta: 0.1 -> 0.2\)"):
         parse_config("", [*resume, "--beta", "0.2"])
