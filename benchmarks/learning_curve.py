@@ -39,7 +39,7 @@ from grpo.trainer import Trainer
 from sqlenv import ExecutionVerifier, Sandbox
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_json
-from sqlenv.metrics.bootstrap import RESAMPLES, summary
+from sqlenv.metrics.bootstrap import RESAMPLES, seed_weights, summary
 from sqlenv.metrics.tables import markdown_table
 from sqlenv.options import COUNT, OptionParser
 
@@ -204,11 +204,9 @@ def gained(cells: list[dict], plain: list[dict], metric: str, mark: int, is_plai
     shared = {cell["seed"] for cell in plain}
     own = points_gained([cell for cell in cells if cell["seed"] in shared], metric, mark)
     difference = own - points_gained(plain, metric, mark)  # (S, n)
-    drawn = [
-        np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
-        for n in difference.shape
-    ]  # (RESAMPLES, S), (RESAMPLES, n)
-    resampled = (drawn[0] @ difference * drawn[1]).sum(1)
+    seeds, n = difference.shape
+    drawn = np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
+    resampled = (seed_weights(seeds, RESAMPLES) @ difference * drawn).sum(1)
     interval = summary(difference.mean(), resampled, difference.size)
     return (
         f"{gain.mean():+.1f} ({difference.mean():+.1f}; {interval['low']:+.1f} to "

@@ -14,7 +14,7 @@ seed. The keys of a line:
                       EX and TS; only where databases are cut or rewards need no gold
 
 measured.json has what all cells of an experiment are measured with: the version of the embedded
-dataset ("" for other data), a hash of the encoder, and --limit.
+dataset ("" for other data), hashes of the encoder and of the SFT policy, and options.
 """
 
 import hashlib
@@ -71,8 +71,8 @@ def is_current(folder: Path) -> bool:
     return saved in ("", build().name)
 
 
-def encoder_hash(folder: Path) -> str:
-    """A hash of the files of an encoder's directory."""
+def files_hash(folder: Path) -> str:
+    """A hash of the files of a model's directory."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         with path.open("rb") as file:

@@ -21,7 +21,7 @@ from benchmarks.paper_cells import LANGUAGE_CURVES, METRICS, is_current, read_ce
 from sqlenv import EMBEDDED, UserError, load_dataset
 from sqlenv.embedded import LANGUAGES
 from sqlenv.files import write_file
-from sqlenv.metrics.bootstrap import summary
+from sqlenv.metrics.bootstrap import seed_weights, summary
 from sqlenv.metrics.tables import Rows, markdown_table
 from sqlenv.metrics.tables import share_cell as share_text
 from sqlenv.metrics.tables import signed_cell as difference_text
@@ -32,8 +32,8 @@ PARTS = ("known schema", "new schema", "new words")  # of the embedded dev quest
 AMOUNTS = ("300 examples", "1000 examples", "GRPO + contrastive", "three passes")
 POOR = ("poor-3", "poor-10", "poor-30", "poor-all")
 PAPER = {  # averages over seven languages, arXiv 2510.13827: "execution" / "semantic" accuracy
-    "SFT policy": "61.4 / 19.4",
-    "larger SFT policy": "81.4 / 68.6",
+    "SFT policy": "61.4 / 19.4 (zero-shot)",
+    "larger SFT policy": "81.4 / 68.6 (zero-shot)",
     "GRPO": "87.4 / 52.3",
     "GRPO + contrastive": "88.9 / 59.1",
 }
@@ -49,6 +49,7 @@ class Means:
         langs: the L languages.
         seeds: number of seeds that the shares are the mean of.
         n: number of questions, over all languages.
+        golds: number of their gold queries; 0 for differences.
     """
 
     value: np.ndarray
@@ -56,6 +57,7 @@ class Means:
     langs: list[str]
     seeds: int
     n: int
+    golds: int = 0
 
     def minus(self, other: "Means") -> "Means":
         """The difference, resample by resample, of two rows over the same questions."""
@@ -66,17 +68,18 @@ class Means:
         """The same for one language."""
         i = self.langs.index(lang)
         value, resampled = self.value[i : i + 1], self.resampled[:, i : i + 1]
-        return Means(value, resampled, [lang], self.seeds, self.n // len(self.langs))
+        return Means(value, resampled, [lang], self.seeds, self.n // len(self.langs), self.golds)
 
     def average(self, metric: str) -> dict:
         """{"value", "low", "high", "n"} of the mean over languages."""
-        m = list(METRICS).index(metric)
-        return summary(self.value[:, m].mean(), self.resampled[:, :, m].mean(1), self.n)
+        m, resampled = list(METRICS).index(metric), self.resampled.mean(1)
+        more = {"independent": self.golds}
+        return summary(self.value[:, m].mean(), resampled[:, m], self.n, **more)
 
     def share(self, lang: str, metric: str) -> dict:
         """{"value", "low", "high", "n"} in one language."""
         i, m = self.langs.index(lang), list(METRICS).index(metric)
-        return summary(self.value[i, m], self.resampled[:, i, m], self.n)
+        return summary(self.value[i, m], self.resampled[:, i, m], self.n, independent=self.golds)
 
 
 @cache
@@ -88,8 +91,8 @@ def parts() -> dict[str, np.ndarray]:
 
 @cache
 def draws(count: int) -> np.ndarray:
-    """How often each of ``count`` items is drawn in each resample, (RESAMPLES, count) int. All rows
-    of the table get the same draws, so that differences are paired.
+    """How often each of ``count`` gold queries is drawn in each resample, (RESAMPLES, count) int.
+    All rows of the table get the same draws, so that differences are paired.
     """
     even = np.full(count, 1 / count)
     return np.random.default_rng(count).multinomial(count, even, RESAMPLES)
@@ -120,15 +123,15 @@ def means(cells: list[dict], questions: np.ndarray | None = None) -> Means:
     drawn = draws(count)  # (R, C)
     shares = np.tensordot(drawn, sums, 1) / (drawn @ sizes)[:, None, None, None]  # (R, S, L, M)
     seeds = len(cells)
-    resampled = np.einsum("rs,rslm->rlm", draws(seeds) / seeds, shares)
-    return Means(bits.mean((0, 3)), resampled, langs, seeds, int(counted.sum()) * len(langs))
+    resampled = np.einsum("rs,rslm->rlm", seed_weights(seeds, RESAMPLES), shares)
+    return Means(bits.mean((0, 3)), resampled, langs, seeds, int(counted.sum()) * len(langs), count)
 
 
 class Results:
     """The cells of an experiment, by row.
 
     Raises:
-        UserError: the cells are of different questions, or trained on different languages.
+        UserError: the cells are of different questions or languages.
     """
 
     def __init__(self, folder: Path):
@@ -139,6 +142,10 @@ class Results:
         if len(kinds := {cell["lang"] for cell in cells}) > 1:
             kinds = " and of ".join(sorted(kinds))
             raise UserError(f"{folder}: has cells of {kinds} languages; measure one or the other")
+        if len({frozenset(cell["outcomes"]) for cell in cells}) > 1:
+            raise UserError(
+                f"{folder}: has cells measured in different languages; measure in one set"
+            )
         for cell in cells:
             self.rows.setdefault(cell["row"], []).append(cell)
 

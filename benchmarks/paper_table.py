@@ -220,7 +220,14 @@ def check_rewarded(cell: Cell) -> dict[str, float]:
 
 def fill_in(arguments: argparse.Namespace) -> None:
     """Gives options that were not given the values of the experiment."""
+    own = arguments.model or arguments.data or arguments.report
+    if arguments.experiment not in EXPERIMENTS and not own:
+        raise UserError(
+            f"--experiment {arguments.experiment}: choose from {', '.join(EXPERIMENTS)}, or give "
+            "your own experiment a --model or --data"
+        )
     experiment = EXPERIMENTS.get(arguments.experiment, Experiment("GRPO,GRPO + contrastive"))
+    arguments.model = arguments.model or str(ASSETS / "policy")
     for name, value in vars(experiment).items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
@@ -247,16 +254,18 @@ def wanted_cells(arguments: argparse.Namespace) -> list[Cell]:
 
 
 def check_measured(folder: Path, measured_with: dict) -> None:
-    """Cells are compared question by question, so all of an experiment are measured with the same
-    dataset, encoder and number of questions, which its folder names.
+    """Cells are averaged over seeds and compared question by question, so all of an experiment are
+    measured with the same data, models and options, which its folder names.
 
     Raises:
-        UserError: the cells that are there were measured with another one.
+        UserError: the cells that are there were measured with others, or nothing says with which.
     """
     path = folder / paper_cells.MEASURED
-    if not path.exists() or not paper_cells.read_cells(folder):
+    if not paper_cells.read_cells(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, measured_with)
+    if not path.exists():
+        raise UserError(f"{folder}: has cells, but no {path.name}, which says what they measure")
     saved = json.loads(path.read_text(encoding="utf-8"))
     for name, value in measured_with.items():
         if saved.get(name) != value:
@@ -271,15 +280,20 @@ def run(arguments: argparse.Namespace) -> None:
     fill_in(arguments)
     wanted, folder = wanted_cells(arguments), RESULTS / arguments.experiment
     if not arguments.report:
-        embedded, encoder = arguments.experiment in EXPERIMENTS, Path(arguments.encoder)
+        embedded = arguments.experiment in EXPERIMENTS
+        encoder, model = Path(arguments.encoder), Path(arguments.model)
         if not encoder.is_dir():
             raise UserError(f"--encoder {encoder}: there is no such directory")
         check_measured(
             folder,
             {
                 "dataset": build().name if embedded else "",
-                "encoder": paper_cells.encoder_hash(encoder),
+                "encoder": paper_cells.files_hash(encoder),
                 "limit": arguments.limit,
+                "model": paper_cells.files_hash(model) if model.is_dir() else arguments.model,
+                "examples": arguments.examples,
+                "options": arguments.options,
+                "measure": arguments.measure,
             },
         )
         (RUNS / arguments.experiment).mkdir(parents=True, exist_ok=True)
@@ -301,13 +315,15 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--experiment", default="main", help=f"{', '.join(EXPERIMENTS)}, or a name of yours (main)")
-    add("--rows", help=f"a comma list of {', '.join(ROWS)} (the experiment's)")
+    experiments = f"{', '.join(EXPERIMENTS)}, or a name of yours, with --model or --data (main)"
+    add("--experiment", default="main", help=experiments)
+    names = ", ".join(ROWS).replace("%", "%%")  # which argparse formats
+    add("--rows", help=f"a comma list of {names} (the experiment's)")
     add("--lang", help="languages to train on, as train.py takes them (the experiment's)")
     add("--seeds", type=int, help="(the experiment's)")
     add("--report", action="store_true", help="only fill docs/results.md from docs/results")
     add("--zero-shot", help="model before SFT, only measured")
-    add("--model", default=str(ASSETS / "policy"), help="SFT policy (%(default)s)")
+    add("--model", help=f"SFT policy ({ASSETS / 'policy'})")
     add("--larger", help="larger SFT policy, only measured")
     add("--data", help="(the experiment's)")
     add("--encoder", default=str(ASSETS / "encoder"), help="reward and metric (%(default)s)")

@@ -61,7 +61,7 @@ def table(sandbox: Sandbox, groups: list[dict], datasets: Sequence[str] = POOR) 
     right = np.array(on_suites).reshape(-1, count)  # (P, G)
     right_by_ex = np.array([verdict.correct for verdict in verdicts]).reshape(-1, count)
     scores = np.array(
-        [[c["terms"].get("semantic", 0.0) for c in group["completions"]] for group in groups]
+        [[c["terms"].get("semantic", np.nan) for c in group["completions"]] for group in groups]
     )
     rows = [("rows of a table", "rewarded", "right: EX", "right: TS", "pairs", "right one higher")]
     for name in datasets:
@@ -70,7 +70,7 @@ def table(sandbox: Sandbox, groups: list[dict], datasets: Sequence[str] = POOR) 
         wins, pairs = np.sum([right_pairs(*each) for each in zip(scores, rewarded, right)], axis=0)
         shares = [rewarded.mean(), right_by_ex[rewarded].mean(), right[rewarded].mean()]
         cells = [f"{100 * share:.1f}" for share in shares]
-        higher = f"{100 * wins / pairs:.1f}" if pairs else ""
+        higher = f"{100 * wins / pairs:.1f}" if pairs and not np.isnan(scores).any() else ""
         rows.append((name.removeprefix("poor-"), *cells, str(int(pairs)), higher))
     return rows
 

@@ -3,10 +3,10 @@
     python -m benchmarks.scaling MODEL [--series group prompt] [--plot FILE]
 
 The middle of each series is four prompts of 400 tokens with eight completions of 48 tokens each, on
-MODEL; larger and smaller models have its shape at other widths, with random weights. One number is
-changed at a time. Prompts are random tokens, no completion ends early, and the step is that of
-`benchmarks.grpo_step`. Prints the seconds of each phase and the ratio of each step to the middle
-one, then one JSON object.
+MODEL; larger and smaller models have its shape at other widths, with random weights and whole
+numbers of heads: at width 0.5, three key-value heads become two. One number is changed at a time.
+Prompts are random tokens, no completion ends early, and the step is that of `benchmarks.grpo_step`.
+Prints the seconds of each phase and the ratio of each step to the middle one, then one JSON object.
 """
 
 import argparse

@@ -144,7 +144,7 @@ def report_killed(suite: suite_module.Suite) -> None:
     schema, killed, number = load_schema(suite.db_path), 0, 0
     connections = {path: DrawnDatabase(open_read_only(path)) for path in suite.variants}
     for gold, paths in suite.variants_by_gold.items():
-        mutants = {m.sql for m in suite_module.make_mutants(gold, schema)}
+        mutants = {m.sql for m in suite_module.make_mutants(gold, schema, edge_cases=True)}
         query = GoldQuery(gold, 1, schema)
         live = set(mutants)
         for path in paths:

@@ -55,7 +55,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--max-new-tokens", type=COUNT, help="longest answer (the run's; otherwise 96)")
     add("--device", type=resolve_device, default="auto", help="auto takes a GPU if there is one")
     add_prompt_options(parser.add_argument_group("prompt", "the run's, or the model's"))
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # RUN --db FILE QUESTION, too
     if arguments.model:  # the only word is the question
         if arguments.question is not None:
             parser.error("give either a run or --model")

@@ -3,9 +3,9 @@ right sibling.
 
 In GRPO every token of a completion has the completion's advantage. A wrong query is often right but
 for one name or value, so most of the tokens that a negative advantage makes less likely are right.
-Comparing siblings to find the wrong ones, after EXPO-SQL (arXiv 2606.23693) and CAPER (arXiv
-2606.03327), needs gold SQL, which tells the right ones by execution. Advantages then no longer sum
-to 0 over a group: right tokens are made more likely on balance.
+EXPO-SQL (arXiv 2606.23693) and CAPER (arXiv 2606.03327) find the wrong parts in other ways; here
+siblings are compared, which needs gold SQL to tell the right ones by execution. Advantages then no
+longer sum to 0 over a group: right tokens are made more likely on balance.
 """
 
 from collections.abc import Sequence

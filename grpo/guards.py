@@ -10,7 +10,7 @@ from sqlenv.errors import UserError
 log = logging.getLogger("grpo")
 MAX_BAD_UPDATES = 3  # updates in a row with a non-finite loss or gradient that end a run
 SICK_STEPS = 5  # steps in a row with the same sign of a run that learns nothing, or the wrong thing
-MAX_KL = 1.0  # nats per token; single steps of the default run reach 0.4
+MAX_KL = 1.0  # nats per token; single steps of the default run reach 0.6
 MAX_ENTROPY = 5.0  # nats per token; that of text which makes sense is far lower
 MAX_REPEATED = 0.5  # of a step's questions that have the same answer as another
 MAX_GRAD_NORM = 100.0  # in units of --max-grad-norm, to which the gradient is clipped

@@ -235,6 +235,17 @@ def test_a_piped_question_that_is_too_long_does_not_end_the_session(
     assert "error: --model" in shown.err and shown.out
 
 
+def test_options_may_stand_between_the_run_and_the_question():
+    words = ["run", "--db", "shop.sqlite", "--vote", "8", "how many ?"]
+    for given in (words, [*words[1:5], "run", "how many ?"], ["run", "how many ?", *words[1:5]]):
+        arguments = ask.parse_arguments(given)
+        assert (arguments.run, arguments.question, arguments.vote) == ("run", "how many ?", 8)
+    arguments = ask.parse_arguments(["--model", "M", "how many ?", "--db", "shop.sqlite"])
+    assert (arguments.run, arguments.question) == (None, "how many ?")
+    with pytest.raises(UserError, match="unrecognized arguments: third"):
+        ask.parse_arguments(["run", "how many ?", "third"])
+
+
 def test_typed_questions_have_a_history(monkeypatch):
     """It is read at the start and written at the end, Ctrl-D's; blank lines are no questions."""
     readline = pytest.importorskip("readline")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sqlenv import paired_difference, share
-from sqlenv.metrics.bootstrap import RESAMPLES, resampled_means, summary
+from sqlenv.metrics.bootstrap import RESAMPLES, resampled_means, seed_weights, summary
 
 
 def test_share_of_a_half_has_the_binomial_interval():
@@ -25,8 +25,42 @@ def test_interval_narrows_with_n():
 
 
 def test_unanimous_outcomes():
-    assert share([True] * 5) == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 5}
-    assert share([False] * 5) == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 5}
+    """Five wrong answers do not show that all are wrong: with a share of 1 - 0.025 ** (1 / 5) =
+    0.5218, five of five are wrong in 2.5 % of the cases. If they share one gold query, they are one
+    outcome: 0.975.
+    """
+    assert share([True] * 5) == pytest.approx(
+        {"value": 1, "low": 0.4782, "high": 1, "n": 5}, abs=1e-4
+    )
+    assert share([False] * 5) == pytest.approx(
+        {"value": 0, "low": 0, "high": 0.5218, "n": 5}, abs=1e-4
+    )
+    alone = share([False] * 5, clusters=["a"] * 5)
+    assert alone == pytest.approx({"value": 0, "low": 0, "high": 0.975, "n": 5})
+
+
+def test_questions_that_share_gold_are_resampled_together():
+    """A hundred questions, of which half are right: their standard error is 0.05. In 25 clusters of
+    four equal outcomes it is that of 25 questions, 0.1; 13 of the clusters are right.
+    """
+    outcomes, clusters = [i // 4 % 2 == 0 for i in range(100)], [i // 4 for i in range(100)]
+    apart, together = share(outcomes), share(outcomes, clusters=clusters)
+    assert apart["value"] == together["value"] == 0.52
+    assert apart["high"] - apart["low"] == pytest.approx(2 * 1.96 * 0.05, abs=0.02)
+    assert together["high"] - together["low"] == pytest.approx(2 * 1.96 * 0.1, abs=0.04)
+    gained = paired_difference([False] * 100, outcomes, clusters=clusters)
+    assert gained == together
+    assert share(outcomes, clusters=range(100)) == apart
+
+
+def test_few_seeds_have_an_unbiased_variance():
+    """Three seeds with the means 1, 2 and 6: their variance is 7, that of their mean 7 / 3. Two
+    draws of three vary by ((-2)^2 + (-1)^2 + 3^2) / 3 / 2 = 7 / 3; three draws would by 14 / 9.
+    """
+    weights = seed_weights(3, 100_000)
+    assert weights.shape == (100_000, 3) and np.allclose(weights.sum(1), 1)
+    assert (weights @ np.array([1.0, 2.0, 6.0])).var() == pytest.approx(7 / 3, rel=0.02)
+    assert seed_weights(1, 2).tolist() == [[1.0], [1.0]]
 
 
 def test_nothing_to_measure():

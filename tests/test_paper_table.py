@@ -213,10 +213,25 @@ def test_cells_that_cannot_be_compared_are_refused(tmp_path, monkeypatch, capsys
     write_cells(folder, make_cell("GRPO", 0.5), make_cell("GRPO", 0.5, lang="vi"))
     with pytest.raises(UserError, match=r"mine: has cells of all and of vi languages"):
         paper_report.Results(folder)
+    english = {"outcomes": {"en": make_cell("GRPO", 0.5)["outcomes"]["en"]}}
+    write_cells(folder, make_cell("GRPO", 0.5), make_cell("GRPO", 0.5, seed=1) | english)
+    with pytest.raises(UserError, match="mine: has cells measured in different languages"):
+        paper_report.Results(folder)
     write_cells(folder, make_cell("GRPO", 0.5, lang="vi"))
     encoder = make_encoder(tmp_path / "E")
-    words = ["--experiment", "mine", "--encoder", encoder]
-    assert paper_table.main([*words, "--lang", "en"]) == 2
+    words = ["--experiment", "mine", "--encoder", encoder, "--lang", "en"]
+    assert paper_table.main(words) == 2
+    assert "--experiment mine: choose from main, " in capsys.readouterr().err  # mistyped, maybe
+    words += ["--data", "D"]
+    assert paper_table.main(words) == 2
+    assert "mine: has cells, but no measured.json" in capsys.readouterr().err
+    measured_with = {"dataset": "", "encoder": paper_cells.files_hash(tmp_path / "E"), "limit": 0}
+    options = {"model": paper_cells.files_hash(paper_table.ASSETS / "policy"), "examples": 3000}
+    options |= {"options": "", "measure": ""}
+    (folder / "measured.json").write_text(json.dumps(measured_with | options))
+    assert paper_table.main([*words, "--examples", "5"]) == 2
+    assert "another examples (3000, now 5)" in capsys.readouterr().err
+    assert paper_table.main(words) == 2
     assert "mine: has cells of --lang vi" in capsys.readouterr().err
 
 
@@ -464,6 +479,15 @@ def test_the_measured_cells_are_of_rows_that_exist():
 @pytest.mark.parametrize("row", [row for row, options in paper_table.ROWS.items() if options])
 def test_a_rows_options_are_options_of_train_py(row):
     assert parse_config("", paper_table.ROWS[row])[0] != parse_config("", [])[0]
+
+
+def test_help_is_shown(capsys):
+    """Where the name of a row has a percent sign."""
+    with pytest.raises(SystemExit) as ended:
+        paper_table.main(["--help"])
+    assert ended.value.code == 0 and "gold of 10 %, gold" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_rows_can_be_named_in_a_comma_list():

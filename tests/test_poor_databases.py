@@ -52,7 +52,10 @@ def test_execution_rewards_a_wrong_answer_where_rows_are_few():
     group = {"db_id": example.db_id, "question": example.question, "completions": completions}
     with Sandbox() as sandbox:
         _, few, every = table(sandbox, [group], ("poor-3", "poor-all"))
+        group["completions"] = [{"sql": sql, "terms": {"execution": 0.0}} for sql in sqls]
+        unscored = table(sandbox, [group], ("poor-3",))[1]
     assert few == ("3", "50.0", "50.0", "50.0", "1", "100.0")
+    assert unscored == (*few[:4], "1", "")
     assert every == ("all", "25.0", "100.0", "100.0", "0", "")
 
 

@@ -210,12 +210,11 @@ class Mean:
 
 
 def mean_of(means: Sequence[Mean], n: int) -> Mean:
-    """The unweighted mean of means, whatever the n of each."""
-    resampled = np.stack([mean.resampled for mean in means])  # (len(means), RESAMPLES)
-    known = ~np.isnan(resampled)  # a small group may be missing from a resample
-    with np.errstate(invalid="ignore"):
-        average = np.where(known, resampled, 0).sum(axis=0) / known.sum(axis=0)
-    return Mean(float(np.mean([mean.value for mean in means])), average, n)
+    """The unweighted mean of means, whatever the n of each. Resamples from which a small group is
+    missing have none (NaN), and do not count for the interval.
+    """
+    resampled = np.mean([mean.resampled for mean in means], axis=0)
+    return Mean(float(np.mean([mean.value for mean in means])), resampled, n)
 
 
 def summarize(

@@ -8,7 +8,7 @@ draws all questions of a gold query together.
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -16,12 +16,13 @@ from grpo.evaluation.measure import (
     Prediction,
     arbitrary_gold,
     failed_gold,
+    gold_query,
     measured,
     stopped_gold,
     summarize,
 )
 from grpo.evaluation.vote import SURE
-from sqlenv import UserError, canonical_sql, paired_difference
+from sqlenv import UserError, paired_difference
 from sqlenv.metrics.bootstrap import resampled_means, summary
 from sqlenv.metrics.hardness import LEVELS, hardness
 
@@ -97,11 +98,15 @@ def full_report(predictions: list[Prediction]) -> dict:
 
 @dataclass(frozen=True)
 class Means:
-    """The means of M metrics over n questions, (M,), and of resamples of them, (RESAMPLES, M)."""
+    """The means of M metrics over n questions, (M,), and of resamples of them, (RESAMPLES, M).
+
+    ``independent`` is the number of gold queries; 0 for differences.
+    """
 
     value: np.ndarray | None
     resampled: np.ndarray | None
     n: int
+    independent: int = 0
 
     def minus(self, other: "Means") -> "Means":
         return Means(self.value - other.value, self.resampled - other.resampled, self.n)
@@ -110,8 +115,9 @@ class Means:
         """``{metric: {"value", "low", "high", "n"}}``"""
         if not self.n:
             return {metric: summary(None, None, 0) for metric in metrics}
+        more = {"independent": self.independent}
         return {
-            metric: summary(float(self.value[i]), self.resampled[:, i], self.n)
+            metric: summary(float(self.value[i]), self.resampled[:, i], self.n, **more)
             for i, metric in enumerate(metrics)
         }
 
@@ -124,12 +130,13 @@ def grouped(values: list[list], groups: list[str], counted: list[Prediction]) ->
     if not counted:
         return {}
     array = np.array(values, float)  # (n, M)
-    clusters = [(prediction.db_id, canonical_sql(prediction.gold)) for prediction in counted]
-    return {
-        group: Means(array[rows].mean(axis=0), resampled, int(rows.sum()))
-        for group, resampled in resampled_means(array, groups, clusters).items()
-        for rows in [np.array(groups) == group]
-    }
+    clusters = [gold_query(prediction) for prediction in counted]
+    means = {}
+    for group, resampled in resampled_means(array, groups, clusters).items():
+        rows = [i for i, name in enumerate(groups) if name == group]
+        queries = {clusters[i] for i in rows}
+        means[group] = Means(array[rows].mean(axis=0), resampled, len(rows), len(queries))
+    return means
 
 
 def average(report: dict, by_lang: dict[str, Means]) -> dict:
@@ -141,7 +148,8 @@ def average(report: dict, by_lang: dict[str, Means]) -> dict:
         return NO_QUESTIONS.intervals(metrics)
     value = np.mean([mean.value for mean in means], axis=0)  # pyright: ignore[reportCallIssue]
     resampled = np.mean([mean.resampled for mean in means], axis=0)  # pyright: ignore[reportCallIssue]
-    return Means(value, resampled, sum(mean.n for mean in means)).intervals(metrics)
+    queries = max(mean.independent for mean in means)  # languages may share them
+    return Means(value, resampled, sum(mean.n for mean in means), queries).intervals(metrics)
 
 
 def agreement(prediction: Prediction) -> str:
@@ -194,15 +202,19 @@ def compare(first: list[Prediction], second: list[Prediction], names: Sequence[s
     metrics = [metric for metric in measured(first) if metric in measured(second)]
     difference = {}
     for lang in dict.fromkeys(prediction.lang for prediction in first):
+        both = [pair for pair in pairs if pair[0].lang == lang]
+        clusters = [gold_query(a) for a, _ in both]
         difference[lang] = {
             metric: paired_difference(
-                [getattr(a, metric) for a, _ in pairs if a.lang == lang],
-                [getattr(b, metric) for _, b in pairs if b.lang == lang],
+                [getattr(a, metric) for a, _ in both],
+                [getattr(b, metric) for _, b in both],
+                clusters=clusters,
             )
             for metric in metrics
         }
     gains = [[getattr(b, metric) - getattr(a, metric) for metric in metrics] for a, b in pairs]
     by_lang = grouped(gains, [a.lang for a, _ in pairs], [a for a, _ in pairs])
+    by_lang = {lang: replace(mean, independent=0) for lang, mean in by_lang.items()}
     difference["average"] = average(difference, by_lang)
     return {"first": full_report(first), "second": full_report(second), "difference": difference}
 

@@ -31,6 +31,7 @@ from sqlenv import (
     ExecutionVerifier,
     Sandbox,
     Suite,
+    canonical_sql,
     extract_sql,
     load_suite,
     share,
@@ -237,11 +238,17 @@ def summarize(predictions: list[Prediction]) -> dict:
     report = {}
     for lang in dict.fromkeys(prediction.lang for prediction in predictions):
         rows = [row for row in predictions if row.lang == lang and row.gold_ok]
+        clusters = [gold_query(row) for row in rows]
         report[lang] = {
-            metric: share([getattr(row, metric) for row in rows])
+            metric: share([getattr(row, metric) for row in rows], clusters=clusters)
             for metric in measured(predictions)
         }
     return report
+
+
+def gold_query(prediction: Prediction) -> tuple[str, str]:
+    """What questions that are not independent share, such as translations of each other."""
+    return prediction.db_id, canonical_sql(prediction.gold)
 
 
 def failed_gold(predictions: list[Prediction]) -> Counter:
