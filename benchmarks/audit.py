@@ -22,19 +22,25 @@ from pathlib import Path
 from sqlenv.errors import UserError, exit_code
 from sqlenv.metrics.tables import Rows, markdown_table
 
-BETWEEN = re.compile(r"(\bBETWEEN\s+\S+)\s+AND(\s)", re.I)  # whose AND joins no conditions
+FLAGS = re.IGNORECASE | re.DOTALL
+BETWEEN = re.compile(r"(\bBETWEEN\s+\S+)\s+AND(\s)", FLAGS)  # whose AND joins no conditions
+COLUMNS = re.compile(r"\A\s*SELECT\s+(?:DISTINCT\s+)?(.*?)\s+FROM\s", FLAGS)
+COMMA = re.compile(r",(?![^()]*\))")  # not between a function's arguments
+SET_OPERATOR = re.compile(r"\b(?:UNION|INTERSECT|EXCEPT)\b", FLAGS)
+END = rf"\b(?:GROUP|ORDER|LIMIT)\b|{SET_OPERATOR.pattern}|\Z"
+CONDITIONS = re.compile(rf"\bWHERE\b(?=(.*?)(?:{END}))", FLAGS)  # also those of nested queries
+VALUES = re.compile(r"\bIN\s*\(([^()]*)\)", FLAGS)
+ORDER = re.compile(r"\b(?:ORDER\s+BY|LIMIT)\b[^()]*\Z", FLAGS)  # of the whole query
 
 
-def sql_lists(sql: str) -> dict[str, list[str]]:
+def sql_lists(sql: str) -> dict[str, list[list[str]]]:
     """Lists in the SQL in which nothing should stand twice, by the name of their elements."""
-    columns = re.match(r"\s*SELECT\s+(?:DISTINCT\s+)?(.*?)\s+FROM\s", sql, re.I | re.S)
-    condition = re.search(r"\bWHERE\b(.*)", re.sub(BETWEEN, r"\1,\2", sql), re.I | re.S)
-    values = re.search(r"\bIN\s*\(([^()]*)\)", sql, re.I)
+    conditions = CONDITIONS.findall(BETWEEN.sub(r"\1,\2", sql))
     return {
-        "column": columns[1].split(",") if columns else [],
-        "condition": re.split(r"\b(?:AND|OR)\b", condition[1], flags=re.I) if condition else [],
-        "value": values[1].split(",") if values else [],
-        "query": re.split(r"\b(?:UNION|INTERSECT|EXCEPT)\b", sql, flags=re.I),
+        "column": [COMMA.split(columns) for columns in COLUMNS.findall(sql)],
+        "condition": [re.split(r"\b(?:AND|OR)\b", each, flags=FLAGS) for each in conditions],
+        "value": [values.split(",") for values in VALUES.findall(sql)],
+        "query": [SET_OPERATOR.split(ORDER.sub("", sql))],
     }
 
 
@@ -45,8 +51,9 @@ def repeated(sql: str) -> list[str]:
     ['column', 'condition']
     """
     names = []
-    for name, elements in sql_lists(sql).items():
-        if len({element.strip().lower() for element in elements}) < len(elements):
+    for name, lists in sql_lists(sql).items():
+        same = ({element.strip(" \n)").lower() for element in elements} for elements in lists)
+        if any(len(different) < len(elements) for different, elements in zip(same, lists)):
             names.append(name)
     return names
 

@@ -20,6 +20,13 @@ from benchmarks import audit
         ("SELECT a, a FROM t WHERE b = 1 AND b = 1", ["column", "condition"]),
         ("SELECT a FROM t WHERE a BETWEEN 3 AND 5 OR b BETWEEN 1 AND 5", []),
         ("SELECT a FROM t WHERE a BETWEEN 3 AND 5 OR a between 3 and 5", ["condition"]),
+        ("SELECT a FROM t WHERE x = 1 AND x = 1 ORDER BY a", ["condition"]),
+        ("SELECT a FROM t WHERE x = 1 AND x = 1 UNION SELECT b FROM t", ["condition"]),
+        ("SELECT a FROM t WHERE b IN (SELECT c FROM u WHERE x = 1 AND x = 1)", ["condition"]),
+        ("SELECT a FROM t WHERE x = 1 UNION SELECT b FROM t WHERE x = 1", []),
+        ("SELECT a FROM t WHERE b IN (1, 2) AND c IN (3, 3)", ["value"]),
+        ("SELECT a FROM t UNION SELECT a FROM t ORDER BY a LIMIT 3", ["query"]),
+        ("SELECT round(a, 1), round(b, 1) FROM t", []),
         ("no SQL at all", []),
     ],
 )
