@@ -83,11 +83,8 @@ def idle_words(aliases: Aliases, known: set[str] | None) -> set[int]:
     """
     tokens, columns = aliases.query.tokens, aliases.columns
     strings = {i for i, token in enumerate(tokens) if token.kind == "string"} - columns
-    unknown = set()
-    if known is not None:
-        unknown = {i for i in columns - aliases.references if aliases.name(i) not in known}
-        strings |= {i for i in unknown if tokens[i].text[0] == '"' and tokens[i - 1].text != "."}
-    columns = columns - strings - unknown
+    strings |= quoted_strings(aliases, known)
+    columns = columns - strings - unknown_columns(aliases, known)
     spans = list(expressions(aliases))
     named = {i for span in spans if not columns.isdisjoint(span) for i in span}
     unnamed = {i for span in spans if columns.isdisjoint(span) for i in span}
@@ -95,6 +92,20 @@ def idle_words(aliases: Aliases, known: set[str] | None) -> set[int]:
     words |= {i for i in aliases.collations if aliases.name(i) not in COLLATIONS}
     words |= {i for i in aliases.items & aliases.qualifiers if aliases.name(i) not in DATABASES}
     return {i for i in strings if i in unnamed or i not in named} | words
+
+
+def unknown_columns(aliases: Aliases, known: set[str] | None) -> set[int]:
+    """Names that stand where a column can and that the schema does not have."""
+    if known is None:
+        return set()
+    return {i for i in aliases.columns - aliases.references if aliases.name(i) not in known}
+
+
+def quoted_strings(aliases: Aliases, known: set[str] | None) -> set[int]:
+    """Those of them in double quotes, which are strings to SQLite."""
+    tokens = aliases.query.tokens
+    unknown = unknown_columns(aliases, known)
+    return {i for i in unknown if tokens[i].text[0] == '"' and tokens[i - 1].text != "."}
 
 
 def expressions(aliases: Aliases) -> Iterator[range]:

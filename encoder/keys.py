@@ -88,11 +88,8 @@ class Columns:
         if closing.get(at + 1) != leaf.stop - 1 or at + 2 not in self.starts:
             return
         inner = self.starts[at + 2]
-        result = inner.clause("select")
-        if result and tokens[result.start].text == "distinct":
-            result = result[1:]
         operand = range(leaf.start, at - (words[at - leaf.start - 1] == "not"))
-        pair = self.at(select, operand), self.at(inner, result)
+        pair = self.at(select, operand), self.at(inner, inner.clause("select"))
         if not inner.compound and is_key(*pair):
             yield from (KeyUse(column.span, (column.table_at,)) for column in pair if column)
 

@@ -7,19 +7,21 @@ score of any query for a question with these words. So aliases are normalised:
 - tables with an alias become t1, t2, …, and those of WITH, like windows, w1, w2, ….
 
 With a schema, a condition along a foreign key names the two tables alone (`encoder/keys.py`).
-Comments, letter case and spacing are removed as well. So are tables of WITH and windows that the
-result does not depend on, unusual words in the type of a CAST, quoted text that is longer than any
-name or value people ask for, and a string in an expression without a column, such as a copy of the
-question. With a schema, so are names that are not in the schema, the query or SQLite. The text need
-not be SQL that runs; it must be equal for equal queries.
+Other forms that mean the same become that of gold (`encoder/plain.py`), and a string in double
+quotes gets single ones. Comments, letter case and spacing are removed as well. So are tables of
+WITH and windows that the result does not depend on, unusual words in the type of a CAST, quoted
+text that is longer than any name or value people ask for, and a string in an expression without a
+column, such as a copy of the question. With a schema, so are names that are not in the schema, the
+query or SQLite. The text need not be SQL that runs; it must be equal for equal queries.
 """
 
 import re
 from collections.abc import Iterable
 
 from encoder.aliases import Aliases
-from encoder.idle import idle_words, names_in, unknown_names
+from encoder.idle import idle_words, names_in, quoted_strings, unknown_names
 from encoder.keys import key_uses
+from encoder.plain import plainly_written
 from encoder.unused import without_unused
 from sqlenv.query import Edit, Query, Token, name_of, parse
 from sqlenv.schema import Schema
@@ -55,7 +57,7 @@ def sql_text(sql: str, schema: Schema | None = None, *, with_schema: bool = True
     sql = canonical_sql(sql.encode(errors="replace").decode())  # no lone surrogates
     if is_too_deep(sql):
         return ""
-    query = without_unused(parse(sql))
+    query = plainly_written(without_unused(parse(sql)))
     text = canonical_sql(query.edited(edits(query, schema)))
     named = {source.table for select in query.selects for source in select.all_sources()}
     tables = schema.tables if schema and with_schema else ()
@@ -72,6 +74,7 @@ def edits(query: Query, schema: Schema | None) -> list[Edit]:
     tokens, aliases, changes = query.tokens, Aliases(query, schema), []
     known, renamed = schema and names_in(schema), new_names(aliases)
     idle = idle_words(aliases, known) | unknown_names(aliases, known, renamed)
+    strings = quoted_strings(aliases, known)
     tables, in_keys = aliases.items | aliases.qualifiers, set()
     for span, names in key_uses(aliases, schema) if schema else ():
         texts = [renamed.get(i) or plain_name(tokens[i]) for i in names]
@@ -90,6 +93,9 @@ def edits(query: Query, schema: Schema | None) -> list[Edit]:
             changes.append(Edit(i, i + 1, plain_name(token)))
         elif i in idle or (token.kind in QUOTED and len(token.text.encode()) > MAX_QUOTED):
             changes.append(Edit(i, i + 1, "'…'"))
+        elif i in strings:
+            text = token.text[1:-1].replace('""', '"').replace("'", "''")
+            changes.append(Edit(i, i + 1, f"'{text}'"))
     return changes
 
 

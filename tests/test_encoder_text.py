@@ -151,7 +151,6 @@ def test_a_name_that_sqlite_accepts_is_not_read(sql, text):
     [
         "DISTINCT a",
         "ALL a",
-        "t.a",
         "- a",
         "1 + a",
         "NOT a",
@@ -356,7 +355,7 @@ def test_words_that_the_database_does_not_have_do_not_reach_the_encoder(sql, zoo
     "sql",
     [
         "SELECT a FROM t WHERE b = 'x' OR b IN ('y', lower('Z')) ORDER BY a DESC LIMIT 3",
-        "SELECT t1.a FROM main.t AS t1 JOIN u ON t1.a = c WHERE t1.b = \"Ann\" AND u.d LIKE 'z%'",
+        "SELECT t1.a FROM main.t AS t1 JOIN u ON t1.a = c WHERE t1.b = 'Ann' AND u.d LIKE 'z%'",
         "WITH w1 AS (SELECT a FROM t) SELECT c FROM u WHERE c IN w1",
         "SELECT strftime('%Y', a) AS c1, count(*) FROM t GROUP BY c1 HAVING c1 > '2000'",
         "SELECT c1 FROM (SELECT a, row_number() OVER (PARTITION BY a ORDER BY b rows BETWEEN 1"

@@ -105,7 +105,7 @@ def test_text_in_double_quotes_is_read_only_if_the_database_has_such_a_name(tmp_
     SemanticReward(encoder)(["q"] * 2, [GOLD] * 2, sqls, [True] * 2, [path] * 2)
     encoder.with_schema = True
     SemanticReward(encoder)(["q"] * 2, [GOLD] * 2, sqls, [True] * 2, [path] * 2)
-    texts = ["SELECT '…' FROM t", 'SELECT "b c" FROM t WHERE a = "x"']
+    texts = ["SELECT '…' FROM t", "SELECT \"b c\" FROM t WHERE a = 'x'"]
     read = [embedded for kind, embedded in encoder.embedded if kind == "sql"]
     assert read == [texts, [f"{text} | t(a, b c)" for text in texts]]
 
