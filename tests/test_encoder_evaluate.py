@@ -210,14 +210,15 @@ def test_summary_by_hand():
     assert summarize([], [], seed=0) == {}
 
 
-def test_a_kind_that_a_resample_lacks_does_not_count_in_it():
+def test_a_resample_that_lacks_a_kind_does_not_count():
+    """The mean of the other kinds alone, 1 here, would be another statistic."""
     means = [
-        Mean(0.5, np.array([1.0, np.nan, np.nan]), 2),
-        Mean(1.0, np.array([0.0, 1, np.nan]), 1),
+        Mean(0.0, np.array([0.0, np.nan, np.nan]), 2),
+        Mean(1.0, np.array([1.0, 1, np.nan]), 1),
     ]
     mean = mean_of(means, 2)
-    assert mean.value == 0.75 and mean.n == 2
-    np.testing.assert_array_equal(mean.resampled, [0.5, 1, np.nan])
+    np.testing.assert_array_equal(mean.resampled, [0.5, np.nan, np.nan])
+    assert mean.interval() == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 2}
 
 
 def test_translations_are_resampled_together():

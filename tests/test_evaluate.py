@@ -6,6 +6,7 @@ import csv
 import json
 import sqlite3
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -200,6 +201,24 @@ def test_translations_are_drawn_together():
     average = report["average"]["execution"]
     assert average["high"] - average["low"] == pytest.approx(2 * 0.127, abs=0.02)
     assert report["gap"]["vi"]["execution"] == {"value": 0, "low": 0, "high": 0, "n": 60}
+
+
+def test_questions_of_one_gold_query_are_drawn_together():
+    """Two golds with ten questions each, in one language; all of the first become right, none of
+    the second. A resample has each gold once, or one twice: the shares are 0, 0.5 and 1.
+    """
+    golds = [GOLD, "SELECT 1"]
+    before = [
+        prediction(False, question=f"{i}{gold}", gold=gold) for gold in golds for i in range(10)
+    ]
+    after = [replace(each, execution=each.gold == GOLD) for each in before]
+    report, gained = full_report(after), compare(before, after, "AB")["difference"]
+    whole = {"value": 0.5, "low": 0.0, "high": 1.0, "n": 20}
+    assert report["en"]["execution"] == report["average"]["execution"] == whole
+    assert gained["en"]["execution"] == gained["average"]["execution"] == whole
+    # All wrong: two outcomes show no more than that 1 - 0.025 ** (1 / 2) are right.
+    wrong = full_report(before)["en"]["execution"]
+    assert wrong == pytest.approx({"value": 0, "low": 0, "high": 0.8419, "n": 20}, abs=1e-4)
 
 
 def test_the_hardness_breakdown_pools_the_languages():
