@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from encoder.aliases import bodies_after_as, result_aliases, source_aliases, tables_of_with
 from sqlenv.query import Edit, Query, Select, name_of, parse
-from sqlenv.text import canonical_sql
+from sqlenv.text import KEYWORDS, canonical_sql
 
 
 def plainly_written(query: Query) -> Query:
@@ -22,15 +22,21 @@ def plainly_written(query: Query) -> Query:
 
 
 def shorter_words(query: Query) -> Iterator[Edit]:
-    """JOIN for INNER JOIN, = for ==, no OFFSET 0, and no DISTINCT in what IN looks through."""
+    """JOIN for INNER JOIN, LEFT JOIN for LEFT OUTER JOIN, = for ==, no OFFSET 0, and no DISTINCT in
+    what IN looks through.
+    """
+    items = {source.item for select in query.selects for source in select.all_sources()}
     for i, token in enumerate(query.tokens):
-        if token.text == "inner" and query.next_text(i) == "join":
+        before = query.tokens[i - 1].text
+        is_word = token.text == "inner" and before != "as" and i not in items  # and no table
+        if query.next_text(i) == "join" and (is_word or (before, token.text) == ("left", "outer")):
             yield Edit(i, i + 1, "")
         elif token.text == "==":
             yield Edit(i, i + 1, "=")
     for select in query.selects:
         limit, after = select.clause("limit"), select.start + 1
-        if select.opener == "in" and query.tokens[after].text == "distinct" and not limit:
+        is_set = select.opener == "in" and not limit and not select.compound
+        if is_set and query.tokens[after].text == "distinct":
             yield Edit(after, after + 1, "")
         if len(limit) > 2 and [query.tokens[i].text for i in limit[-2:]] == ["offset", "0"]:
             yield Edit(limit[-2], limit.stop, "")
@@ -42,6 +48,7 @@ def table_names(query: Query) -> Iterator[Edit]:
     """
     tokens, aliased = query.tokens, {item for item, _ in source_aliases(query)}
     of_with = {name_of(tokens[i]) for i in tables_of_with(query, dict(bodies_after_as(query)))}
+    results = list(result_aliases(query))
     for select in query.selects:
         tables = [source.item for source in select.sources]
         if select.grouped or any(
@@ -54,18 +61,24 @@ def table_names(query: Query) -> Iterator[Edit]:
                 name = query.text(item, item + 1)
                 yield Edit(item, item + 1, f"{name} AS {name}")
         if len(tables) == 1 and tables[0] not in aliased and select.parent is None:
-            yield from without_qualifiers(query, select, name_of(tokens[tables[0]]))
+            names = {name_of(tokens[i]) for i in results if query.select_of[i] is select}
+            yield from without_qualifiers(query, select, name_of(tokens[tables[0]]), names)
 
 
-def without_qualifiers(query: Query, select: Select, table: str) -> Iterator[Edit]:
+def without_qualifiers(
+    query: Query, select: Select, table: str, results: set[str]
+) -> Iterator[Edit]:
     """Removes a table's name before its columns where the column is then still found: neither in
     subqueries, whose tables come first, nor before the name of a result. (In a subquery, gold names
     the table, too, since most speak of a table outside.)
     """
     tokens = query.tokens
-    results = {name_of(tokens[i]) for i in result_aliases(query) if query.select_of[i] is select}
+    # The sort keys of a compound are looked for in its first operand.
+    sorted_by = select.clause("order") if select.compound else ()
     for i in range(select.start + 1, min(select.end, len(tokens) - 2)):
         is_qualifier = query.next_text(i) == "." and tokens[i - 1].text != "."
         if query.select_of[i] is select and is_qualifier and name_of(tokens[i]) == table:
-            if tokens[i + 2].text != "*" and name_of(tokens[i + 2]) not in results:
+            column = tokens[i + 2]
+            is_name = column.kind in ("name", "quoted") and column.text not in KEYWORDS
+            if is_name and name_of(column) not in results and i not in sorted_by:
                 yield Edit(i, i + 2, "")

@@ -74,7 +74,7 @@ def edits(query: Query, schema: Schema | None) -> list[Edit]:
     tokens, aliases, changes = query.tokens, Aliases(query, schema), []
     known, renamed = schema and names_in(schema), new_names(aliases)
     idle = idle_words(aliases, known) | unknown_names(aliases, known, renamed)
-    strings = quoted_strings(aliases, known)
+    strings = quoted_strings(aliases, known) if has_only_tables(aliases) else ()
     tables, in_keys = aliases.items | aliases.qualifiers, set()
     for span, names in key_uses(aliases, schema) if schema else ():
         texts = [renamed.get(i) or plain_name(tokens[i]) for i in names]
@@ -97,6 +97,16 @@ def edits(query: Query, schema: Schema | None) -> list[Edit]:
             text = token.text[1:-1].replace('""', '"').replace("'", "''")
             changes.append(Edit(i, i + 1, f"'{text}'"))
     return changes
+
+
+def has_only_tables(aliases: Aliases) -> bool:
+    """Whether all columns are those of tables: others have names that the schema does not have."""
+    query, of_with = aliases.query, aliases.names(aliases.tables)
+    sources = [source for select in query.selects for source in select.all_sources()]
+    return all(
+        source.table not in (None, *of_with) and query.next_text(source.item) != "("
+        for source in sources
+    )
 
 
 def new_names(aliases: Aliases) -> dict[int, str]:

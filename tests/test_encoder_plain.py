@@ -40,6 +40,25 @@ from sqlenv import EMBEDDED, load_dataset, load_schema
             "SELECT max(b) AS a FROM x GROUP BY x.a ORDER BY a",
             "SELECT max(b) AS c1 FROM x GROUP BY x.a ORDER BY c1",
         ),
+        (
+            "SELECT b, a FROM x UNION SELECT y.a, y.b FROM y ORDER BY y.b",
+            "SELECT b, a FROM x UNION SELECT a, b FROM y ORDER BY y.b",
+        ),
+        (
+            "SELECT 1 FROM x WHERE a IN (SELECT DISTINCT a FROM x UNION ALL SELECT 1 LIMIT 3)",
+            "SELECT 1 FROM x WHERE a IN (SELECT DISTINCT a FROM x UNION ALL SELECT 1 LIMIT 3)",
+        ),
+        ("SELECT x.'a' FROM x", "SELECT x. 'a' FROM x"),
+        # A table may be called inner.
+        (
+            "SELECT z.a FROM x AS inner JOIN y AS z ON inner.a = z.b",
+            "SELECT t2.a FROM x AS t1 JOIN y AS t2 ON t1.a = t2.b",
+        ),
+        (
+            "WITH inner AS (SELECT a FROM x) SELECT z.a FROM inner JOIN y AS z ON inner.a = z.b",
+            "WITH w1 AS (SELECT a FROM x) SELECT t2.a FROM w1 JOIN y AS t2 ON w1.a = t2.b",
+        ),
+        ("SELECT 1 FROM x LEFT OUTER JOIN y", "SELECT 1 FROM x AS t1 LEFT JOIN y AS t2"),
         # Tables of WITH, subqueries and functions are not those of the database.
         (
             "WITH w1 AS (SELECT a FROM x) SELECT w1.a FROM w1",
@@ -55,6 +74,19 @@ def test_forms_by_hand(sql, text):
         connection.execute(sql)
         connection.execute(text)
     assert sql_text(sql) == text
+
+
+def test_the_columns_of_a_subquery_are_no_strings(tmp_path):
+    """A result without an alias is a column called count(*), which no schema has."""
+    path = tmp_path / "x.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE x (a)")
+    sql = "SELECT * FROM (SELECT a, count(*) FROM x) WHERE {} > a"
+    column, string = (sql_text(sql.format(f"{q}count(*){q}"), load_schema(path)) for q in "\"'")
+    assert column != string
+    assert sql_text('SELECT a FROM x WHERE a = "it\'s"', load_schema(path), with_schema=False) == (
+        "SELECT a FROM x WHERE a = 'it''s'"
+    )
 
 
 def without_aliases(sql: str) -> str:
