@@ -144,7 +144,7 @@ class Results:
             raise UserError(f"{folder}: has cells of {kinds} languages; measure one or the other")
         if len({frozenset(cell["outcomes"]) for cell in cells}) > 1:
             raise UserError(
-                f"{folder}: has cells measured in different languages; measure in one set"
+                f"{folder}: has cells measured in different languages; give all the same --measure"
             )
         for cell in cells:
             self.rows.setdefault(cell["row"], []).append(cell)
