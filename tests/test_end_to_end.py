@@ -291,7 +291,6 @@ def copy_of(run: Path, folder: Path) -> Path:
         (["--lang", "en", "--seed", "1"], "(lang: vi -> en; seed: 0 -> 1)"),
         (["--reward", "schema=0.1"], "'schema': 0.1"),
         (["--recipe", "dapo"], "(recipe:  -> dapo)"),
-        (["--device", "cuda"], "(device: cpu -> cuda)"),
         (["--steps", "3"], "--steps 3: the run in {} has 4 steps already; give more"),
         (["--steps", "0"], "--steps 0: the run in {} has 4 steps already; give more"),
     ],

@@ -40,9 +40,10 @@ def parser_of(command: str) -> OptionParser:
     """The parser that a command makes."""
     parsers = []
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StopIteration):
-        patch.setattr(
-            OptionParser, "parse_args", lambda self, _: parsers.append(self) or next(iter([]))
-        )
+        for name in ("parse_args", "parse_intermixed_args"):
+            patch.setattr(
+                OptionParser, name, lambda self, _: parsers.append(self) or next(iter([]))
+            )
         COMMANDS[command]([])
     return parsers[0]
 
