@@ -5,7 +5,7 @@ INNER JOIN or JOIN, aliases for the tables of a join, a table's name before its 
 from collections.abc import Iterator
 
 from encoder.aliases import bodies_after_as, result_aliases, source_aliases, tables_of_with
-from sqlenv.query import Edit, Query, Select, name_of, parse
+from sqlenv.query import Edit, Query, Select, Source, name_of, parse
 from sqlenv.text import KEYWORDS, canonical_sql
 
 
@@ -51,10 +51,7 @@ def table_names(query: Query) -> Iterator[Edit]:
     results = list(result_aliases(query))
     for select in query.selects:
         tables = [source.item for source in select.sources]
-        if select.grouped or any(
-            source.table in (None, *of_with) or query.next_text(source.item) in (".", "(")
-            for source in select.sources
-        ):
+        if not all(is_table(query, source, of_with) for source in select.sources):
             continue
         for item in tables if len(tables) > 1 else ():
             if item not in aliased:
@@ -63,6 +60,14 @@ def table_names(query: Query) -> Iterator[Edit]:
         if len(tables) == 1 and tables[0] not in aliased and select.parent is None:
             names = {name_of(tokens[i]) for i in results if query.select_of[i] is select}
             yield from without_qualifiers(query, select, name_of(tokens[tables[0]]), names)
+
+
+def is_table(query: Query, source: Source, of_with: set[str]) -> bool:
+    """Whether FROM has a table of the database here, by its name alone: not a subquery, a function
+    or one of the tables of WITH.
+    """
+    is_name = query.next_text(source.item) not in (".", "(")
+    return is_name and source.table is not None and source.table not in of_with
 
 
 def without_qualifiers(

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from encoder.aliases import Aliases
 from encoder.idle import idle_words, names_in, quoted_strings, unknown_names
 from encoder.keys import key_uses
-from encoder.plain import plainly_written
+from encoder.plain import is_table, plainly_written
 from encoder.unused import without_unused
 from sqlenv.query import Edit, Query, Token, name_of, parse
 from sqlenv.schema import Schema
@@ -102,11 +102,8 @@ def edits(query: Query, schema: Schema | None) -> list[Edit]:
 def has_only_tables(aliases: Aliases) -> bool:
     """Whether all columns are those of tables: others have names that the schema does not have."""
     query, of_with = aliases.query, aliases.names(aliases.tables)
-    sources = [source for select in query.selects for source in select.all_sources()]
-    return all(
-        source.table not in (None, *of_with) and query.next_text(source.item) != "("
-        for source in sources
-    )
+    sources = (source for select in query.selects for source in select.all_sources())
+    return all(is_table(query, source, of_with) for source in sources)
 
 
 def new_names(aliases: Aliases) -> dict[int, str]:

@@ -49,6 +49,7 @@ from sqlenv import EMBEDDED, load_dataset, load_schema
             "SELECT 1 FROM x WHERE a IN (SELECT DISTINCT a FROM x UNION ALL SELECT 1 LIMIT 3)",
         ),
         ("SELECT x.'a' FROM x", "SELECT x. 'a' FROM x"),
+        ("SELECT x.current_date FROM x", "SELECT x. CURRENT_DATE FROM x"),  # and no function
         # A table may be called inner.
         (
             "SELECT z.a FROM x AS inner JOIN y AS z ON inner.a = z.b",
@@ -70,7 +71,7 @@ from sqlenv import EMBEDDED, load_dataset, load_schema
 )
 def test_forms_by_hand(sql, text):
     with closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript("CREATE TABLE x (a, b); CREATE TABLE y (a, b)")
+        connection.executescript("CREATE TABLE x (a, b, current_date); CREATE TABLE y (a, b)")
         connection.execute(sql)
         connection.execute(text)
     assert sql_text(sql) == text
@@ -83,6 +84,9 @@ def test_the_columns_of_a_subquery_are_no_strings(tmp_path):
         connection.execute("CREATE TABLE x (a)")
     sql = "SELECT * FROM (SELECT a, count(*) FROM x) WHERE {} > a"
     column, string = (sql_text(sql.format(f"{q}count(*){q}"), load_schema(path)) for q in "\"'")
+    assert column != string
+    sql = "SELECT a FROM x, main.json_each('[1]') WHERE {} < a"
+    column, string = (sql_text(sql.format(f"{q}value{q}"), load_schema(path)) for q in "\"'")
     assert column != string
     assert sql_text('SELECT a FROM x WHERE a = "it\'s"', load_schema(path), with_schema=False) == (
         "SELECT a FROM x WHERE a = 'it''s'"

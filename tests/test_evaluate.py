@@ -216,6 +216,9 @@ def test_questions_of_one_gold_query_are_drawn_together():
     whole = {"value": 0.5, "low": 0.0, "high": 1.0, "n": 20}
     assert report["en"]["execution"] == report["average"]["execution"] == whole
     assert gained["en"]["execution"] == gained["average"]["execution"] == whole
+    both = before + [replace(each, lang="vi") for each in before]
+    nothing = compare(both, both, "AB")["difference"]["average"]["execution"]
+    assert nothing == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 40}
     # All wrong: two outcomes show no more than that 1 - 0.025 ** (1 / 2) are right.
     wrong = full_report(before)["en"]["execution"]
     assert wrong == pytest.approx({"value": 0, "low": 0, "high": 0.8419, "n": 20}, abs=1e-4)
