@@ -11,7 +11,8 @@ page. Where the defaults differ from GRPO as published (DeepSeekMath, arXiv 2402
     --advantage           centered        group       dividing by the std favours groups that are
                                                       nearly all right or all wrong (Dr. GRPO)
     --loss-aggregation    token           sequence    every token counts the same (DAPO)
-    --kl                  k3iw            k3          its gradient is that of KL(policy || ref)
+    --kl                  k3iw            k3          its gradient is that of KL(policy || ref),
+                                                      token by token
     --beta                0.02            0.04        as in the paper, arXiv 2510.13827
     --zero-variance       skip            train       groups without a policy gradient only cost
                                                       time and shrink the others' share

@@ -2,10 +2,13 @@
 
     python -m examples.minimal_grpo --lang vi --steps 30
 
-`grpo_step` is the whole algorithm (DeepSeekMath, arXiv 2402.03300, section 4.1) and makes the same
-update as `grpo/trainer.py: Trainer.train_step`. The trainer adds micro-batches, several updates per
-batch, dynamic sampling, a schedule of the learning rate, several processes, float16, metrics,
-guards and checkpoints.
+`grpo_step` is the whole algorithm with the defaults of `train.py`, and makes the same update as
+`grpo/trainer.py: Trainer.train_step`. GRPO as published (DeepSeekMath, arXiv 2402.03300, section
+4.1) differs in four places: it divides advantages by the group's std, takes a mean of the
+completions' means, has another KL term and weight, and keeps zero-variance groups (README.md has
+the reasons). The trainer adds the rewards `schema` and `semantic`, micro-batches, several
+updates per batch, dynamic sampling, a schedule of the learning rate, several processes, float16,
+metrics, guards and checkpoints.
 
 P prompts per step, G completions per prompt, T tokens in the longest completion.
 """

@@ -105,7 +105,10 @@ class Config:
         range=COUNT_OR_ZERO,
     )
     max_grad_norm: float = option(1.0, "gradient norm to clip to", range=POSITIVE)
-    num_iterations: int = option(1, "optimizer updates on each batch of samples (mu)", range=COUNT)
+    num_iterations: int = option(1, "passes over each batch of samples (mu)", range=COUNT)
+    minibatches: int = option(
+        1, "parts of a batch of samples; each makes an optimizer update in a pass", range=COUNT
+    )
     lora_rank: int = option(32, "LoRA rank r", range=COUNT)
     lora_alpha: float = option(
         64.0, "LoRA alpha; the update is scaled by alpha / r", range=POSITIVE
@@ -117,12 +120,12 @@ class Config:
     beta: float = option(
         0.02, "weight of the KL term; 0 skips the reference pass", range=NON_NEGATIVE
     )
-    kl: str = option("k3iw", "KL estimator", choices=["k1", "k2", "k3", "k3iw"])
+    kl: str = option("k3iw", "KL estimator", choices=["k2", "k3", "k3iw"])
     loss_aggregation: str = option(
         "token", "what the loss is a mean over", choices=["token", "sequence", "constant"]
     )
     importance_sampling: str = option(
-        "token", "level of the importance ratio", choices=["token", "sequence", "cispo"]
+        "token", "importance ratio and how it is clipped", choices=["token", "sequence", "cispo"]
     )
     epsilon_low: float = option(
         0.2, "the importance ratio is clipped below 1 - this", range=Range(float, 0, 1)
@@ -257,6 +260,11 @@ class Config:
                 raise UserError(f"{option_name(f.name)}: must be {allowed}, not {value}")
         if self.patience and not self.eval_every:
             raise UserError("--patience: needs --eval-every, the steps between evaluations")
+        if self.minibatches > self.prompts_per_step:
+            raise UserError(
+                f"--minibatches: must be at most --prompts-per-step ({self.prompts_per_step}), "
+                f"not {self.minibatches}"
+            )
         if self.train_completions == 1 or self.train_completions > self.group_size:
             raise UserError(
                 f"--train-completions: must be 0 or from 2 to --group-size ({self.group_size}), "

@@ -164,8 +164,8 @@ def add_lora(
         model: a Hugging Face causal language model.
         rank, alpha: see ``LoRALinear``.
         targets: suffixes of the layers' names, such as ``q_proj``, or a regular expression; empty:
-            all linear layers of the blocks, which is the best choice in every family of models
-            (arXiv 2305.14314, section 4).
+            all linear layers of the blocks, which LoRA needed to match full fine-tuning
+            (LLaMA-7B; QLoRA, arXiv 2305.14314, section 4).
         seed: of the random A matrices, which do not depend on the global generator.
 
     Returns:

@@ -23,7 +23,8 @@ def token_weights(
         mask: (P, G, T) bool, true where there is a completion token.
         aggregation: one of
 
-            - ``token``: 1 / (completion tokens in the step) (DAPO, arXiv 2503.14476, section 3.3)
+            - ``token``: 1 / (completion tokens in the step) (after DAPO, arXiv 2503.14476, section
+              3.3, whose equation takes the mean over each group)
             - ``sequence``: 1 / (P G length_i), a mean of per-completion means (GRPO, arXiv
               2402.03300, eq. 3)
             - ``constant``: 1 / (P G max_new_tokens), independent of all lengths (Dr. GRPO, arXiv
@@ -83,7 +84,7 @@ def surrogate_objective(
         ratio: (P, G, T), or (P, G, 1) for ``sequence``, from ``importance_ratio``.
 
     Returns:
-        The objective (P, G, T), and ``clip_ratio/low`` and ``clip_ratio/high`` (P, G, T) bool:
+        The objective, and ``clip_ratio/low`` and ``clip_ratio/high`` (bool, shaped as ``ratio``):
         whether clipping removed a token's gradient (for ``cispo``: capped its weight).
     """
     if kind == "cispo":

@@ -3,7 +3,8 @@ execution on a test suite, the overlap of results, the consensus of a group, DAP
 and custom rewards.
 
 All terms but the penalty and custom rewards are in [0, 1]; the penalty is in [-1, 0]. No wrong
-query may score above a right one, so the auxiliary terms together must weigh less than execution.
+query may score above a right one, so the terms in which it can be better (``AUXILIARY``) must
+together weigh less than execution.
 Without any reward that looks at gold SQL, nothing guards that.
 """
 
@@ -22,8 +23,9 @@ WEIGHTS = {"execution": 1.0, "syntax": 0.1, "schema": 0.2, "semantic": 0.3}
 OTHERS = ("test_suite", "overlap", "consensus", "overlong")
 TIMEOUT_BUDGET = 5.0  # seconds of CPU time for the completions of a batch that time out
 NEED_GOLD = ("execution", "test_suite", "overlap", "schema")
-# A wrong query can beat a right one in these.
-AUXILIARY = ("schema", "semantic", "overlap", "consensus", "overlong")
+# A wrong query can beat a right one in these. A right one has `syntax`, `schema` and `overlap` in
+# full.
+AUXILIARY = ("semantic", "consensus", "overlong")
 
 
 def needs_gold(weights: dict[str, float], semantic_target: str = "question") -> bool:
@@ -41,10 +43,11 @@ def is_label_free(weights: dict[str, float], semantic_target: str = "question") 
 def check_weights(weights: dict[str, float], semantic_target: str = "question") -> None:
     """Refuses unknown rewards, and weights under which a wrong query could beat a right one.
 
-    A right query runs, so it has execution and syntax in full. A wrong one can have at most all
-    other terms in full. Custom rewards are not limited: their values and weights are the user's
-    decision, and they may be all that there is. With ``test_suite``, right means right on the
-    whole suite. Without a reward that looks at gold SQL, what is right is not known.
+    A right query has execution, syntax, schema and overlap in full. At worst it has nothing else,
+    and a wrong one has all but execution in full. Custom rewards are not limited: their values and
+    weights are the user's decision, and they may be all that there is. With ``test_suite``, right
+    means right on the whole suite. Without a reward that looks at gold SQL, what is right is not
+    known.
 
     Raises:
         UserError: a weight is refused.
@@ -60,14 +63,14 @@ def check_weights(weights: dict[str, float], semantic_target: str = "question") 
     present = [name for name in AUXILIARY if weights.get(name)]
     auxiliary = sum(weights[name] for name in present)
     correctness = "test_suite" if weights.get("test_suite") else "execution"
-    only_custom = not present and any(w and is_custom(name) for name, w in weights.items())
+    others = any(weights.get(name) for name in (*AUXILIARY, "schema", "overlap"))
+    only_custom = not others and any(w and is_custom(name) for name, w in weights.items())
     unguarded = only_custom or is_label_free(weights, semantic_target)
-    if weights.get(correctness, 0) <= auxiliary and not unguarded:
-        raise UserError(
-            f"--reward: {' + '.join(present) or 'the others'} ({auxiliary:g}) must weigh less than "
-            f"{correctness} ({weights.get(correctness, 0):g}), or a wrong query could score above "
-            "a right one"
-        )
+    weight = weights.get(correctness, 0)
+    if weight <= auxiliary and not unguarded:
+        limit = f"{' + '.join(present)} ({auxiliary:g}) must weigh less than {correctness}"
+        need = f"{limit} ({weight:g})" if present else f"{correctness} must weigh more than 0"
+        raise UserError(f"--reward: {need}, or a wrong query could score above a right one")
 
 
 def overlong_penalty(length: int, *, max_new_tokens: int, buffer: int) -> float:

@@ -282,11 +282,11 @@ class RunFolder:
     def keep_rollouts(self, trainer: Trainer) -> None:
         """Adds the groups that the last step sampled to rollouts.jsonl."""
         left = self.config.keep_rollouts
-        for sampled in trainer.sampled:
-            some = select_groups(sampled, list(range(min(left, len(sampled.examples)))))
+        for rollout in trainer.last_rollouts:
+            some = select_groups(rollout, list(range(min(left, len(rollout.examples)))))
             left -= len(some.examples)
             golds = trainer.rewards.run_gold(some.examples)
-            advantages = trainer.advantages(sampled)[: len(some.examples)]
+            advantages = trainer.advantages(rollout)[: len(some.examples)]
             rows = group_rows(trainer.step, some, advantages, trainer.rewards.names, golds)
             append_rollouts(self.rollouts_path, rows)
 

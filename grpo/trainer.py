@@ -21,6 +21,7 @@ from grpo.guards import CollapseGuard, NonFiniteGuard, SamplerGuard
 from grpo.logprobs import completion_logprobs
 from grpo.lora import lora_disabled, lora_parameters
 from grpo.loss import policy_loss, token_weights
+from grpo.minibatch import Minibatch, split_evenly
 from grpo.models import Policy
 from grpo.prompt import PromptBuilder, PromptSettings
 from grpo.questions import QuestionStream
@@ -54,63 +55,36 @@ class Trainer:
         scaled = self.model.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=scaled)
         self.step = 0
-        self.sampled: list[Rollout] = []  # in the last step, for those who want to look
+        self.last_rollouts: list[Rollout] = []  # of the last step, for those who want to look
         self.timer, self.non_finite = PhaseTimer(), NonFiniteGuard()
         self.sampler_guard, self.collapse = SamplerGuard(), CollapseGuard(config.max_grad_norm)
 
     def train_step(self) -> dict[str, float]:
         """One step of GRPO on P prompts x G completions; returns its metrics."""
-        config, device, distributed = self.config, self.model.device, self.distributed
         self.timer.reset()
-        self.sampled = []
-        sampled, sampling = collect_groups(
-            self.rollout, config.prompts_per_step, rounds=config.dynamic_sampling
+        self.last_rollouts = []
+        collected, group_stats = collect_groups(
+            self.sample_and_score,
+            self.config.prompts_per_step,
+            rounds=self.config.dynamic_sampling,
         )  # completion_ids, reward_terms (P, G, R), rewards (P, G)
         with self.timer.phase("train"):
-            batch = self.with_gold(sampled, sampling)
-            advantages = self.advantages(batch)  # (P, G)
-            rollout, advantages = self.what_to_train(batch, advantages.to(device))
-            # From here on P and G count what is trained on; advantages are (P, G, 1), or (P, G, T).
-            mask = rollout.completion_mask(include_truncated=not config.mask_truncated).to(device)
-            weights = token_weights(  # (P, G, T), as mask
-                mask, aggregation=config.loss_aggregation, max_new_tokens=config.max_new_tokens
-            )
-            drawn = rollout.sampled_mask().to(device)  # (P, G), all but gold
-            parts = distributed.micro_batches(len(rollout.examples), config.micro_batch)  # slices
-            reference = self.reference_logprobs if config.beta else lambda *_: None
-            ref_logprobs = [reference(rollout, part) for part in parts]  # (p, G, T) each
-            distributed.synchronize()  # processes may have different numbers of parts
-            old_logprobs: list[Tensor] = []  # (p, G, T) each
-            updates = []
-            for iteration in range(config.num_iterations):  # mu in DeepSeekMath
-                update = metrics.UpdateMetrics(mask)
-                for i, part in enumerate(parts):
-                    logprobs, entropy = self.logprobs(rollout, part, with_entropy=True)  # (p, G, T)
-                    if iteration == 0:
-                        old_logprobs.append(logprobs.detach())
-                    loss, stats = policy_loss(
-                        logprobs, old_logprobs[i], advantages[part, :, : logprobs.shape[-1]],
-                        weights[part, :, : logprobs.shape[-1]], ref_logprobs[i],
-                        sampled=drawn[part], beta=config.beta, kl=config.kl,
-                        importance_sampling=config.importance_sampling,
-                        epsilon_low=config.epsilon_low, epsilon_high=config.epsilon_high,
-                    )  # fmt: skip
-                    distributed.backward(self.scaler.scale(loss))
-                    gap = metrics.sampler_gap(old_logprobs[i], rollout.sampling_logprobs[part])
-                    stats |= {"entropy": entropy, "sampling_logp_difference": gap}
-                    update.add(part, loss, stats)
-                distributed.all_reduce_gradients(self.parameters.values())
-                updates.append(self.optimizer_step(update))
+            batch = self.with_gold(collected, group_stats)
+            advantages = self.advantages(batch).to(self.model.device)  # (P, G)
+            # From here on P and G count what is trained on; advantages are (P, G, 1) or (P, G, T).
+            trained, token_advantages = self.what_to_train(batch, advantages)
+            minibatches = self.prepare(trained, token_advantages)
+            planned, updates = minibatches * self.config.num_iterations, []  # mu in DeepSeekMath
+            for minibatch in planned:
+                updates.append(self.update(minibatch))
                 if updates[-1]["skipped"] and not self.scaler.is_enabled():
-                    break  # with the same weights, and no smaller scale, the others would fail, too
-            if not config.beta:
-                arguments = rollout, parts, old_logprobs, self.reference_logprobs, distributed
-                updates[0]["kl"] = metrics.first_group_kl(
-                    *arguments, include_truncated=not config.mask_truncated
-                )
-        return self.finish_step(sampled, rollout, sampling, updates)
+                    break  # with the same weights, and no smaller scale, more of them would fail
+            if not self.config.beta:
+                updates[0]["kl"] = self.first_group_kl(minibatches[0])
+            left_out = len(planned) - len(updates)
+        return self.finish_step(collected, trained, group_stats, updates, left_out)
 
-    def rollout(self, count: int) -> Rollout:
+    def sample_and_score(self, count: int) -> Rollout:
         """Samples and scores a group for each of the next ``count`` questions. Each process does
         its share, and all processes get all groups.
         """
@@ -125,7 +99,7 @@ class Trainer:
             groups.append(rollout)
         rollout = concatenate(self.distributed.all_gather_list(groups))
         self.questions.record(rollout.zero_variance().tolist())
-        self.sampled.append(rollout)
+        self.last_rollouts.append(rollout)
         return rollout
 
     def advantages(self, rollout: Rollout) -> Tensor:
@@ -137,19 +111,19 @@ class Trainer:
         options = {"kind": self.config.advantage, "weights": self.rewards.weights}
         return group_advantages(values, applicable=applicable, **options)
 
-    def with_gold(self, sampled: Rollout, sampling: dict[str, float]) -> Rollout:
+    def with_gold(self, collected: Rollout, group_stats: dict[str, float]) -> Rollout:
         """With ``--gold-completions`` gold joins the groups without a right completion, and the
         metric of zero variance counts these groups as they then are. The main process runs gold for
         all: its queries run against the clock.
         """
         if not self.config.gold_completions:
-            return sampled
-        longest, batch = self.config.max_new_tokens, sampled
+            return collected
+        longest, batch = self.config.max_new_tokens, collected
         if self.distributed.is_main:
-            batch = add_gold(sampled, self.policy, self.rewards, longest)
+            batch = add_gold(collected, self.policy, self.rewards, longest)
         batch = self.distributed.all_gather(batch)[0]
-        self.sampled = [batch]
-        sampling["frac_reward_zero_std"] = batch.zero_variance().float().mean().item()
+        self.last_rollouts = [batch]
+        group_stats["frac_reward_zero_std"] = batch.zero_variance().float().mean().item()
         return batch
 
     def what_to_train(self, rollout: Rollout, advantages: Tensor) -> tuple[Rollout, Tensor]:
@@ -174,6 +148,52 @@ class Trainer:
         if self.config.credit == "difference":
             return difference_credit(rollout, advantages)
         return advantages[..., None]
+
+    def prepare(self, rollout: Rollout, advantages: Tensor) -> list[Minibatch]:
+        """``--minibatches`` parts of the groups, each with the reference's log-probs."""
+        config, distributed, device = self.config, self.distributed, self.model.device
+        minibatches = []
+        for groups in split_evenly(len(rollout.examples), config.minibatches):
+            part = select_groups(rollout, groups)
+            mask = part.completion_mask(include_truncated=not config.mask_truncated).to(device)
+            weights = token_weights(
+                mask, aggregation=config.loss_aggregation, max_new_tokens=config.max_new_tokens
+            )
+            slices = distributed.micro_batches(len(groups), config.micro_batch)
+            minibatches.append(Minibatch(part, advantages[groups], mask, weights, slices))
+        for minibatch in minibatches:
+            part, slices = minibatch.rollout, minibatch.parts
+            reference = self.reference_logprobs if config.beta else lambda *_: None
+            minibatch.ref_logprobs = [reference(part, own) for own in slices]
+            if len(minibatches) > 1:  # only the first is updated by the policy that sampled
+                with torch.no_grad():
+                    minibatch.old_logprobs = [self.logprobs(part, own) for own in slices]
+        distributed.synchronize()  # processes may have different numbers of micro-batches
+        return minibatches
+
+    def update(self, batch: Minibatch) -> dict[str, float]:
+        """One update of the weights; returns its metrics."""
+        config, distributed = self.config, self.distributed
+        on_policy = batch.rollout.sampled_mask().to(self.model.device)  # (P, G), all but gold
+        values = metrics.UpdateMetrics(batch.mask)
+        for i, part in enumerate(batch.parts):
+            logprobs, entropy = self.logprobs(batch.rollout, part, with_entropy=True)  # (p, G, T)
+            if i == len(batch.old_logprobs):  # the policy is still the one that sampled
+                batch.old_logprobs.append(logprobs.detach())
+            longest = logprobs.shape[-1]  # of these groups
+            loss, stats = policy_loss(
+                logprobs, batch.old_logprobs[i], batch.advantages[part, :, :longest],
+                batch.weights[part, :, :longest], batch.ref_logprobs[i],
+                sampled=on_policy[part], beta=config.beta, kl=config.kl,
+                importance_sampling=config.importance_sampling,
+                epsilon_low=config.epsilon_low, epsilon_high=config.epsilon_high,
+            )  # fmt: skip
+            distributed.backward(self.scaler.scale(loss))
+            sampling_logprobs = batch.rollout.sampling_logprobs[part]
+            gap = metrics.sampler_gap(batch.old_logprobs[i], sampling_logprobs)
+            values.add(part, loss, stats | {"entropy": entropy, "sampling_logp_difference": gap})
+        distributed.all_reduce_gradients(self.parameters.values())
+        return self.optimizer_step(values)
 
     def logprobs(self, rollout: Rollout, part: slice, *, with_entropy: bool = False):
         """Log-probs (p, G, T) of the completions of some prompts, at the sampling temperature."""
@@ -202,12 +222,28 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return values | {"grad_norm": norm.item(), "skipped": int(not allowed)}
 
+    def first_group_kl(self, batch: Minibatch) -> float:
+        """The metric ``kl`` without a reference pass, see ``metrics.first_group_kl``."""
+        return metrics.first_group_kl(
+            batch.rollout,
+            batch.parts,
+            batch.old_logprobs,
+            self.reference_logprobs,
+            self.distributed,
+            include_truncated=not self.config.mask_truncated,
+        )
+
     def finish_step(
-        self, sampled: Rollout, trained: Rollout, sampling: dict, updates: list[dict]
+        self,
+        collected: Rollout,
+        trained: Rollout,
+        group_stats: dict[str, float],
+        updates: list[dict[str, float]],
+        left_out: int,
     ) -> dict[str, float]:
         """Advances the schedule and the step; returns the step's metrics."""
         values = metrics.mean_over_updates(updates)
-        values["skipped"] = self.config.num_iterations - sum(not u["skipped"] for u in updates)
+        values["skipped"] = left_out + sum(update["skipped"] for update in updates)
         values["lr"] = self.schedule.get_last_lr()[0]
         self.schedule.step()
         self.step += 1
@@ -216,12 +252,12 @@ class Trainer:
         clocks = self.distributed.all_gather(self.timer.seconds)
         values = {
             "step": self.step,
-            **metrics.rollout_metrics(sampled, self.rewards.names, self.questions.examples),
+            **metrics.rollout_metrics(collected, self.rewards.names, self.questions.examples),
             **metrics.reduce_metrics(failures),
-            **sampling,
+            **group_stats,
             "groups_trained": len(trained.examples),
             **values,
-            **metrics.speed_metrics(sampled, trained, sampling["groups_sampled"], clocks),
+            **metrics.speed_metrics(collected, trained, group_stats["groups_sampled"], clocks),
         }
         if self.collapse.check(values):
             values["collapse"] = 1

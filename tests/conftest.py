@@ -51,4 +51,4 @@ def verifier():
 @pytest.fixture(scope="module")
 def sampled(examples) -> Rollout:
     """A batch of the untrained policy: four groups of three."""
-    return make_trainer(examples).rollout(4)
+    return make_trainer(examples).sample_and_score(4)

@@ -38,7 +38,7 @@ def batch(examples, rewards):
     runs, the third nothing that runs. Lengths are 2, 2 and 1 tokens.
     """
     trainer = make_trainer(examples, rewards)
-    rollout = trainer.rollout(3)
+    rollout = trainer.sample_and_score(3)
     texts = [
         [rollout.examples[0].gold_sql, "who", "singer"],
         ["SELECT 99", "who", "singer"],
@@ -120,7 +120,7 @@ def test_a_step_is_the_formula_on_the_groups_with_gold(examples, batch, rewards,
     assert metrics["reward"] == pytest.approx(batch.rewards.mean().item())
     assert metrics["groups_trained"] == 3 and 0 < metrics["sampling_logp_difference"] < 100
     assert metrics["frac_reward_zero_std"] == 0  # a third without gold
-    (kept,) = trainer.sampled
+    (kept,) = trainer.last_rollouts
     lines = group_rows(1, kept, advantages, rewards.names, [None] * 3)
     drawn = [[c["logprob"] is not None for c in line["completions"]] for line in lines]
     assert drawn == [[True] * 3, [True, True, False], [True, True, False]]
@@ -137,7 +137,7 @@ def test_without_the_option_zero_variance_groups_are_left_out(examples, batch, r
 
 def test_a_batch_in_which_all_groups_are_right_is_the_same(examples):
     """The stand-in rewards' verdicts are all wrong, so they are replaced."""
-    rollout = make_trainer(examples, WordRewards()).rollout(2)
+    rollout = make_trainer(examples, WordRewards()).sample_and_score(2)
     verdicts = [[replace(v, correct=True) for v in group] for group in rollout.verdicts]
     right = replace(rollout, verdicts=verdicts)
     assert add_gold(right, make_policy(), WordRewards(), max_new_tokens=8) is right

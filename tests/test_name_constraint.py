@@ -215,7 +215,7 @@ def test_a_step_trains_on_the_distribution_that_was_drawn_from(examples):
     trainer = make_trainer(examples, constrain_names=True, max_grad_norm=1e9)
     noted = note_gradients(trainer)
     metrics = trainer.train_step()
-    (batch,) = trainer.sampled
+    (batch,) = trainer.last_rollouts
     assert metrics["sampling_logp_difference_max"] < 1e-4
     assert all(len(own) > 0 for group in batch.allowed for ids in group for own in ids)
     assert min(len(own) for group in batch.allowed for ids in group for own in ids) < 20

@@ -50,6 +50,7 @@ OPTIONS = {  # 3 or 5 prompts do not divide by 2; 1 prompt leaves a process with
         **{"prompts_per_step": 5, "micro_batch": 1, "num_iterations": 2, "steps": 2},
         **{"loss_aggregation": "sequence", "advantage": "per_reward", "mask_truncated": True},
     },
+    "minibatches, of one prompt and two": {"prompts_per_step": 3, "minibatches": 2, "steps": 2},
 }
 
 

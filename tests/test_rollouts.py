@@ -22,7 +22,7 @@ def trainer(examples, verifier):
 
 
 def rows_of(trainer) -> list[dict]:
-    (rollout,) = trainer.sampled
+    (rollout,) = trainer.last_rollouts
     golds = trainer.rewards.run_gold(rollout.examples)
     return group_rows(
         trainer.step, rollout, trainer.advantages(rollout), trainer.rewards.names, golds
@@ -34,7 +34,7 @@ def test_a_line_tells_what_was_sampled_and_what_it_earned(trainer):
     statuses = set()
     for _ in range(4):
         trainer.train_step()
-        (rollout,) = trainer.sampled
+        (rollout,) = trainer.last_rollouts
         for row, example, ids in zip(rows_of(trainer), rollout.examples, rollout.completion_ids):
             assert (row["question"], row["gold"]) == (example.question, example.gold_sql)
             assert row["gold_rows"] and row["gold_num_rows"] >= len(row["gold_rows"])
@@ -60,7 +60,7 @@ def test_a_line_tells_what_was_sampled_and_what_it_earned(trainer):
 
 def test_the_logprob_is_that_of_the_tokens(trainer):
     trainer.train_step()
-    (rollout,) = trainer.sampled
+    (rollout,) = trainer.last_rollouts
     group = rollout.sampling_logprobs[1]
     expected = [
         group[g, : len(ids)].sum().item() for g, ids in enumerate(rollout.completion_ids[1])

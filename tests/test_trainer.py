@@ -57,7 +57,7 @@ def test_a_step_is_what_the_formula_says(examples, loss, mask_truncated):
         temperature=0.8,
         max_grad_norm=1e9,
     )
-    batch = trainer.rollout(4)
+    batch = trainer.sample_and_score(4)
     lengths = {len(ids) for group in batch.completion_ids for ids in group}
     assert len(lengths) > 3 and batch.finished.any() and not batch.finished.all()
     replay(trainer, batch)
@@ -162,7 +162,7 @@ def test_rewards_are_asked_about_what_was_sampled(examples):
     answer ends with the first of the three EOS tokens.
     """
     trainer = make_trainer(examples, max_new_tokens=12)
-    batch = trainer.rollout(4)
+    batch = trainer.sample_and_score(4)
     ((asked, texts, prompts, lengths),) = trainer.rewards.calls
     assert asked == batch.examples and len({example.question for example in asked}) == 4
     for p, example in enumerate(asked):
@@ -198,7 +198,7 @@ def test_each_prompt_is_trained_with_its_own_rewards(examples, verifier, monkeyp
     rewards = Rewards(verifier, None, {"execution": 1.0})
     changes = dict(prompts_per_step=2, micro_batch=1, beta=0.0, max_grad_norm=1e9)
     trainer = make_trainer(examples[:2], rewards, **changes)
-    batch = trainer.rollout(2)
+    batch = trainer.sample_and_score(2)
     right = torch.tensor([[2.0, -1.0, -1.0], [-1.0, 2.0, -1.0]]) / 3
     if batch.examples[0].db_id == "shops":
         right = right.flip(0)
@@ -308,7 +308,7 @@ def test_without_beta_the_kl_is_that_of_the_first_group(examples, monkeypatch, m
     other prompt. With ``mask_truncated`` a completion without an end does not count.
     """
     trainer = make_trainer(examples, beta=0.0, num_iterations=2, mask_truncated=masked)
-    batch = trainer.rollout(4)
+    batch = trainer.sample_and_score(4)
     batch.finished[0] = torch.tensor([True, False, True])
     replay(trainer, batch)
     alone = Config(beta=0.0, mask_truncated=masked)

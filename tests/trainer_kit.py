@@ -176,7 +176,7 @@ def replay(trainer: Trainer, *batches: Rollout) -> None:
                 pass
         return waiting.pop(0)
 
-    trainer.rollout = rollout
+    trainer.sample_and_score = rollout
 
 
 def lora_of(trainer: Trainer) -> dict[str, torch.Tensor]:

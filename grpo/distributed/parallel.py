@@ -1,9 +1,9 @@
 """Several processes, one run: ``torchrun --nproc-per-node N train.py ...``.
 
-Each process samples, rewards and differentiates its share of a step's prompts. The rollouts, which
-are only text, are gathered, so that every process sees the whole batch and computes the same
-advantages and token weights as one process would; then the gradients are summed. N processes make
-the update that one process makes.
+Each process samples, rewards and differentiates its share of a step's prompts. The rollouts are
+gathered, so that every process sees the whole batch and computes the same advantages and token
+weights as one process would; then the gradients are summed. N processes make the update that one
+process makes.
 """
 
 import logging
