@@ -74,9 +74,9 @@ MUTATIONS = [
     Mutation(
         "accumulation not scaled: every micro-batch divides by its own tokens",
         "grpo",
-        "weights[part, :, : logprobs.shape[-1]], ref_logprobs[i]",
-        "token_weights(mask[part], aggregation=config.loss_aggregation, max_new_tokens="
-        "config.max_new_tokens)[:, :, : logprobs.shape[-1]], ref_logprobs[i]",
+        "batch.weights[part, :, :longest], batch.ref_logprobs[i]",
+        "token_weights(batch.mask[part], aggregation=config.loss_aggregation, max_new_tokens="
+        "config.max_new_tokens)[:, :, :longest], batch.ref_logprobs[i]",
         ["test_trainer"],
     ),
     Mutation(
@@ -194,8 +194,16 @@ MUTATIONS = [
     Mutation(
         "old log-probs taken again in every update",
         "grpo",
-        "if iteration == 0: old_logprobs.append(logprobs.detach())",
-        "old_logprobs[i : i + 1] = [logprobs.detach()]",
+        "if i == len(batch.old_logprobs):  # the policy is still the one that sampled "
+        "batch.old_logprobs.append(logprobs.detach())",
+        "batch.old_logprobs[i : i + 1] = [logprobs.detach()]",
+        ["test_updates"],
+    ),
+    Mutation(
+        "old log-probs of a minibatch taken from its own update",
+        "grpo",
+        "if len(minibatches) > 1:  # only",
+        "if len(minibatches) > 9:  # only",
         ["test_updates"],
     ),
     Mutation(
