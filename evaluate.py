@@ -8,6 +8,7 @@ python evaluate.py --compare runs/vi-1 FILE
 """
 
 import argparse
+import os
 import sys
 from collections import Counter, defaultdict
 from dataclasses import asdict
@@ -54,6 +55,7 @@ from sqlenv.metrics.predictions import (
     lines_for,
     read_official,
     read_predictions,
+    repeated_lines,
     without_prediction,
 )
 from sqlenv.metrics.tables import text_table
@@ -170,10 +172,20 @@ def has_run(names: list[str]) -> bool:
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuses what could not be written, before there is anything to lose."""
-    for name in OUTPUTS:
-        if path := getattr(arguments, name):
-            check_writable(f"--{name.replace('_', '-')}", path)
+    """Refuses what could not be written, or would overwrite what is read or another output, before
+    there is anything to lose.
+    """
+    names = ("data", "questions", "predictions", *OUTPUTS)
+    given = [("compare", path) for path in arguments.compare or ()]
+    given += [(name, getattr(arguments, name)) for name in names if getattr(arguments, name)]
+    used: dict[str, str] = {}
+    for name, path in given:
+        option, real = f"--{name.replace('_', '-')}", os.path.realpath(path)
+        if name in OUTPUTS:
+            check_writable(option, path)
+            if real in used:
+                raise UserError(f"{option} {path}: that is the file of {used[real]}; name another")
+        used[real] = option
 
 
 def with_run(arguments: argparse.Namespace) -> argparse.Namespace:
@@ -307,6 +319,12 @@ def check_complete(
         except UserError:
             if arguments.split:
                 raise  # and without, the databases are enough
+    if again := repeated_lines(examples, questions) if not arguments.limit else []:
+        first = again[0]
+        print(
+            f"{arguments.predictions}: {len(again)} lines answer a question again, such as "
+            f"{first.question!r} ({first.lang}, {first.db_id}): all count"
+        )
     missing = without_prediction(examples, questions)
     if missing and (arguments.split or len(missing) < len(questions)):
         first = missing[0]

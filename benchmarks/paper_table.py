@@ -54,6 +54,7 @@ ROWS: dict[str, list[str] | None] = {
     "300 examples": ["--examples", "300"],
     "1000 examples": ["--examples", "1000"],
     "three passes": ["--steps", "564"],
+    "five passes": ["--steps", "940"],
     "consensus": [*LABEL_FREE, *NO_SEMANTIC],
     "semantic": [*LABEL_FREE, "--reward", "consensus=0"],
     "consensus + semantic": LABEL_FREE,

@@ -49,7 +49,7 @@ class SemanticReward:
                 raise ValueError(f"{name} is {value!r}, not one of {', '.join(choices)}")
         if score == "calibrated" and target not in encoder.calibrations:
             raise UserError(
-                f"this encoder is not calibrated for target {target!r}: train it with "
+                f"--encoder: it is not calibrated for target {target!r}: train it with "
                 "python -m encoder.train"
             )
         self.encoder, self.target, self.score, self.gate = encoder, target, score, gate

@@ -25,11 +25,12 @@ from grpo.prompt import PromptBuilder, check_context, saved_prompt
 from grpo.questions import load_questions
 from grpo.rollout import constrained_rows
 from grpo.sampler import sample_groups
-from sqlenv import Example, Sandbox, UserError, extract_sql, format_sql, load_schema
+from sqlenv import Example, Sandbox, UserError, extract_sql, format_sql
 from sqlenv.errors import exit_code
 from sqlenv.files import cache_folder
 from sqlenv.metrics.tables import text_table
 from sqlenv.options import COUNT, OptionParser, Range
+from sqlenv.schema import check_has_table
 
 ROWS, CELL = 50, 60  # rows of a result and characters of a cell that are shown
 SHOWN = 300  # characters shown of an answer without SQL
@@ -115,7 +116,8 @@ def show(answer: Answer, max_new_tokens: int) -> bool:
     """Prints SQL, rows and doubts; returns whether there is a result."""
     chosen, count = answer.vote, len(answer.texts)
     if chosen.sql is None:
-        print(f"no SQL in the answer: {printable(answer.texts[0].strip())[:SHOWN]!r}")
+        text = printable(" ".join(answer.texts[0].split()))[:SHOWN]
+        print(f"no SQL in the answer: {text or 'it is empty'}")
         if not all(answer.finished):
             print(f"it was cut off after {max_new_tokens} tokens; raise --max-new-tokens")
         return False
@@ -178,8 +180,11 @@ def database(arguments: argparse.Namespace, saved: dict) -> Example:
         UserError: --db is no database, or is not given and the run's data has several.
     """
     path, known = arguments.db, []
+    pairs = saved.get("questions")  # then the data is one database, without descriptions
+    if pairs and path is None:
+        path = Path(saved["data"])
     try:
-        known = questions_of(saved) if arguments.run else []
+        known = questions_of(saved) if arguments.run and not pairs else []
     except UserError as error:
         if path is None:
             raise
@@ -190,8 +195,7 @@ def database(arguments: argparse.Namespace, saved: dict) -> Example:
             raise UserError(
                 f"--db: name a database; the run's data has {len(others) + 1}, such as {path}"
             )
-    if not load_schema(path).tables:
-        raise UserError(f"{path}: the database has no table")
+    check_has_table(path)
     asked = Example("?", LANG, path.stem, "", path)
     same = (e for e in known if e.db_path.resolve() == path.resolve())
     return next((replace(asked, descriptions=e.descriptions) for e in same), asked)

@@ -28,7 +28,7 @@ base_model: {model}
 ---
 # {name}
 
-Writes SQLite queries for questions in {lang}; `{model}` trained with GRPO (LoRA, merged) by
+Writes SQLite queries for questions{langs}; `{model}` trained with GRPO (LoRA, merged) by
 grpo-text2sql on `{data}`.
 
 ## Use
@@ -99,9 +99,11 @@ def card(config: dict, summary: dict, policy: Policy, name: str) -> str:
     """The model card: how to use it, settings, data, and the measurements before and after."""
     prompts = PromptSettings.of(config)
     longest, values = config.get("max_new_tokens", Config.max_new_tokens), prompts.sample_values
+    langs = [lang for lang in summary["before"] if lang not in ("average", "und")]
     shown = {key: value for key, value in config.items() if value != "" and "\n" not in str(value)}
     return CARD.format(
-        **{key: config[key] for key in ("model", "lang", "data")},
+        **{key: config[key] for key in ("model", "data")},
+        langs=f" in {', '.join(langs)}" if langs else "",
         name=name,
         code=usage(policy, prompts, longest, name),
         samples=SAMPLES.format(values) if values else "",

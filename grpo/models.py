@@ -129,6 +129,11 @@ def locate(path: str) -> tuple[str, dict]:
         )
     if local.is_dir():
         names = set(os.listdir(path))
+        if {"adapter", "questions.json"} <= names:
+            raise UserError(
+                f"{path}: the folder of a run; to use it as a model, merge its adapter into one: "
+                f"python -m grpo.merge {path} DIR"
+            )
         if "adapter_config.json" in names:
             raise UserError(
                 f"{path}: an adapter; --model takes a whole model (evaluate.py takes an adapter by "

@@ -13,16 +13,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sqlenv.sandbox.worker import FUNCTIONS
 from sqlenv.text import ASCII_LOWER, KEYWORDS
 
+STARTS = ("select", "with", "values")  # first words of a query
 NAMING = ("as", "with", "recursive")  # before a name that the query gives
 KNOWN = 20_000  # places and texts to remember of each database
 CANDIDATES = 64  # most probable tokens that are looked at, and then as many more as it takes
-FUNCTIONS = """
-    abs avg cast char coalesce concat count date datetime dense_rank first_value format glob
-    group_concat hex ifnull iif instr integer julianday lag last_value lead length like lower ltrim
-    max min ntile nullif numeric printf rank real replace round row_number rtrim sign sqrt strftime
-    substr substring sum text time total trim typeof unixepoch upper varchar true false rowid"""
+# Words of SQL that are neither in KEYWORDS nor functions.
+OTHERS = """
+    binary blob current exclude false first following groups integer last materialized no nocase
+    nulls numeric others preceding range real row rowid rows text ties true unbounded varchar
+    window"""
 NEVER = -1e4  # a logit whose probability is exactly 0, and whose product with it is not NaN
 CLOSING = {"'": "'", '"': '"', "`": "`", "[": "]"}
 UNREADABLE = "\ufffd"  # a part of a character, in tokenizers that work on bytes
@@ -56,7 +58,7 @@ class NameConstraint:
 
     def __init__(self, names: Iterable[str]):
         self.names = frozenset(name.translate(ASCII_LOWER) for name in names)
-        words = self.names | KEYWORDS | frozenset(FUNCTIONS.split())
+        words = self.names | KEYWORDS | FUNCTIONS | frozenset(OTHERS.split())
         self.words = words
         self.prefixes = frozenset(word[:n] for word in words for n in range(1, len(word) + 1))
         self.quoted = frozenset(name[:n] for name in self.names for n in range(len(name) + 1))
@@ -87,7 +89,7 @@ class NameConstraint:
         if place.quote:
             return self._in_quotes(place, character)
         if character == UNREADABLE:
-            free = self._may_be_cut(place) or place.before in NAMING
+            free = place.before and (self._may_be_cut(place) or place.before in NAMING)
             return replace(place, free=True, word=place.word + character) if free else None
         if character.isalnum() or character in "_$" or not character.isascii():
             word = place.word + character.translate(ASCII_LOWER)
@@ -95,7 +97,9 @@ class NameConstraint:
         ended = self._end_word(place)
         if ended is None:
             return None
-        return replace(ended, quote=character) if character in CLOSING else ended
+        if character in CLOSING:
+            return replace(ended, quote=character) if ended.before else None
+        return ended
 
     def _in_quotes(self, place: Place, character: str) -> Place | None:
         is_name, closed = place.quote != "'", character == CLOSING[place.quote]
@@ -113,7 +117,11 @@ class NameConstraint:
         return place.free or place.word in self.before_cuts
 
     def _may_become(self, place: Place, word: str) -> bool:
-        """Whether a word may begin like this: a name or keyword, a number, an alias."""
+        """Whether a word may begin like this: a name or keyword, a number, an alias; at the start
+        of the query, its first word.
+        """
+        if not place.before:
+            return any(start.startswith(word) for start in STARTS)
         if place.free or word[0].isdigit() or is_alias(word) or place.before in NAMING:
             return True
         return word in self.prefixes or any(own.startswith(word) for own in place.own)
@@ -126,6 +134,8 @@ class NameConstraint:
         own = place.own
         if place.before in NAMING and word not in KEYWORDS:
             own = own | {word}
+        if not place.before and word not in STARTS:
+            return None
         known = word in self.words or word in own or word[0].isdigit() or is_alias(word)
         if not (known or place.free):
             return None

@@ -7,7 +7,9 @@ token ids: nothing is decoded and tokenised again between sampling and training.
 Both texts are templates, which ``--prompt`` replaces. docs/prompts.md describes them.
 """
 
+import functools
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,8 +17,11 @@ from string import Formatter
 
 from grpo.model_checks import context_of, reason
 from grpo.name_constraint import NameConstraint
-from sqlenv import Example, UserError, load_schema, question_values, sample_values, schema_text
+from sqlenv import Example, UserError, load_schema, question_values, sample_values
 from sqlenv.files import write_json
+from sqlenv.schema import fit_schema
+
+logger = logging.getLogger(__name__)
 
 # Tokens; a longer schema text loses sample values first, then types, then whole column lists.
 SCHEMA_BUDGET = 1024
@@ -175,6 +180,9 @@ def one_line(text: str) -> str:
 class PromptBuilder:
     """Makes prompts for one tokenizer. The schema text of each database is cached.
 
+    Attributes:
+        shortened: databases whose schema text lacks columns, to fit into the budget.
+
     Raises:
         UserError: a template is none, or the tokenizer's chat template does not take the settings.
     """
@@ -182,6 +190,7 @@ class PromptBuilder:
     def __init__(self, tokenizer, settings: PromptSettings = DEFAULTS):
         self.tokenizer, self.settings = tokenizer, settings
         self.schemas: dict = {}
+        self.shortened: set[Path] = set()
         self.constraints: dict[Path, NameConstraint] = {}
         if settings.prompt:
             check_template("--prompt", settings.prompt)
@@ -203,7 +212,7 @@ class PromptBuilder:
             if count := self.settings.sample_values:
                 samples = sample_values(example.db_path, count)
                 matches = question_values(example.db_path, named, count)
-            self.schemas[key] = schema_text(
+            self.schemas[key], complete = fit_schema(
                 load_schema(example.db_path),
                 budget=self.settings.schema_budget,
                 count_tokens=lambda text: len(self.encode(text)),
@@ -211,6 +220,8 @@ class PromptBuilder:
                 matches=matches,
                 descriptions=example.descriptions,
             )
+            if not complete:
+                self.shortened.add(example.db_path)
         return self.schemas[key]
 
     def constraint(self, example: Example) -> NameConstraint:
@@ -299,6 +310,12 @@ def check_chat(tokenizer, settings: PromptSettings) -> None:
             )
 
 
+@functools.cache
+def warn_once(message: str) -> None:
+    """A warning that is not repeated for each question that is asked."""
+    logger.warning(message)
+
+
 def check_context(
     model: str,
     tokenizer,
@@ -308,7 +325,8 @@ def check_context(
     settings: PromptSettings = DEFAULTS,
     max_new_tokens: int | None = None,
 ) -> None:
-    """Checks that all prompts with their completions fit into a model's context.
+    """Checks that all prompts with their completions fit into a model's context, and warns about
+    schemas that are shown without some of their columns.
 
     Args:
         model: its name, for the message.
@@ -328,6 +346,12 @@ def check_context(
     examples = sorted(examples, key=lambda example: example.db_path)
     lengths = [length(example) for example in examples]
     longest = max(lengths, default=0)
+    if prompts.shortened:
+        names = ", ".join(sorted(path.stem for path in prompts.shortened)[:3])
+        warn_once(
+            f"{len(prompts.shortened)} databases ({names}{', ...' * (len(prompts.shortened) > 3)}) "
+            f"do not fit into --schema-budget {settings.schema_budget}: their prompts lack columns"
+        )
     if context is not None and longest > context:
         example = examples[lengths.index(longest)]
         completion = f"--max-new-tokens {max_new_tokens}" if max_new_tokens else "gold SQL"

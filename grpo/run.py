@@ -202,7 +202,9 @@ class RunFolder:
             )
         if left_out:
             message = f"left out {len(left_out)} of {len(questions)} training questions"
-            print(f"{message}: gold fails or returns no row")
+            first = questions[min(left_out)]
+            named = f"such as {first.question!r} ({first.lang}, {first.db_id})"
+            print(f"{message}, {named}: gold fails or returns no row")
         if decided["stopped"]:
             print(f"of these the sandbox refuses or stops {decided['stopped']}")
         return useful
@@ -322,15 +324,28 @@ class RunFolder:
             f"{summary['seconds'] / 60:.1f} minutes; adapter and curves are in {self.path}, and "
             "report.html shows what was sampled and what changed"
         )
-        note = collapse_note(self.path, self.rows, self.config.save_every)
-        if note:
-            print(note)
+        notes = not_measured(after), collapse_note(self.path, self.rows, self.config.save_every)
+        print(*filter(None, notes), sep="\n", end="\n" if any(notes) else "")
 
     def command(self) -> str:
         """The command line that resumes this run."""
         size = self.distributed.size
         start = ["python"] if size == 1 else ["torchrun", "--nproc-per-node", str(size)]
         return shlex.join([*start, "train.py", "--resume", "--output", str(self.path)])
+
+
+def not_measured(predictions: list[Prediction]) -> str:
+    """A line on the dev questions that the table leaves out; "" if it has all."""
+    if not predictions:
+        return "nothing was evaluated: no dev question has SQL"
+    failed = [prediction for prediction in predictions if not prediction.gold_ok]
+    if not failed:
+        return ""
+    named = f"such as {failed[0].question!r} ({failed[0].lang}, {failed[0].db_id})"
+    return (
+        f"left out {len(failed)} of {len(predictions)} dev questions, {named}: gold fails, or the "
+        "sandbox refuses or stops it"
+    )
 
 
 def claim_folder(config: Config, output: str | None, resume: bool) -> tuple[Path, TextIO | None]:

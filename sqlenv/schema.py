@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from sqlenv.errors import UserError
 from sqlenv.files import read_only_uri
+from sqlenv.sandbox.worker import DATE_FUNCTIONS
 from sqlenv.text import ASCII_LOWER, RESERVED
 
 # What a declared type contains, as a regular expression -> what a prompt shows; the first that
@@ -29,7 +30,7 @@ SHOWN_TYPES = {
 }
 SAMPLE_LENGTH = 40  # characters shown of a sample value
 DESCRIPTION_LENGTH = 120  # characters shown of a column's description
-
+WITHOUT_TYPES = 4  # steps of shortening a schema's text that leave all columns in it
 
 Values = Mapping[tuple[str, str], Sequence]  # of each (table, column)
 
@@ -98,9 +99,19 @@ def read_schema(connection: sqlite3.Connection) -> Schema:
     )
     names = [name for (name,) in names if not name.lower().startswith("sqlite_")]
     names = list(filter(_is_utf8, names))
+    _act_as_sandbox(connection)
     columns = {name: _columns(connection, name) for name in names}
     tables = tuple(Table(n, columns[n], _foreign_keys(connection, n, columns)) for n in names)
     return Schema(tables, tuple(_views(connection)))
+
+
+def check_has_table(path: str | os.PathLike) -> None:
+    """Raises UserError if a query has nothing to read in a database: the file that a mistyped name
+    creates is an empty one.
+    """
+    schema = load_schema(path)
+    if not schema.tables + schema.views:
+        raise UserError(f"{path}: the database has no table")
 
 
 def open_read_only(path: str | os.PathLike) -> sqlite3.Connection:
@@ -121,12 +132,33 @@ def _connect(uri: str) -> sqlite3.Connection:
     return connection
 
 
+def _act_as_sandbox(connection: sqlite3.Connection) -> None:
+    """From now on, SQLite compiles what the sandbox does: there, views and generated columns may
+    not call the functions that it has replaced (sqlenv/sandbox/worker.py).
+    """
+    connection.execute("PRAGMA trusted_schema = OFF")
+    for name in (*DATE_FUNCTIONS, "printf", "format"):
+        connection.create_function(name, -1, lambda *_: None, deterministic=True)
+
+
+def _can_read(connection: sqlite3.Connection, table: str, column: str = "*") -> bool:
+    """Whether SQLite compiles a query of it; one that reads a missing table does not, either."""
+    try:
+        connection.execute(f"EXPLAIN SELECT {column} FROM {quote_name(table)}")
+    except sqlite3.OperationalError:
+        return False
+    return True
+
+
 def _columns(connection: sqlite3.Connection, table: str) -> tuple[Column, ...]:
     # Hidden are columns of virtual tables (1), which a * leaves out, and generated ones (2, 3).
-    sql = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden != 1"
-    rows = connection.execute(sql, [table])
-    rows = (row for row in rows if _is_utf8(row[0]))
-    return tuple(Column(name, " ".join(type.split()), pk > 0) for name, type, pk in rows)
+    sql = "SELECT name, type, pk, hidden FROM pragma_table_xinfo(?) WHERE hidden != 1"
+    rows = connection.execute(sql, [table]).fetchall()
+    return tuple(
+        Column(name, " ".join(type.split()), pk > 0)
+        for name, type, pk, generated in rows
+        if _is_utf8(name) and (not generated or _can_read(connection, table, quote_name(name)))
+    )
 
 
 def primary_key(connection: sqlite3.Connection, table: str) -> list[str]:
@@ -138,14 +170,9 @@ def primary_key(connection: sqlite3.Connection, table: str) -> list[str]:
 def _views(connection: sqlite3.Connection) -> Iterator[Table]:
     """The views that a query can read: SQLite compiles one, as it does in the sandbox."""
     names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'view'").fetchall()
-    connection.execute("PRAGMA trusted_schema = OFF")
     for name in filter(_is_utf8, (name for (name,) in names)):
-        try:
-            columns = _columns(connection, name)
-            connection.execute(f"EXPLAIN SELECT * FROM {quote_name(name)}")
-        except sqlite3.OperationalError:
-            continue  # such as one that reads a missing table
-        yield Table(name, columns, (), is_view=True)
+        if _can_read(connection, name):
+            yield Table(name, _columns(connection, name), (), is_view=True)
 
 
 def _is_utf8(name: str) -> bool:
@@ -191,8 +218,23 @@ def schema_text(
     matches: Values | None = None,
     descriptions: Mapping[str, str] | None = None,
 ) -> str:
-    """Returns the schema as text within a budget: one CREATE TABLE line per table, then one
-    CREATE VIEW line per view, with its columns in place of its query.
+    """The text of ``fit_schema``."""
+    options = {"count_tokens": count_tokens, "samples": samples, "matches": matches}
+    return fit_schema(schema, budget=budget, descriptions=descriptions, **options)[0]
+
+
+def fit_schema(
+    schema: Schema,
+    *,
+    budget: int | None = None,
+    count_tokens: Callable[[str], int] = len,
+    samples: Values | None = None,
+    matches: Values | None = None,
+    descriptions: Mapping[str, str] | None = None,
+) -> tuple[str, bool]:
+    """Returns the schema as text within a budget, and whether it has all columns. It has one CREATE
+    TABLE line per table, then one CREATE VIEW line per view, with its columns in place of its
+    query.
 
     Descriptions and sample values are at the end of a line, as ``-- column (description): value,
     value; column: …``. The values that the question names have a line of their own after all
@@ -222,9 +264,9 @@ def schema_text(
         return budget is None or count_tokens(text()) <= budget
 
     if fits(texts[0]):
-        return texts[0]()
+        return texts[0](), True
     first = bisect.bisect_left(texts, True, lo=1, hi=len(texts) - 1, key=fits)
-    return texts[first]()
+    return texts[first](), first <= WITHOUT_TYPES
 
 
 def _texts(
@@ -248,7 +290,8 @@ def _texts(
         functools.partial(commented, {}, descriptions, named),
         functools.partial(commented, {}, {}, named),
         functools.partial(commented, {}, {}),
-        *(functools.partial(untyped, shortened) for shortened in range(len(tables) + 1)),
+        functools.partial(untyped, 0),  # at WITHOUT_TYPES
+        *(functools.partial(untyped, shortened) for shortened in range(1, len(tables) + 1)),
         lambda: "\n".join(f"{_create(t)};" for t in tables),
     ]
 

@@ -40,7 +40,7 @@ def _sample_values(path: str, _mtime: int, _size: int, count: int) -> Values:
     # The inner LIMIT avoids reading the whole of a large table.
     return _read_values(
         path,
-        "SELECT DISTINCT v FROM (SELECT {column} AS v FROM {table} LIMIT 1000) "
+        "SELECT DISTINCT v FROM (SELECT {column} AS v FROM {table} NOT INDEXED LIMIT 1000) "
         f"WHERE v IS NOT NULL LIMIT {count:d}",
     )
 
@@ -106,7 +106,7 @@ def _index(path: str, _mtime: int, _size: int) -> ValueIndex:
     index = ValueIndex([], [], {})
     texts = _read_values(
         path,
-        f"SELECT DISTINCT v FROM (SELECT {{column}} AS v FROM {{table}} LIMIT {ROWS}) "
+        f"SELECT DISTINCT v FROM (SELECT {{column}} AS v FROM {{table}} NOT INDEXED LIMIT {ROWS}) "
         f"WHERE typeof(v) = 'text' AND length(v) <= {LONGEST} LIMIT {MAX_VALUES}",
     )
     for (table, column), values in texts.items():

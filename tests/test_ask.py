@@ -306,6 +306,21 @@ def test_marks_that_shape_words_are_shown_and_those_that_turn_them_are_not(capsy
     assert ask.cell("a\u202eb") == "a\\u202eb"
 
 
+def test_the_questions_of_a_run_need_not_be_there(tmp_path):
+    """With a file of questions, the data is the database. Neither is read to ask about it."""
+    path = make_database(tmp_path / "shop.sqlite", "CREATE TABLE book (title)")
+    saved = {"data": str(path), "questions": str(tmp_path / "gone.csv"), "model": "m"}
+    for words in (["run"], ["run", "--db", str(path)]):
+        assert ask.database(ask.parse_arguments(words), saved).db_path == path
+
+
+def test_a_database_of_views_can_be_asked(tmp_path):
+    path = make_database(tmp_path / "v.sqlite", "CREATE VIEW one AS SELECT 1 AS n")
+    assert (
+        ask.database(ask.parse_arguments(["--model", "m", "--db", str(path)]), {}).db_path == path
+    )
+
+
 def test_descriptions_belong_to_a_file_whatever_its_path_is_called(tmp_path, monkeypatch):
     folder = tmp_path / "bird" / "dev_databases" / "pets"
     path = make_database(folder / "pets.sqlite", "CREATE TABLE pet (name)")
@@ -342,8 +357,9 @@ NAMES, COUNT = "SELECT name FROM singer", "SELECT count(*) FROM singer"
         ),
         (["DELETE FROM singer"], "no result: this query does not run (denied: "),
         (["SELECT a", "SELECT b"], "no result: none of 2 samples runs (error: no such column: a)"),
-        (["I do not\x1b know."], "no SQL in the answer: 'I do not\\\\x1b know.'"),
-        (["<think>Hm"], "no SQL in the answer: '<think>Hm'"),
+        (["I do not\x1b know."], "no SQL in the answer: I do not\\x1b know."),
+        ([" "], "no SQL in the answer: it is empty"),
+        (["<think>Hm"], "no SQL in the answer: <think>Hm"),
     ],
 )
 def test_doubts_are_said(capsys, verifier, examples, texts, last):

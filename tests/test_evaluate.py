@@ -4,6 +4,8 @@ hand, and bad input.
 
 import csv
 import json
+import os
+import re
 import sqlite3
 from collections import Counter
 from dataclasses import replace
@@ -101,6 +103,37 @@ MISSING_COLUMN = """
                    FROM singer
         error      no such column: nome
 """
+
+
+def test_lines_that_answer_a_question_again_are_said(root, tmp_path, capsys):
+    path = write(tmp_path / "p.jsonl", [line(GOLD), line("SELECT 1"), line(GOLD)])
+    assert run(root, path) == 0
+    shown = capsys.readouterr().out
+    assert "2 lines answer a question again, such as 'Who is over 30?' (en, pop)" in shown
+    assert run(root, write(path, [line(GOLD)])) == 0
+    assert "again" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--json", "p.jsonl"],
+            "--json .*p.jsonl: that is the file of --predictions; name",
+        ),
+        (["--json", "out", "--csv", "./out"], "--csv .*out: that is the file of --json"),
+        (["--save-predictions", "p.jsonl"], "--save-predictions .*p.jsonl: .* of --predictions"),
+    ],
+)
+def test_no_output_overwrites_an_input_or_another_output(
+    root, tmp_path, capsys, monkeypatch, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "p.jsonl", [line(GOLD)])
+    before = path.read_bytes()
+    assert run(root, path, *words) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert path.read_bytes() == before and sorted(os.listdir(tmp_path)) == ["p.jsonl", "root"]
 
 
 def test_every_class_of_errors_in_every_output(root, tmp_path, capsys):

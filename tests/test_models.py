@@ -239,6 +239,13 @@ def test_a_directory_without_a_tokenizer_is_a_user_error(tmp_path):
         load_policy(str(tmp_path / "bare"), "cpu")
 
 
+def test_the_folder_of_a_run_is_no_model(folder):
+    (folder / "adapter").mkdir()
+    (folder / "questions.json").write_text("{}")
+    with pytest.raises(UserError, match="the folder of a run; .*grpo.merge .*policy DIR"):
+        load_policy(str(folder), "cpu")
+
+
 def test_a_directory_without_weights_is_a_user_error(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="policy.*cannot load"):

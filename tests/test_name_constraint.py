@@ -254,12 +254,38 @@ def test_gold_completions_are_refused_beside_it():
         Config(constrain_names=True, gold_completions=True).check()
 
 
+@pytest.mark.parametrize(
+    "text", ["1", "keeper", "`", '"keeper"', "T1 ", "selec ", "\ufffd", "explain"]
+)
+def test_an_answer_begins_as_a_query_does(text):
+    constraint = NameConstraint(["keeper", "ö"])
+    assert constraint.after(Place(), text) is None
+    for start in ("SELECT", "\n(select keeper", "with k as (values (1))"):
+        assert constraint.after(Place(), start) is not None
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT a FROM t ORDER BY a DESC NULLS LAST",
+        "SELECT sum(a) OVER (ORDER BY a ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) FROM t",
+        "SELECT rank() OVER w FROM t WINDOW w AS (PARTITION BY a) ",
+        "SELECT a FROM t ORDER BY a COLLATE NOCASE",
+        "SELECT floor(a), power(a, 2), json_extract(a, '$.x'), nth_value(a, 2) FROM t",
+    ],
+)
+def test_words_of_sql_are_allowed(sql):
+    constraint = NameConstraint(["t", "a"])
+    place = constraint.after(Place(), sql)
+    assert place is not None and constraint.may_end(place)
+
+
 def test_a_part_of_a_character_may_only_stand_where_a_name_has_one():
     """Tokens of bytes decode to U+FFFD. ``größe`` may begin with gr and such a part, and is not
     followed any further; ``keeper`` has no place for one.
     """
     constraint = NameConstraint(["größe", "keeper"])
-    assert constraint.after(Place(), "gr\ufffd").free
+    assert constraint.after(Place(before="select"), "gr\ufffd").free
     assert constraint.after(Place(), "SELECT keepe\ufffd") is None
     assert constraint.after(Place(), 'SELECT "keepe\ufffd') is None
     assert constraint.after(Place(before="as"), "k\ufffd").free

@@ -74,17 +74,38 @@ def test_a_bookshop_in_three_languages(shop):
 
 
 def test_the_split_by_query_does_not_depend_on_the_order_or_the_spelling(shop):
-    """20 queries: 4 are dev."""
-    rows = [f"pergunta {i},SELECT {i} FROM livro" for i in range(20)]
+    """Nor on further rows. The hashes of 36 of 200 queries are below a fifth of the range."""
+    rows = [f"pergunta {i},SELECT {i} FROM livro" for i in range(200)]
     dev = set(texts(opened(shop, "\n".join(["question,sql", *rows])), "pt", "dev"))
-    assert len(dev) == 4
+    assert len(dev) == 36
+    some = set(texts(opened(shop, "\n".join(["question,sql", *rows[:50]])), "pt", "dev"))
+    assert some == {f"pergunta {i}" for i in range(50)} & dev
     rows = [row.replace("SELECT", "select  ") + ";" for row in reversed(rows)]
     assert set(texts(opened(shop, "\n".join(["question,sql", *rows])), "pt", "dev")) == dev
 
 
+@pytest.mark.parametrize(
+    ("rows", "train", "dev"),
+    [
+        ("A?,SELECT 1\nB?,SELECT 2", 1, 1),
+        ("A?,SELECT 1\nB?,SELECT 1", 2, 0),  # one query
+        ("A?,SELECT 1\nB?,\nC?,", 2, 1),  # nothing is measured without SQL
+        ("A?,SELECT 1\nB?,SELECT 2\nC?,", 2, 1),
+        ("A?,\nB?,", 1, 1),
+    ],
+)
+def test_no_split_is_empty_if_that_can_be(shop, rows, train, dev):
+    """Of questions with and without SQL, dev gets one with SQL."""
+    dataset = opened(shop, f"question,sql\n{rows}\n", need_gold=False)
+    splits = [row["split"] for _, row in dataset.rows]
+    assert (splits.count("train"), splits.count("dev")) == (train, dev)
+    if "SELECT" in rows and dev:
+        assert all(example.gold_sql for example in dataset.load("pt", "dev"))
+
+
 def test_the_split_of_a_column(shop):
     text = "split;question;query;evidence;difficulty;part;note\n"
-    text += "dev;A?;SELECT 1;um;fácil;x;…\n\ntrain;B?;SELECT 1;;;;\n"
+    text += "Dev;A?;SELECT 1;um;fácil;x;…\n\ntrain;B?;SELECT 1;;;;\n"
     dataset = opened(shop, text)
     (example,) = dataset.load("pt-br", "dev")
     assert (example.evidence, example.difficulty, example.part) == ("um", "fácil", "x")
@@ -101,10 +122,14 @@ def test_questions_without_a_language(shop):
 
 
 def test_json_lines(shop):
-    rows = [{"question": "A?", "query": "SELECT 1"}, {"Question": "B?", "sql": "SELECT 2", "n": 3}]
+    rows = [
+        {"question": "A?", "query": "SELECT 1", "sql": "", "difficulty": 3},
+        {"Question": "B?", "sql": "SELECT 2", "n": 3},
+    ]
     text = "\n".join(json.dumps(row) for row in rows)
     dataset = opened(shop, "\ufeff" + text, name="pairs.jsonl")
     assert sorted(texts(dataset, "en", "dev") + texts(dataset, "en", "train")) == ["A?", "B?"]
+    assert [row["difficulty"] for _, row in dataset.rows] == ["3", ""]
 
 
 def test_spaces_behind_separators_and_lines_without_a_cell(shop):
@@ -187,6 +212,24 @@ def test_bad_databases(shop, tmp_path):
         open_dataset(file, file)
     with pytest.raises(UserError, match="gone.csv: no such file; in its folder: minha loja.sqlite"):
         open_dataset(shop, tmp_path / "gone.csv")
+
+
+def test_all_broken_sql_is_named_at_once(shop):
+    """In one run; of many lines the first ten."""
+    rows = [f"{i}?,SELECT x{i} FROM livro" for i in range(12)]
+    with pytest.raises(UserError) as caught:
+        opened(shop, "\n".join(["question,sql", "ok?,SELECT 1", *rows]))
+    lines = str(caught.value).split("\n")
+    assert lines[0].endswith("pairs.csv:3: the SQL fails: no such column: x0")
+    assert lines[9].endswith("pairs.csv:12: the SQL fails: no such column: x9")
+    assert lines[10:] == ["and 2 more"]
+
+
+def test_an_empty_database_is_refused(tmp_path):
+    """A mistyped name makes one."""
+    (tmp_path / "typo.sqlite").touch()
+    with pytest.raises(UserError, match="typo.sqlite: the database has no table"):
+        opened(tmp_path / "typo.sqlite", "question,sql\nA?,SELECT 1\n")
 
 
 def test_a_language_or_split_without_a_question(shop):

@@ -11,8 +11,8 @@ from sqlenv.testsuite import distill
 from sqlenv.testsuite.determinism import perturbed_queries
 from sqlenv.testsuite.distill import DrawnDatabase, GoldQuery, Search
 from sqlenv.testsuite.mutants import make_mutants
-from sqlenv.testsuite.populate import draw_database
-from sqlenv.testsuite.profile import read_profile
+from sqlenv.testsuite.populate import draw_database, synthetic_value
+from sqlenv.testsuite.profile import ColumnProfile, read_profile
 from tests.test_testsuite import write_database
 
 
@@ -78,6 +78,16 @@ def test_drawn_databases_keep_the_constraints(odd, seed):
     assert primary.fetchall() == []
     connection.execute("INSERT INTO staff VALUES (1000, NULL, NULL)")
     assert connection.execute("SELECT total = price * line FROM item").fetchall().count((0,)) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "drawn"),
+    [('{"n": 2}', '{"n": 2}   '), ("[1]", "[1]   "), (b"\x00\xff", b"\x00\xff3"), ("ab", "ab 3")],
+)
+def test_synthetic_values_are_of_the_same_kind(value, drawn):
+    """JSON can be read as JSON, and bytes stay bytes."""
+    column = ColumnProfile("c", "", True, False, False, False, [value])
+    assert synthetic_value(column, 3) == drawn
 
 
 def test_drawn_databases_have_rows_everywhere_mostly(odd):

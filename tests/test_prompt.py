@@ -16,6 +16,7 @@ from grpo.config import ASSETS
 from grpo.prompt import PromptBuilder, PromptSettings, check_context, question_text, read_template
 from sqlenv import EMBEDDED, Example, UserError, load_dataset, load_schema, schema_text
 from sqlenv.embedded import LANGUAGES
+from sqlenv.schema import fit_schema
 
 QUESTION = "Có bao nhiêu ca sĩ?"
 
@@ -86,6 +87,29 @@ def test_prompts_beyond_the_context_are_refused(example, template):
     )
 
 
+def test_a_schema_that_loses_columns_is_said_once(example, tmp_path, caplog):
+    """Its text without types fits exactly, and one token less does not."""
+    tokenizer, paths = make_tokenizer(), [example.db_path]
+    for number in range(3):
+        paths.append(tmp_path / f"shop{number}.sqlite")
+        paths[-1].write_bytes(example.db_path.read_bytes())
+    schema = load_schema(example.db_path)
+    untyped = next(
+        text for budget in range(1000, 0, -1)
+        if "INTEGER" not in (text := schema_text(schema, budget=budget))
+    )  # fmt: skip
+    examples = [replace(example, db_path=path) for path in paths]
+    for budget in (len(untyped), len(untyped) - 1, len(untyped) - 1):
+        settings = PromptSettings(schema_budget=budget)
+        for _ in range(2):
+            check_context("m", tokenizer, SimpleNamespace(), examples, settings=settings)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"4 databases (concerts, shop0, shop1, ...) do not fit into --schema-budget "
+        f"{len(untyped) - 1}: their prompts lack columns"
+    )
+
+
 def test_gold_beyond_the_context_is_refused(example):
     """It is a byte a token, and one token ends it."""
     tokenizer = make_tokenizer()
@@ -123,9 +147,9 @@ def test_prompts_differ_by_their_question_and_share_their_schema(example, monkey
 
     def counting(schema, **options):
         schemas.append(schema)
-        return schema_text(schema, **options)
+        return fit_schema(schema, **options)
 
-    monkeypatch.setattr(prompt, "schema_text", counting)
+    monkeypatch.setattr(prompt, "fit_schema", counting)
     builder = PromptBuilder(make_tokenizer())
     other = Example("Wie viele?", "de", "concerts", "SELECT 1", example.db_path)
     assert builder(example) != builder(other)

@@ -15,8 +15,9 @@ import evaluate
 from grpo.command_line import parse_config
 from grpo.config import ASSETS, Config, resumed_config
 from grpo.distributed.parallel import SINGLE_PROCESS
+from grpo.evaluation.measure import Prediction
 from grpo.questions import load_questions, without_result
-from grpo.run import RunFolder
+from grpo.run import RunFolder, not_measured
 from sqlenv import EMBEDDED, Example, ExecutionVerifier, Sandbox, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,6 +178,16 @@ def test_questions_are_left_out_once_and_for_all(tmp_path):
     assert again.usable_questions(QUESTIONS, [], left_out([])) == [QUESTIONS[0], QUESTIONS[2]]
 
 
+def test_dev_questions_that_are_not_measured_are_said():
+    right = Prediction("pop", "A?", "en", "SELECT 1", "SELECT 1", True, True, True, None, "ok")
+    failed = replace(right, question="B?", gold_ok=False)
+    assert not_measured([right]) == ""
+    assert not_measured([]) == "nothing was evaluated: no dev question has SQL"
+    assert not_measured([right, failed]).startswith(
+        "left out 1 of 2 dev questions, such as 'B?' (en, pop): gold fails, or the sandbox"
+    )
+
+
 def test_gold_that_the_sandbox_stops_is_counted_apart(tmp_path, capsys):
     """Of three questions without a result, one has broken gold, and two golds are stopped."""
     results = [
@@ -186,7 +197,8 @@ def test_gold_that_the_sandbox_stops_is_counted_apart(tmp_path, capsys):
     verifier = SimpleNamespace(run_gold=lambda questions: results)
     assert open_folder(tmp_path / "run").usable_questions(QUESTIONS, [], verifier) == QUESTIONS[:1]
     shown = capsys.readouterr().out
-    assert "left out 3 of 4" in shown and "of these the sandbox refuses or stops 2" in shown
+    assert f"left out 3 of 4 training questions, such as {QUESTIONS[1].question!r}" in shown
+    assert "of these the sandbox refuses or stops 2" in shown
 
 
 @pytest.mark.parametrize(
@@ -230,7 +242,7 @@ def test_questions_without_gold(tmp_path):
     words = ["--model", "m", "--lang", "pt", "--data", str(database), "--questions", str(pairs)]
     measured, _ = evaluate.load_questions(evaluate.with_run(evaluate.parse_arguments(words)))
     assert [e.question for e in measured] == ["E?"]
-    with pytest.raises(UserError, match="pairs.csv:2: the question has no SQL, which is needed"):
+    with pytest.raises(UserError, match="pairs.csv:2: the question has no SQL; SFT, encoders"):
         load_questions(Config(**given))
 
 

@@ -76,6 +76,17 @@ def test_generated_columns_are_columns(tmp_path):
     assert sample_values(path, 1)["line", "label"] == ("n2",)
 
 
+def test_generated_columns_that_no_query_can_read_are_left_out(tmp_path):
+    """The sandbox replaces strftime, and SQLite trusts no such function in a schema."""
+    script = "CREATE TABLE t (a, year AS (strftime('%Y', a)), upper AS (upper(a)))"
+    path = make(tmp_path / "g.sqlite", script)
+    (table,) = load_schema(path).tables
+    assert [column.name for column in table.columns] == ["a", "upper"]
+    with Sandbox() as sandbox:
+        runs = [sandbox.run(path, f"SELECT {name} FROM t").status for name in ("year", "upper")]
+    assert runs == ["denied", "ok"]
+
+
 def test_virtual_tables_are_left_out(tmp_path):
     """The sandbox denies them; a module that this SQLite lacks, as vec0 here, hides only its own.
     The tables in which a module stores its data are tables like others.
@@ -188,7 +199,8 @@ def test_views_are_read_unless_they_are_broken(shop):
 
 def test_views_that_no_query_can_read_are_left_out(tmp_path):
     """SQLite has the columns of some of them: with another number of names, a function where it
-    may not be, an unknown order, and a view of a virtual table, which the sandbox denies.
+    may not be, an unknown order, a view of a virtual table, and functions that the sandbox has
+    replaced.
     """
     script = """CREATE TABLE t (a, b);
     CREATE VIRTUAL TABLE f USING fts5(body);
@@ -197,12 +209,14 @@ def test_views_that_no_query_can_read_are_left_out(tmp_path):
     CREATE VIEW two (x, y) AS SELECT a FROM t;
     CREATE VIEW counted AS SELECT count(*), a FROM t WHERE count(*) > 1;
     CREATE VIEW sorted AS SELECT a FROM t ORDER BY a COLLATE zork;
-    CREATE VIEW found AS SELECT body FROM f;"""
+    CREATE VIEW found AS SELECT body FROM f;
+    CREATE VIEW years AS SELECT strftime('%Y', a) FROM t;
+    CREATE VIEW padded AS SELECT printf('%05d', a) FROM t;"""
     path = make(tmp_path / "v.sqlite", script)
     views = [view.name for view in load_schema(path).views]
     assert views == ["good", "more"]
     with Sandbox() as sandbox:
-        for name in ("good", "more", "two", "counted", "sorted", "found"):
+        for name in ("good", "more", "two", "counted", "sorted", "found", "years", "padded"):
             readable = sandbox.run(path, f"SELECT * FROM {name}").status == "ok"
             assert readable == (name in views), name
 

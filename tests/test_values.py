@@ -66,6 +66,14 @@ def test_values_that_a_question_names(cities, question, named):
     assert list(matches.get(("city", "name"), ())) == named
 
 
+def test_sample_values_are_of_the_first_rows(tmp_path):
+    """Not of the first entries of an index that has the column."""
+    script = "CREATE INDEX by_name ON city (name)"
+    path = make(tmp_path / "i.sqlite", [(1, "b", None, 1), (2, "c", None, 1), (3, "a", None, 1)],
+                script)  # fmt: skip
+    assert sample_values(path, 2)["city", "name"] == ("b", "c")
+
+
 def test_up_to_a_count_of_each_column(cities):
     """The first different values, in the order of the table; of the named ones the likeliest.
     Numbers and empty columns have no named ones.
@@ -133,9 +141,9 @@ def test_missing_and_damaged_files_are_a_user_error(tmp_path):
 def test_a_column_that_cannot_be_read_has_no_values(tmp_path):
     """Its expression fails on a row, or its order is one that only another program defines."""
     script = """
-    CREATE TABLE river (note TEXT, name TEXT COLLATE nocase);
-    INSERT INTO river VALUES ('no JSON', 'Rímac');
-    ALTER TABLE river ADD COLUMN source TEXT AS (note ->> 'source');
+    CREATE TABLE river (note TEXT, name TEXT COLLATE nocase, length INT);
+    INSERT INTO river VALUES ('no JSON', 'Rímac', -9223372036854775808);
+    ALTER TABLE river ADD COLUMN shown INT AS (abs(length));
     PRAGMA writable_schema = ON;
     UPDATE sqlite_master SET sql = replace(sql, 'nocase', 'locale');
     """
@@ -144,4 +152,4 @@ def test_a_column_that_cannot_be_read_has_no_values(tmp_path):
     samples = sample_values(path, 3)
     assert matches == {("city", "name"): ("Lima",), ("river", "note"): ("no JSON",)}
     assert samples["city", "name"] == ("Lima",) and samples["river", "note"] == ("no JSON",)
-    assert samples["river", "name"] == samples["river", "source"] == ()
+    assert samples["river", "name"] == samples["river", "shown"] == ()

@@ -23,13 +23,14 @@ from sqlenv.dataset.language import is_language, language_tag
 from sqlenv.errors import UserError
 from sqlenv.gold import GoldResults
 from sqlenv.sandbox.sandbox import Execution, Sandbox
-from sqlenv.schema import load_schema
+from sqlenv.schema import check_has_table
 from sqlenv.text import SURROGATE, canonical_sql
 
 SEPARATORS = (",", ";", "\t")  # of a CSV file
 # How the sandbox's errors end for what reads the clock: date('now'), CURRENT_DATE.
 CLOCK = re.compile(r"of the current time\)$|\(current_(date|time|timestamp)\)$")
 DEV_SHARE = 0.2  # of the queries, where no column names the splits
+SHOWN = 10  # problems that are shown at once
 # Our name -> its names in files.
 COLUMNS = {"question": ["question"], "gold_sql": ["sql", "query"]} | {
     name: [name] for name in ("lang", "split", "part", "evidence", "difficulty")
@@ -50,7 +51,7 @@ class Pairs(Dataset):
         if not database.is_file():
             problem = "is a folder" if database.is_dir() else "does not exist"
             raise UserError(f"--data {database}: with --questions a SQLite file, but it {problem}")
-        load_schema(database)
+        check_has_table(database)
         self.file, self.rows = questions, list(read_rows(questions, need_gold))
         if not self.rows:
             raise UserError(f"{questions}: has no question")
@@ -60,7 +61,8 @@ class Pairs(Dataset):
         self.default_lang = "" if self._has("lang") else "und"  # BCP 47: undetermined
         self._check_repeated()
         self._check_gold()
-        if not self._has("split"):
+        self.has_split = self._has("split")
+        if not self.has_split:
             add_splits([row for _, row in self.rows])
 
     def languages(self, split: str) -> list[str]:
@@ -73,7 +75,9 @@ class Pairs(Dataset):
                 texts = {name: row[name] for name in row if name not in ("lang", "split")}
                 chosen.append(Example(lang=lang, db_id=db_id, db_path=self.root, **texts))
         if not chosen:
-            raise UserError(f"{self.file}: no {split} question in the language {lang}")
+            tag = "" if lang == self.default_lang else f" in the language {lang}"
+            add = f"add rows with split {split}" if self.has_split else "it takes two queries"
+            raise UserError(f"{self.file}: no {split} question{tag}; {add}")
         return chosen
 
     def database_path(self, db_id: str) -> Path:
@@ -98,18 +102,16 @@ class Pairs(Dataset):
     def _check_gold(self) -> None:
         """Runs all SQL. What SQLite might run, given more time or memory, is not refused."""
         golds = [(line, row["gold_sql"]) for line, row in self.rows if row["gold_sql"]]
-        empty = []
+        empty, problems = [], []
         with Sandbox() as sandbox:
             for (line, sql), run in zip(golds, self._run(sandbox, [sql for _, sql in golds])):
-                if run.status == "denied" and CLOCK.search(run.error or ""):
-                    raise UserError(
-                        f"{self.file}:{line}: the sandbox refuses the SQL: its result depends on "
-                        "the clock; write a fixed date or time"
-                    )
-                if run.status in ("error", "denied"):
-                    raise UserError(f"{self.file}:{line}: the SQL fails: {run.error}")
+                if problem := sql_problem(run):
+                    problems.append(f"{self.file}:{line}: {problem}")
                 if run.status == "ok" and not run.num_rows:
                     empty += [(line, form, sql) for form in ("NFC", "NFD")]
+            if problems:
+                more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+                raise UserError("\n".join(problems[:SHOWN] + more))
             # The same text in another normal form is another text to SQLite.
             empty = [(line, form, unicodedata.normalize(form, sql)) for line, form, sql in empty
                      if not unicodedata.is_normalized(form, sql)]  # fmt: skip
@@ -124,6 +126,16 @@ class Pairs(Dataset):
         return GoldResults(sandbox).run([(self.root, sql) for sql in sqls])
 
 
+def sql_problem(run: Execution) -> str:
+    """Why no run can use the SQL; "" if nothing is wrong, or time or memory did not suffice."""
+    if run.status == "denied" and CLOCK.search(run.error or ""):
+        return (
+            "the sandbox refuses the SQL: its result depends on the clock; write a fixed date or "
+            "time"
+        )
+    return f"the SQL fails: {run.error}" if run.status in ("error", "denied") else ""
+
+
 def row_problem(row: dict[str, str], has_lang: bool, has_split: bool, need_gold: bool) -> str:
     """What is wrong with a row of a file in which some rows have a language or a split; "" if
     nothing is.
@@ -131,7 +143,7 @@ def row_problem(row: dict[str, str], has_lang: bool, has_split: bool, need_gold:
     if not row["question"]:
         return "has no question"
     if need_gold and not row["gold_sql"]:
-        return "the question has no SQL, which is needed here"
+        return "the question has no SQL; SFT, encoders and rewards other than label_free need it"
     if has_lang and not is_language(row["lang"]):
         return f"lang {row['lang']!r} is not the tag of a language, such as en or pt-BR"
     if has_split and row["split"] not in Pairs.splits:
@@ -143,17 +155,25 @@ def row_problem(row: dict[str, str], has_lang: bool, has_split: bool, need_gold:
 
 
 def add_splits(rows: list[dict[str, str]]) -> None:
-    """Splits by query: all questions of a query are in one split, and its hash decides which, so
-    that the order of the file does not matter. Without SQL, each question counts as a query.
+    """Splits by query: all questions of a query are in one split, and its hash alone decides which,
+    so that neither their order nor further rows move a query. Questions without SQL are for
+    training; if none has any, each question counts as a query. No split is empty if that can be.
     """
-    keys = [
-        canonical_sql(row["gold_sql"]) or unicodedata.normalize("NFC", row["question"])
-        for row in rows
-    ]
-    queries = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode()).digest())
-    dev = set(queries[: max(round(DEV_SHARE * len(queries)), 1)] if len(queries) > 1 else [])
+    keys = [canonical_sql(row["gold_sql"]) for row in rows]
+    if not any(keys):
+        keys = [unicodedata.normalize("NFC", row["question"]) for row in rows]
+    places = {key: place_of(key) for key in keys if key}  # from 0 to 1
+    order = sorted(places, key=places.__getitem__)
+    least, most = 1, len(order) - all(keys)  # of dev; one query is for training if all is of it
+    count = min(max(sum(place < DEV_SHARE for place in places.values()), least), most)
+    dev = set(order[:count])
     for row, key in zip(rows, keys):
         row["split"] = "dev" if key in dev else "train"
+
+
+def place_of(query: str) -> float:
+    """A place from 0 to 1 that depends on the query alone."""
+    return int.from_bytes(hashlib.sha256(query.encode()).digest()[:8]) / 2**64
 
 
 def read_rows(file: Path, need_gold: bool) -> Iterator[Row]:
@@ -170,10 +190,13 @@ def read_rows(file: Path, need_gold: bool) -> Iterator[Row]:
     for line, cells in _json_rows(file, text) if json_lines else _csv_rows(file, text, required):
         row = {}
         for ours, names in COLUMNS.items():
-            value = next((cells[name] for name in names if cells.get(name) is not None), "")
+            value = next((cells[name] for name in names if cells.get(name) not in (None, "")), "")
+            if ours in ("part", "difficulty") and isinstance(value, (int, float)):
+                value = str(value)  # a level may be a number
             if not isinstance(value, str):
                 raise UserError(f"{file}:{line}: {ours} is not a text")
             row[ours] = value.strip()
+        row["split"] = row["split"].lower()
         yield line, row
 
 

@@ -201,6 +201,12 @@ def without_prediction(examples: list[Example], questions: list[Example]) -> lis
     return missing
 
 
+def repeated_lines(examples: list[Example], questions: list[Example]) -> list[Example]:
+    """Returns the examples that answer one of the questions more often than it is asked."""
+    asked = set(map(_key, questions))
+    return [e for e in without_prediction(questions, examples) if _key(e) in asked]
+
+
 def lines_for(examples: list[Example], questions: list[Example]) -> list[int]:
     """Returns the indices of ``examples`` that are these questions, each question once, matched as
     in ``without_prediction``.

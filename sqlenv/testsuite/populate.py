@@ -289,6 +289,10 @@ def synthetic_value(column: ColumnProfile, number: int):
     if isinstance(example, str) and ISO_DATE.match(example):
         day = date.fromordinal(730_120 + number).isoformat()  # from the year 2000 on
         return day + example[len(day) :]
+    if isinstance(example, bytes):
+        return example + str(number).encode()
+    if isinstance(example, str) and example[:1] in ("{", "["):
+        return example + " " * number  # JSON stays JSON
     return f"{example} {number}"
 
 
