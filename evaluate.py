@@ -8,7 +8,6 @@ python evaluate.py --compare runs/vi-1 FILE
 """
 
 import argparse
-import os
 import sys
 from collections import Counter, defaultdict
 from dataclasses import asdict
@@ -68,6 +67,10 @@ from sqlenv.options import (
     check_writable,
 )
 
+# What train.py writes (grpo/run.py).
+RUN_FILES = """
+    config.json questions.json metrics.jsonl rollouts.jsonl checkpoint adapter best_adapter
+    last_adapter before.jsonl after.jsonl summary.json curves.png report.html""".split()
 OUTPUTS = ("json", "csv", "markdown", "save_predictions")
 
 
@@ -171,21 +174,25 @@ def has_run(names: list[str]) -> bool:
     return any(Path(name).is_dir() for name in names)
 
 
-def check_outputs(arguments: argparse.Namespace) -> None:
+def check_outputs(arguments: argparse.Namespace, systems: list[argparse.Namespace]) -> None:
     """Refuses what could not be written, or would overwrite what is read or another output, before
-    there is anything to lose.
+    there is anything to lose. A report of an earlier time in a run's folder may be overwritten.
     """
-    names = ("data", "questions", "predictions", *OUTPUTS)
-    given = [("compare", path) for path in arguments.compare or ()]
-    given += [(name, getattr(arguments, name)) for name in names if getattr(arguments, name)]
-    used: dict[str, str] = {}
-    for name, path in given:
-        option, real = f"--{name.replace('_', '-')}", os.path.realpath(path)
-        if name in OUTPUTS:
+    names, written = ("data", "questions", "predictions", "run"), {}
+    paths = [(name, getattr(system, name)) for system in systems for name in names]
+    read = [(f"--{name}", Path(path).resolve()) for name, path in paths if path]
+    for name in OUTPUTS:
+        if path := getattr(arguments, name):
+            option, real = f"--{name.replace('_', '-')}", Path(path).resolve()
             check_writable(option, path)
-            if real in used:
-                raise UserError(f"{option} {path}: that is the file of {used[real]}; name another")
-        used[real] = option
+            if real in written:
+                raise UserError(f"{option} {path}: {written[real]} names this file, too")
+            written[real] = option
+            for source, place in read:
+                if real.exists() and place in (real, *real.parents):
+                    inside = real.relative_to(place).parts
+                    if source != "--run" or inside[0] in RUN_FILES:
+                        raise UserError(f"{option} {path}: would overwrite what {source} reads")
 
 
 def with_run(arguments: argparse.Namespace) -> argparse.Namespace:
@@ -418,9 +425,9 @@ def write_outputs(arguments: argparse.Namespace, report: dict, reports: dict) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    check_outputs(arguments)
     check_device(arguments.device)
     systems = with_data_of_run([with_run(source) for source in sources(arguments)])
+    check_outputs(arguments, systems)
     loaded = [load(system) for system in systems]
     if arguments.compare:
         keys = [

@@ -29,7 +29,7 @@ from sqlenv.metrics.tables import signed_cell as difference_text
 RESAMPLES = 2000
 MAIN = ("zero-shot", "SFT policy", "larger SFT policy", "GRPO", "GRPO + contrastive")
 PARTS = ("known schema", "new schema", "new words")  # of the embedded dev questions
-AMOUNTS = ("300 examples", "1000 examples", "GRPO + contrastive", "three passes")
+AMOUNTS = ("300 examples", "1000 examples", "GRPO + contrastive", "three passes", "five passes")
 POOR = ("poor-3", "poor-10", "poor-30", "poor-all")
 PAPER = {  # averages over seven languages, arXiv 2510.13827: "execution" / "semantic" accuracy
     "SFT policy": "61.4 / 19.4 (zero-shot)",

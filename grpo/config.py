@@ -260,11 +260,6 @@ class Config:
                 raise UserError(f"{option_name(f.name)}: must be {allowed}, not {value}")
         if self.patience and not self.eval_every:
             raise UserError("--patience: needs --eval-every, the steps between evaluations")
-        if self.minibatches > self.prompts_per_step:
-            raise UserError(
-                f"--minibatches: must be at most --prompts-per-step ({self.prompts_per_step}), "
-                f"not {self.minibatches}"
-            )
         if self.train_completions == 1 or self.train_completions > self.group_size:
             raise UserError(
                 f"--train-completions: must be 0 or from 2 to --group-size ({self.group_size}), "

@@ -3,9 +3,10 @@
 In LUFFY (arXiv 2504.14945) an answer of a better policy joins every group; in HPT (arXiv
 2509.04419) a question that is answered right too rarely is learned by supervised fine-tuning. Here
 gold SQL takes the place of the last completion of a group without a right one, and advantages are
-those within this group. Gold was not sampled: its importance ratio is taken as 1, so that the
-gradient on it is that of supervised fine-tuning, weighted by its advantage, and it has no KL term,
-which is a mean over samples. (LUFFY's ratio is the policy's probability, reshaped.)
+those within this group. Gold was not sampled: its importance ratio is taken as 1 in the
+first update of a batch, so that the gradient on it is that of supervised fine-tuning, weighted by
+its advantage, and it has no KL term, which is a mean over samples. (LUFFY's ratio is the policy's
+probability, reshaped.)
 """
 
 from dataclasses import replace

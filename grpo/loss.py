@@ -3,8 +3,9 @@
     L = - sum_it w_it [ min(ratio_it A_i, clip(ratio_it, 1 - e_low, 1 + e_high) A_i) - beta KL_it ]
 
 with ratio_it = exp(logp_new - logp_old) (PPO, arXiv 1707.06347, eq. 7; GRPO, arXiv 2402.03300,
-eq. 3). The weights w_it define the mean over tokens. They are computed once for a whole step, so
-that the loss of the step is the sum of the losses of its micro-batches, however it is split.
+eq. 3). The weights w_it define the mean over tokens. They are computed once for all
+tokens of an update, so that its loss is the sum of the losses of its micro-batches, however it is
+split.
 """
 
 import torch
@@ -17,13 +18,13 @@ from grpo.kl import token_kl
 def token_weights(
     mask: Tensor, *, aggregation: str = "token", max_new_tokens: int | None = None
 ) -> Tensor:
-    """w_it, the share of each token in the loss of a step, (P, G, T) float32.
+    """w_it, the share of each token in the loss of an update, (P, G, T) float32.
 
     Args:
         mask: (P, G, T) bool, true where there is a completion token.
         aggregation: one of
 
-            - ``token``: 1 / (completion tokens in the step) (after DAPO, arXiv 2503.14476, section
+            - ``token``: 1 / (completion tokens) (after DAPO, arXiv 2503.14476, section
               3.3, whose equation takes the mean over each group)
             - ``sequence``: 1 / (P G length_i), a mean of per-completion means (GRPO, arXiv
               2402.03300, eq. 3)
@@ -112,14 +113,14 @@ def policy_loss(
     epsilon_low: float = 0.2,
     epsilon_high: float = 0.2,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a micro-batch, to be summed over the step.
+    """The loss of a micro-batch, to be summed over those of an update.
 
     Args:
         logprobs: (P, G, T) float32 with gradient, under the policy.
-        old_logprobs: (P, G, T) float32, under the policy that sampled. In the first iteration this
+        old_logprobs: (P, G, T) float32, under the policy that sampled. In the first update this
             is ``logprobs.detach()``: the ratio is 1 and the gradient REINFORCE's, -A grad log pi.
         advantages: (P, G) float32, of completions; (P, G, 1) or (P, G, T), of tokens.
-        weights: (P, G, T) float32 from ``token_weights`` of the whole step; 0 masks a token out.
+        weights: (P, G, T) float32 from ``token_weights`` of the whole update; 0 masks a token out.
         ref_logprobs: (P, G, T) float32, under the frozen reference; may be None if ``beta`` is 0.
         sampled: (P, G) bool, false for completions that another policy wrote, such as gold: they
             have no KL term, whose estimators need samples of the policy. By default all have one.

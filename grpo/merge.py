@@ -16,6 +16,7 @@ from grpo.evaluation.report import before_after_table
 from grpo.lora import merge_lora, update_kept
 from grpo.models import Policy, load_policy
 from grpo.prompt import DIALECT, PromptBuilder, PromptSettings, messages_of
+from sqlenv.dataset import is_language
 from sqlenv.errors import UserError, exit_code
 from sqlenv.files import write_directory
 from sqlenv.options import OptionParser, check_writable
@@ -99,7 +100,8 @@ def card(config: dict, summary: dict, policy: Policy, name: str) -> str:
     """The model card: how to use it, settings, data, and the measurements before and after."""
     prompts = PromptSettings.of(config)
     longest, values = config.get("max_new_tokens", Config.max_new_tokens), prompts.sample_values
-    langs = [lang for lang in summary["before"] if lang not in ("average", "und")]
+    langs = summary["before"] or [config["lang"]]
+    langs = [lang for lang in langs if is_language(lang) and lang != "und"]
     shown = {key: value for key, value in config.items() if value != "" and "\n" not in str(value)}
     return CARD.format(
         **{key: config[key] for key in ("model", "data")},

@@ -22,10 +22,10 @@ def reduce_metrics(parts: list[dict[str, float]]) -> dict[str, float]:
 
 
 class UpdateMetrics:
-    """Adds up, over the micro-batches of one update, the loss and means over the step's tokens.
+    """Adds up, over the micro-batches of one update, the loss and means over its tokens.
 
     Args:
-        mask: (P, G, T) bool, the tokens of the whole step.
+        mask: (P, G, T) bool, all tokens of the update.
     """
 
     def __init__(self, mask: Tensor):
@@ -43,13 +43,16 @@ class UpdateMetrics:
             self.values[f"{name}_max"] = max(self.values.get(f"{name}_max", 0.0), largest)
 
 
-def mean_over_updates(updates: list[dict[str, float]]) -> dict[str, float]:
-    """Means over the updates of a step, maxima of ``*_max``."""
-    values = {name: [update[name] for update in updates if name in update] for name in updates[0]}
-    return {
-        name: max(series) if name.endswith("_max") else sum(series) / len(series)
-        for name, series in values.items()
-    }
+def mean_over_updates(updates: list[dict[str, float]], tokens: list[int]) -> dict[str, float]:
+    """Means over the updates of a step, weighted by their tokens; maxima of ``*_max``."""
+    result = {}
+    for name in updates[0]:
+        values = [(u[name], max(1, n)) for u, n in zip(updates, tokens) if name in u]
+        if name.endswith("_max"):
+            result[name] = max(value for value, _ in values)
+        else:
+            result[name] = sum(v * n for v, n in values) / sum(n for _, n in values)
+    return result
 
 
 def sampler_gap(logprobs: Tensor, sampling_logprobs: list[Tensor]) -> Tensor:

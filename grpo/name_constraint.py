@@ -78,7 +78,8 @@ class NameConstraint:
         return self.known[key]
 
     def may_end(self, place: Place) -> bool:
-        return not place.quote and self._end_word(place) is not None
+        started = place.word or place.before
+        return bool(started) and not place.quote and self._end_word(place) is not None
 
     def _after(self, place: Place | None, text: str) -> Place | None:
         for character in text:
@@ -97,9 +98,9 @@ class NameConstraint:
         ended = self._end_word(place)
         if ended is None:
             return None
-        if character in CLOSING:
-            return replace(ended, quote=character) if ended.before else None
-        return ended
+        if not ended.before:
+            return ended if character.isspace() or character == "(" else None
+        return replace(ended, quote=character) if character in CLOSING else ended
 
     def _in_quotes(self, place: Place, character: str) -> Place | None:
         is_name, closed = place.quote != "'", character == CLOSING[place.quote]

@@ -347,10 +347,11 @@ def check_context(
     lengths = [length(example) for example in examples]
     longest = max(lengths, default=0)
     if prompts.shortened:
-        names = ", ".join(sorted(path.stem for path in prompts.shortened)[:3])
+        names = sorted(path.stem for path in prompts.shortened)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         warn_once(
-            f"{len(prompts.shortened)} databases ({names}{', ...' * (len(prompts.shortened) > 3)}) "
-            f"do not fit into --schema-budget {settings.schema_budget}: their prompts lack columns"
+            f"prompts lack columns to fit into --schema-budget {settings.schema_budget}: databases "
+            f"{', '.join(names[:3])}{more}"
         )
     if context is not None and longest > context:
         example = examples[lengths.index(longest)]

@@ -5,6 +5,7 @@ updates per batch, and whether the tokens of zero-variance groups count in the l
 published methods. Learning rates, batch sizes and rewards depend on the model and the task and keep
 their defaults, except that DAPO's length penalty is part of the method. A batch here has 16
 questions, those of DAPO and MiniMax-M1 have hundreds: they make 16 updates of one, here it is 4.
+Each moves the weights about as far as one of a whole batch, so that a lower --lr may be better.
 """
 
 RECIPES = {
@@ -20,9 +21,10 @@ RECIPES = {
     # DAPO (arXiv 2503.14476, sections 3.1-3.4 and 4.1): clip-higher, dynamic sampling, a mean over
     # tokens, a soft penalty for length, no KL. The paper scales right and wrong to +1 and -1, twice
     # as far apart as here, so its penalty of at most 1 is 0.5 here. It replaces groups that are all
-    # right or all wrong, dynamic sampling here those whose rewards are all equal: a group of right
-    # answers that the encoder scores differently stays, and `group` gives it advantages as large
-    # as any. `--reward semantic=0 --reward schema=0` makes the two conditions nearly the same.
+    # right or all wrong; dynamic sampling here replaces those whose rewards are all equal. Right
+    # answers that the encoder scores differently stay, and so do wrong ones of which some run, and
+    # `group` gives them advantages as large as any. `--reward semantic=0 --reward schema=0 --reward
+    # syntax=0` leaves no difference but that of lengths.
     "dapo": {
         "advantage": "group",
         "loss_aggregation": "token",

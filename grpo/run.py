@@ -325,7 +325,8 @@ class RunFolder:
             "report.html shows what was sampled and what changed"
         )
         notes = not_measured(after), collapse_note(self.path, self.rows, self.config.save_every)
-        print(*filter(None, notes), sep="\n", end="\n" if any(notes) else "")
+        for note in filter(None, notes):
+            print(note)
 
     def command(self) -> str:
         """The command line that resumes this run."""

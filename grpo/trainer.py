@@ -74,15 +74,16 @@ class Trainer:
             # From here on P and G count what is trained on; advantages are (P, G, 1) or (P, G, T).
             trained, token_advantages = self.what_to_train(batch, advantages)
             minibatches = self.prepare(trained, token_advantages)
-            planned, updates = minibatches * self.config.num_iterations, []  # mu in DeepSeekMath
-            for minibatch in planned:
-                updates.append(self.update(minibatch))
-                if updates[-1]["skipped"] and not self.scaler.is_enabled():
-                    break  # with the same weights, and no smaller scale, more of them would fail
+            left, updates = minibatches, []
+            for _ in range(self.config.num_iterations):  # mu in DeepSeekMath
+                made = [(minibatch, self.update(minibatch)) for minibatch in left]
+                updates += made
+                if not self.scaler.is_enabled():  # no smaller scale: what failed would fail again
+                    left = [minibatch for minibatch, values in made if not values["skipped"]]
             if not self.config.beta:
-                updates[0]["kl"] = self.first_group_kl(minibatches[0])
-            left_out = len(planned) - len(updates)
-        return self.finish_step(collected, trained, group_stats, updates, left_out)
+                updates[0][1]["kl"] = self.first_group_kl(minibatches[0])
+            planned = len(minibatches) * self.config.num_iterations
+        return self.finish_step(collected, trained, group_stats, updates, planned)
 
     def sample_and_score(self, count: int) -> Rollout:
         """Samples and scores a group for each of the next ``count`` questions. Each process does
@@ -150,7 +151,9 @@ class Trainer:
         return advantages[..., None]
 
     def prepare(self, rollout: Rollout, advantages: Tensor) -> list[Minibatch]:
-        """``--minibatches`` parts of the groups, each with the reference's log-probs."""
+        """``--minibatches`` parts of the groups, with the log-probs that their updates need. A part
+        of which no token is trained on, with ``--mask-truncated``, is left out.
+        """
         config, distributed, device = self.config, self.distributed, self.model.device
         minibatches = []
         for groups in split_evenly(len(rollout.examples), config.minibatches):
@@ -161,11 +164,12 @@ class Trainer:
             )
             slices = distributed.micro_batches(len(groups), config.micro_batch)
             minibatches.append(Minibatch(part, advantages[groups], mask, weights, slices))
-        for minibatch in minibatches:
+        minibatches = [m for m in minibatches if m.mask.any()] or minibatches[:1]
+        for n, minibatch in enumerate(minibatches):
             part, slices = minibatch.rollout, minibatch.parts
             reference = self.reference_logprobs if config.beta else lambda *_: None
             minibatch.ref_logprobs = [reference(part, own) for own in slices]
-            if len(minibatches) > 1:  # only the first is updated by the policy that sampled
+            if n:  # the first one's come from its update, which the policy that sampled makes
                 with torch.no_grad():
                     minibatch.old_logprobs = [self.logprobs(part, own) for own in slices]
         distributed.synchronize()  # processes may have different numbers of micro-batches
@@ -174,7 +178,7 @@ class Trainer:
     def update(self, batch: Minibatch) -> dict[str, float]:
         """One update of the weights; returns its metrics."""
         config, distributed = self.config, self.distributed
-        on_policy = batch.rollout.sampled_mask().to(self.model.device)  # (P, G), all but gold
+        sampled = batch.rollout.sampled_mask().to(self.model.device)  # (P, G), all but gold
         values = metrics.UpdateMetrics(batch.mask)
         for i, part in enumerate(batch.parts):
             logprobs, entropy = self.logprobs(batch.rollout, part, with_entropy=True)  # (p, G, T)
@@ -184,7 +188,7 @@ class Trainer:
             loss, stats = policy_loss(
                 logprobs, batch.old_logprobs[i], batch.advantages[part, :, :longest],
                 batch.weights[part, :, :longest], batch.ref_logprobs[i],
-                sampled=on_policy[part], beta=config.beta, kl=config.kl,
+                sampled=sampled[part], beta=config.beta, kl=config.kl,
                 importance_sampling=config.importance_sampling,
                 epsilon_low=config.epsilon_low, epsilon_high=config.epsilon_high,
             )  # fmt: skip
@@ -238,12 +242,14 @@ class Trainer:
         collected: Rollout,
         trained: Rollout,
         group_stats: dict[str, float],
-        updates: list[dict[str, float]],
-        left_out: int,
+        updates: list[tuple[Minibatch, dict[str, float]]],
+        planned: int,
     ) -> dict[str, float]:
         """Advances the schedule and the step; returns the step's metrics."""
-        values = metrics.mean_over_updates(updates)
-        values["skipped"] = left_out + sum(update["skipped"] for update in updates)
+        values = metrics.mean_over_updates(
+            [values for _, values in updates], [int(batch.mask.sum()) for batch, _ in updates]
+        )
+        values["skipped"] = planned - sum(not values["skipped"] for _, values in updates)
         values["lr"] = self.schedule.get_last_lr()[0]
         self.schedule.step()
         self.step += 1

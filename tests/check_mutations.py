@@ -202,8 +202,8 @@ MUTATIONS = [
     Mutation(
         "old log-probs of a minibatch taken from its own update",
         "grpo",
-        "if len(minibatches) > 1:  # only",
-        "if len(minibatches) > 9:  # only",
+        "if n:  # the first",
+        "if n > 9:  # the first",
         ["test_updates"],
     ),
     Mutation(

@@ -105,6 +105,9 @@ MISSING_COLUMN = """
 """
 
 
+POP = "root/dataset/spider/database/pop/pop.sqlite"
+
+
 def test_lines_that_answer_a_question_again_are_said(root, tmp_path, capsys):
     path = write(tmp_path / "p.jsonl", [line(GOLD), line("SELECT 1"), line(GOLD)])
     assert run(root, path) == 0
@@ -117,12 +120,10 @@ def test_lines_that_answer_a_question_again_are_said(root, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ["--json", "p.jsonl"],
-            "--json .*p.jsonl: that is the file of --predictions; name",
-        ),
-        (["--json", "out", "--csv", "./out"], "--csv .*out: that is the file of --json"),
-        (["--save-predictions", "p.jsonl"], "--save-predictions .*p.jsonl: .* of --predictions"),
+        (["--json", "p.jsonl"], "--json p.jsonl: would overwrite what --predictions reads"),
+        (["--json", "out", "--csv", "./out"], "--csv ./out: --json names this file, too"),
+        (["--save-predictions", "p.jsonl"], "p.jsonl: would overwrite what --predictions reads"),
+        (["--json", POP], "pop.sqlite: would overwrite what --data reads"),
     ],
 )
 def test_no_output_overwrites_an_input_or_another_output(

@@ -53,6 +53,7 @@ def test_plain_transformers_reads_what_was_trained(run, tmp_path, capsys, dtype,
 def test_the_card_has_settings_data_and_metrics(run, tmp_path):
     merge.main([str(run), str(tmp_path / "out")])
     text = (tmp_path / "out" / "README.md").read_text()
+    assert "queries for questions in vi; `" in text
     assert "- lang: vi" in text and "- lr: 0.0006" in text and "33.3" in text
     assert f"base_model: {tmp_path / 'base'}" in text
 

@@ -51,7 +51,6 @@ def accepts(text: str, ends: bool = True) -> bool:
         "SELECT 1.5e3, 0x1F, -2 FROM singer",
         'SELECT नाम, cafe\u0301, École, "École" FROM SINGER',
         "SELECT CAST(name AS INTEGER) FROM singer",
-        "",
     ],
 )
 def test_what_is_accepted(sql):
@@ -255,11 +254,11 @@ def test_gold_completions_are_refused_beside_it():
 
 
 @pytest.mark.parametrize(
-    "text", ["1", "keeper", "`", '"keeper"', "T1 ", "selec ", "\ufffd", "explain"]
+    "text", ["1", "keeper", "`", '"keeper"', "T1 ", "selec ", "\ufffd", "explain", "#", "!", "..."]
 )
 def test_an_answer_begins_as_a_query_does(text):
     constraint = NameConstraint(["keeper", "ö"])
-    assert constraint.after(Place(), text) is None
+    assert constraint.after(Place(), text) is None and not constraint.may_end(Place())
     for start in ("SELECT", "\n(select keeper", "with k as (values (1))"):
         assert constraint.after(Place(), start) is not None
 

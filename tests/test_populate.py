@@ -82,7 +82,13 @@ def test_drawn_databases_keep_the_constraints(odd, seed):
 
 @pytest.mark.parametrize(
     ("value", "drawn"),
-    [('{"n": 2}', '{"n": 2}   '), ("[1]", "[1]   "), (b"\x00\xff", b"\x00\xff3"), ("ab", "ab 3")],
+    [
+        ('{"n": 2}', '{"n": 2}   '),
+        ("[1]", "[1]   "),
+        (b"\x00\xff", b"\x00\xff3"),
+        ("ab", "ab 3"),
+        ("[unknown]", "[unknown] 3"),
+    ],
 )
 def test_synthetic_values_are_of_the_same_kind(value, drawn):
     """JSON can be read as JSON, and bytes stay bytes."""

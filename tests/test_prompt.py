@@ -105,8 +105,8 @@ def test_a_schema_that_loses_columns_is_said_once(example, tmp_path, caplog):
             check_context("m", tokenizer, SimpleNamespace(), examples, settings=settings)
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"4 databases (concerts, shop0, shop1, ...) do not fit into --schema-budget "
-        f"{len(untyped) - 1}: their prompts lack columns"
+        f"prompts lack columns to fit into --schema-budget {len(untyped) - 1}: databases concerts, "
+        "shop0, shop1 and 1 more"
     )
 
 

@@ -30,7 +30,6 @@ from trainer_kit import (
 import grpo.questions
 import grpo.rollout
 from grpo.advantages import group_advantages
-from grpo.config import Config
 from grpo.dynamic_sampling import select_groups
 from grpo.logprobs import completion_logprobs
 from grpo.lora import lora_disabled
@@ -40,7 +39,6 @@ from grpo.rewards import Rewards
 from grpo.rollout import Rollout
 from grpo.sampler import Samples, _uniforms, sample_groups
 from grpo.trainer import Trainer
-from sqlenv import UserError
 
 # torch warns when a step's only update is skipped
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
@@ -187,12 +185,15 @@ def test_more_updates_move_further(examples, sampled):
 def test_each_minibatch_makes_an_update(examples, sampled, monkeypatch):
     """Four groups in two minibatches. The first makes the update that a batch of its two groups
     makes, the second the one of the other two after that, except that its old log-probs and its
-    reference are those from before the first update.
+    reference are those from before the first update. Metrics are means over tokens.
     """
     trainer, untrained = make_trainer(examples, minibatches=2, beta=0.5), make_policy().model
     replay(trainer, sampled)
     losses, noted = note_calls(monkeypatch, "policy_loss"), note_gradients(trainer)
+    passes = note_passes(monkeypatch, trainer.model)
     metrics = trainer.train_step()
+    # Both references, the old log-probs of the second half, and the two updates.
+    assert passes == [(False, 2), (False, 2), (True, 2), (True, 2), (True, 2)]
     assert len(losses) == len(noted) == 2 and metrics["skipped"] == 0
     losses = list(losses)
     halves = select_groups(sampled, [0, 1]), select_groups(sampled, [2, 3])
@@ -214,7 +215,9 @@ def test_each_minibatch_makes_an_update(examples, sampled, monkeypatch):
     assert (ratios[0] == 1).all() and (ratios[1] != 1).any()
     seen = [loss.item() for _, (loss, _) in losses]
     assert seen[0] == pytest.approx(expected["loss"], abs=1e-6)
-    assert metrics["loss"] == pytest.approx(sum(seen) / 2, abs=1e-6)
+    tokens = [(arguments[3] > 0).sum().item() for arguments, _ in losses]
+    mean = (seen[0] * tokens[0] + seen[1] * tokens[1]) / sum(tokens)
+    assert tokens[0] != tokens[1] and metrics["loss"] == pytest.approx(mean, abs=1e-6)
 
 
 def test_passes_over_minibatches(examples, sampled, monkeypatch):
@@ -241,20 +244,31 @@ def test_minibatches_without_a_group_make_no_update(examples, sampled, groups, u
     assert math.isfinite(metrics["kl"])
 
 
-def test_a_bad_minibatch_gives_up_the_batch(examples, sampled, monkeypatch):
-    """The loss of the first of four minibatches is not finite: no update is made."""
-    trainer = make_trainer(examples, minibatches=4, micro_batch=4)
+def test_a_bad_minibatch_is_left_out(examples, sampled):
+    """The loss of the second of four is not finite, so of two passes it misses both; the second is
+    not tried.
+    """
+    trainer = make_trainer(examples, minibatches=4, num_iterations=2)
     batch = copy.deepcopy(sampled)
-    batch.rewards[0, 0] = 1e38
+    batch.rewards[1, 0] = 1e38
     replay(trainer, batch, sampled)
-    before = lora_of(trainer)
-    assert trainer.train_step()["skipped"] == 4 and same(lora_of(trainer), before)
-    assert trainer.train_step()["skipped"] == 0
+    noted = note_gradients(trainer)
+    assert trainer.train_step()["skipped"] == 2 and len(noted) == 6
+    assert trainer.train_step()["skipped"] == 0 and len(noted) == 14
 
 
-def test_there_are_at_most_as_many_minibatches_as_groups():
-    with pytest.raises(UserError, match="--minibatches: must be at most.*16., not 17"):
-        Config(minibatches=17).check()
+def test_a_minibatch_without_a_token_makes_no_update(examples, sampled):
+    """All completions of the last of four groups are cut; if all are, one update is made."""
+    batch = copy.deepcopy(sampled)
+    batch.finished[:], batch.finished[3] = True, False
+    for finished, updates in ((batch.finished, 3), (torch.zeros_like(batch.finished), 1)):
+        batch.finished = finished
+        trainer = make_trainer(examples, minibatches=4, mask_truncated=True)
+        replay(trainer, batch)
+        noted = note_gradients(trainer)
+        metrics = trainer.train_step()
+        assert len(noted) == updates and metrics["skipped"] == 0
+        assert metrics["ratio"] > 0.5 or updates == 1
 
 
 # ------------------------------------------------------------------------ truncated completions

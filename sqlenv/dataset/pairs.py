@@ -76,8 +76,9 @@ class Pairs(Dataset):
                 chosen.append(Example(lang=lang, db_id=db_id, db_path=self.root, **texts))
         if not chosen:
             tag = "" if lang == self.default_lang else f" in the language {lang}"
-            add = f"add rows with split {split}" if self.has_split else "it takes two queries"
-            raise UserError(f"{self.file}: no {split} question{tag}; {add}")
+            few = not self.has_split and not any(row["split"] == split for _, row in self.rows)
+            need = "it takes two queries" if few else "a column split says which questions are"
+            raise UserError(f"{self.file}: no {split} question{tag}; {need}")
         return chosen
 
     def database_path(self, db_id: str) -> Path:

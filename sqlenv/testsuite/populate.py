@@ -7,6 +7,7 @@ parent that its foreign key refers to, and SQLite itself refuses rows that viola
 """
 
 import itertools
+import json
 import random
 import re
 import sqlite3
@@ -291,9 +292,20 @@ def synthetic_value(column: ColumnProfile, number: int):
         return day + example[len(day) :]
     if isinstance(example, bytes):
         return example + str(number).encode()
-    if isinstance(example, str) and example[:1] in ("{", "["):
-        return example + " " * number  # JSON stays JSON
+    if isinstance(example, str) and is_json(example):
+        return example + " " * number
     return f"{example} {number}"
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is an object or a list of JSON, which functions of JSON have to read."""
+    if text[:1] not in ("{", "["):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def insert_rows(
