@@ -192,7 +192,7 @@ def check_outputs(arguments: argparse.Namespace, systems: list[argparse.Namespac
                 if real.exists() and place in (real, *real.parents):
                     inside = real.relative_to(place).parts
                     if source != "--run" or inside[0] in RUN_FILES:
-                        raise UserError(f"{option} {path}: would overwrite what {source} reads")
+                        raise UserError(f"{option} {path}: would overwrite what {source} names")
 
 
 def with_run(arguments: argparse.Namespace) -> argparse.Namespace:

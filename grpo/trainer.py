@@ -76,10 +76,10 @@ class Trainer:
             minibatches = self.prepare(trained, token_advantages)
             left, updates = minibatches, []
             for _ in range(self.config.num_iterations):  # mu in DeepSeekMath
-                made = [(minibatch, self.update(minibatch)) for minibatch in left]
-                updates += made
+                one_pass = [(minibatch, self.update(minibatch)) for minibatch in left]
+                updates += one_pass
                 if not self.scaler.is_enabled():  # no smaller scale: what failed would fail again
-                    left = [minibatch for minibatch, values in made if not values["skipped"]]
+                    left = [minibatch for minibatch, values in one_pass if not values["skipped"]]
             if not self.config.beta:
                 updates[0][1]["kl"] = self.first_group_kl(minibatches[0])
             planned = len(minibatches) * self.config.num_iterations

@@ -134,7 +134,8 @@ def _connect(uri: str) -> sqlite3.Connection:
 
 def _act_as_sandbox(connection: sqlite3.Connection) -> None:
     """From now on, SQLite compiles what the sandbox does: there, views and generated columns may
-    not call the functions that it has replaced (sqlenv/sandbox/worker.py).
+    not call the functions that it has replaced (sqlenv/sandbox/worker.py). As there, the schema
+    must have been read before: otherwise SQLite may refuse it as a whole.
     """
     connection.execute("PRAGMA trusted_schema = OFF")
     for name in (*DATE_FUNCTIONS, "printf", "format"):
@@ -209,18 +210,11 @@ def _folded(name: str) -> str:
     return name.translate(ASCII_LOWER)
 
 
-def schema_text(
-    schema: Schema,
-    *,
-    budget: int | None = None,
-    count_tokens: Callable[[str], int] = len,
-    samples: Values | None = None,
-    matches: Values | None = None,
-    descriptions: Mapping[str, str] | None = None,
-) -> str:
-    """The text of ``fit_schema``."""
-    options = {"count_tokens": count_tokens, "samples": samples, "matches": matches}
-    return fit_schema(schema, budget=budget, descriptions=descriptions, **options)[0]
+def schema_text(schema: Schema, **options) -> str:
+    """Returns the text of ``fit_schema``, which has the options, without saying whether it has all
+    columns.
+    """
+    return fit_schema(schema, **options)[0]
 
 
 def fit_schema(

@@ -2,6 +2,7 @@
 hand, and bad input.
 """
 
+import argparse
 import csv
 import json
 import os
@@ -120,10 +121,10 @@ def test_lines_that_answer_a_question_again_are_said(root, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--json", "p.jsonl"], "--json p.jsonl: would overwrite what --predictions reads"),
+        (["--json", "p.jsonl"], "--json p.jsonl: would overwrite what --predictions names"),
         (["--json", "out", "--csv", "./out"], "--csv ./out: --json names this file, too"),
-        (["--save-predictions", "p.jsonl"], "p.jsonl: would overwrite what --predictions reads"),
-        (["--json", POP], "pop.sqlite: would overwrite what --data reads"),
+        (["--save-predictions", "p.jsonl"], "p.jsonl: would overwrite what --predictions names"),
+        (["--json", POP], "pop.sqlite: would overwrite what --data names"),
     ],
 )
 def test_no_output_overwrites_an_input_or_another_output(
@@ -135,6 +136,34 @@ def test_no_output_overwrites_an_input_or_another_output(
     assert run(root, path, *words) == 2
     assert re.search(message, capsys.readouterr().err)
     assert path.read_bytes() == before and sorted(os.listdir(tmp_path)) == ["p.jsonl", "root"]
+
+
+@pytest.mark.parametrize(
+    ("output", "refused"),
+    [
+        ("run/config.json", "--run"),
+        ("run/adapter/adapter_config.json", "--run"),
+        ("shop.sqlite", "--data"),
+        ("pairs.csv", "--questions"),
+        ("run/report.json", ""),  # of an earlier evaluation
+        ("run/new/config.json", ""),
+    ],
+)
+def test_no_output_overwrites_a_run_or_its_data(tmp_path, output, refused):
+    for name in ("run/adapter/adapter_config.json", "run/config.json", "run/report.json",
+                 "shop.sqlite", "pairs.csv"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    arguments = evaluate.parse_arguments(
+        ["--run", str(tmp_path / "run"), "--json", str(tmp_path / output)]
+    )
+    data = {"data": str(tmp_path / "shop.sqlite"), "questions": str(tmp_path / "pairs.csv")}
+    systems = [argparse.Namespace(**vars(arguments) | data)]
+    if refused:
+        with pytest.raises(UserError, match=f"would overwrite what {refused} names"):
+            evaluate.check_outputs(arguments, systems)
+    else:
+        evaluate.check_outputs(arguments, systems)
 
 
 def test_every_class_of_errors_in_every_output(root, tmp_path, capsys):

@@ -242,7 +242,7 @@ def test_questions_without_gold(tmp_path):
     words = ["--model", "m", "--lang", "pt", "--data", str(database), "--questions", str(pairs)]
     measured, _ = evaluate.load_questions(evaluate.with_run(evaluate.parse_arguments(words)))
     assert [e.question for e in measured] == ["E?"]
-    with pytest.raises(UserError, match="pairs.csv:2: the question has no SQL; SFT, encoders"):
+    with pytest.raises(UserError, match="pairs.csv:2: the question has no SQL; SFT, training"):
         load_questions(Config(**given))
 
 

@@ -144,7 +144,10 @@ def row_problem(row: dict[str, str], has_lang: bool, has_split: bool, need_gold:
     if not row["question"]:
         return "has no question"
     if need_gold and not row["gold_sql"]:
-        return "the question has no SQL; SFT, encoders and rewards other than label_free need it"
+        return (
+            "the question has no SQL; SFT, training an encoder and rewards that compare with gold "
+            "need it (--recipe label_free does not)"
+        )
     if has_lang and not is_language(row["lang"]):
         return f"lang {row['lang']!r} is not the tag of a language, such as en or pt-BR"
     if has_split and row["split"] not in Pairs.splits:
@@ -165,9 +168,9 @@ def add_splits(rows: list[dict[str, str]]) -> None:
         keys = [unicodedata.normalize("NFC", row["question"]) for row in rows]
     places = {key: place_of(key) for key in keys if key}  # from 0 to 1
     order = sorted(places, key=places.__getitem__)
-    least, most = 1, len(order) - all(keys)  # of dev; one query is for training if all is of it
-    count = min(max(sum(place < DEV_SHARE for place in places.values()), least), most)
-    dev = set(order[:count])
+    count = max(1, sum(place < DEV_SHARE for place in places.values()))  # of queries in dev
+    most = len(order) - 1 if all(keys) else len(order)  # questions without SQL are in train, too
+    dev = set(order[: min(count, most)])
     for row, key in zip(rows, keys):
         row["split"] = "dev" if key in dev else "train"
 
